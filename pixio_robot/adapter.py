@@ -1,0 +1,192 @@
+"""The visual-feature adapter: tokens of a frozen encoder in, what a policy eats out.
+
+The encoder's class tokens and its patches, pooled to a small grid, are projected to the policy's width. Learned
+embeddings tell the policy which slot (class token or patch cell), camera and time step each token is.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixio_robot.errors import SettingError, UnknownNameError
+from pixio_robot.nn import NORM_EPS
+from pixio_robot.tokens import Tokens
+
+
+class AveragePool(nn.Module):
+    """Patches averaged over a grid of equal cells, then projected: [... n d] -> [... grid*grid dim]."""
+
+    def __init__(self, width: int, dim: int, grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.project = nn.Linear(width, dim)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Pool the patches of ``tokens``; those that a cache pooled already stay as they are."""
+        return self.project(self.norm(tokens.pool(self.grid).patches))
+
+
+class AttentionPool(nn.Module):
+    """Learned queries attend over the patches: [... n d] -> [... grid*grid dim]."""
+
+    def __init__(self, width: int, dim: int, grid: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(grid * grid, dim))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.key = nn.Linear(width, dim)
+        self.value = nn.Linear(width, dim)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Pool the patches of ``tokens``."""
+        patches = self.norm(tokens.patches)
+        keys, values = self.key(patches), self.value(patches)
+        queries = self.queries.expand(*keys.shape[:-2], -1, -1)
+        return F.scaled_dot_product_attention(queries, keys, values)
+
+
+class SpatialSoftmax(nn.Module):
+    """Keypoints: where each learned filter fires, and what is there (arXiv 1509.06113, section IV).
+
+    Each of grid*grid filters scores the patches; the softmax over them gives an expected position, in [-1, 1] from
+    the first to the last row and column, and an expected feature. [... n d] -> [... grid*grid dim].
+    """
+
+    def __init__(self, width: int, dim: int, grid: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.score = nn.Linear(width, grid * grid)
+        self.project = nn.Linear(width + 2, dim)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Pool the patches of ``tokens``."""
+        patches = self.norm(tokens.patches)
+        weights = self.score(patches).softmax(dim=-2)  # ... n k
+        sides = [torch.linspace(-1, 1, side).to(patches) for side in tokens.grid]
+        positions = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flatten(0, 1)  # n 2
+        positions = positions.expand(*patches.shape[:-1], 2)
+        return self.project(weights.transpose(-2, -1) @ torch.cat([patches, positions], dim=-1))
+
+
+PATCH_POOLS = {"average": AveragePool, "attention": AttentionPool, "spatial_softmax": SpatialSoftmax}
+CLASS_READS = ("each", "mean", "concat", "none")
+
+
+class VisualFeatureAdapter(nn.Module):
+    """Turn encoder tokens of one or more cameras and time steps into a token sequence or one vector.
+
+    Args:
+        width: Token width d of the encoder.
+        dim: Width of the output.
+        cameras: Number of cameras v.
+        steps: Number of time steps t.
+        class_tokens: Number of class tokens c of the encoder.
+        classes: "each" class token becomes a token, their "mean", their "concat"enation, or "none".
+        patches: How patches are pooled: "average", "attention", "spatial_softmax", or "none".
+        grid: Patches become grid*grid tokens per view.
+        output: "tokens" for a sequence [b length dim]; "vector" for [b dim].
+
+    Attributes:
+        length: Number of tokens over all steps and cameras.
+
+    Raises:
+        SettingError: If the settings leave nothing to output.
+        UnknownNameError: If a choice does not exist.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        dim: int = 512,
+        cameras: int = 1,
+        steps: int = 1,
+        class_tokens: int = 8,
+        classes: Literal["each", "mean", "concat", "none"] = "each",
+        patches: Literal["average", "attention", "spatial_softmax", "none"] = "average",
+        grid: int = 4,
+        output: Literal["tokens", "vector"] = "tokens",
+    ) -> None:
+        super().__init__()
+        _check_choice("way to read class tokens", classes, CLASS_READS)
+        _check_choice("patch pooling", patches, [*PATCH_POOLS, "none"])
+        _check_choice("adapter output", output, ["tokens", "vector"])
+        if min(width, dim, cameras, steps, grid) < 1:
+            raise SettingError("An adapter's width, dim, cameras, steps and grid must be at least 1.")
+        self.width, self.cameras, self.steps, self.class_tokens = width, cameras, steps, class_tokens
+        self.classes = classes if class_tokens else "none"
+        class_slots = {"each": class_tokens, "mean": 1, "concat": 1, "none": 0}[self.classes]
+        slots = class_slots + (0 if patches == "none" else grid * grid)
+        if slots == 0:
+            raise SettingError("classes='none' and patches='none' leave the policy blind: keep one of them.")
+        self.length = steps * cameras * slots
+
+        inner = dim if output == "tokens" else max(8, dim // 8)
+        class_width = width * class_tokens if self.classes == "concat" else width
+        self.class_norm = nn.LayerNorm(class_width, eps=NORM_EPS) if class_slots else nn.Identity()
+        self.class_project = nn.Linear(class_width, inner) if class_slots else None
+        self.patch_pool = None if patches == "none" else PATCH_POOLS[patches](width, inner, grid)
+        self.slot_embedding = nn.Parameter(0.02 * torch.randn(slots, inner))
+        self.camera_embedding = nn.Parameter(0.02 * torch.randn(cameras, 1, inner))
+        self.step_embedding = nn.Parameter(0.02 * torch.randn(steps, 1, 1, inner))
+        self.to_vector = nn.Linear(self.length * inner, dim) if output == "vector" else None
+
+    def forward(self, tokens: Sequence[Tokens]) -> Tensor:
+        """Adapt the tokens of one observation.
+
+        Args:
+            tokens: One ``Tokens`` per camera, all of one grid; each [b n d], or [b t n d] with several steps.
+                Patches may come pooled already, as a cache stores them, if the pooling is "average".
+
+        Returns:
+            [b length dim], ordered by step, camera, class tokens, patches; or [b dim].
+
+        Raises:
+            SettingError: If the cameras, steps or sizes are not those the adapter was built for.
+        """
+        views = self._stack(tokens).map(lambda x: x.to(self.slot_embedding.dtype))
+        parts = []
+        if self.class_project is not None:
+            classes = views.classes  # b t v c d
+            if self.classes == "mean":
+                classes = classes.mean(dim=-2, keepdim=True)
+            elif self.classes == "concat":
+                classes = rearrange(classes, "b t v c d -> b t v 1 (c d)")
+            parts.append(self.class_project(self.class_norm(classes)))
+        if self.patch_pool is not None:
+            parts.append(self.patch_pool(views))
+        x = torch.cat(parts, dim=-2) + self.slot_embedding + self.camera_embedding + self.step_embedding
+        if self.to_vector is not None:
+            return self.to_vector(x.flatten(1))
+        return x.flatten(1, 3)
+
+    def _stack(self, tokens: Sequence[Tokens]) -> Tokens:
+        """Join the cameras: classes [b t v c d], patches [b t v n d]."""
+        if isinstance(tokens, Tokens):
+            raise SettingError("Pass a list with one Tokens per camera, [tokens] for a single camera.")
+        if len(tokens) != self.cameras:
+            raise SettingError(f"This adapter reads {self.cameras} cameras, not {len(tokens)}.")
+        if len({view.grid for view in tokens}) > 1:
+            raise SettingError(f"The cameras' grids differ: {[view.grid for view in tokens]}; encode them at one size.")
+
+        def join(parts: list[Tensor]) -> Tensor:
+            parts = [repeat(x, "b n d -> b 1 n d") if x.ndim == 3 else x for x in parts]
+            return torch.stack(parts, dim=2)
+
+        views = Tokens(join([view.classes for view in tokens]), join([view.patches for view in tokens]), tokens[0].grid)
+        found = (views.patches.shape[1], views.classes.shape[3], views.width)
+        if found != (self.steps, self.class_tokens, self.width):
+            raise SettingError(
+                f"This adapter reads {self.steps} steps of {self.class_tokens} class tokens, {self.width} wide; "
+                f"it was given {found[0]} steps of {found[1]}, {found[2]} wide."
+            )
+        return views
+
+
+def _check_choice(kind: str, choice: str, known: Sequence[str]) -> None:
+    if choice not in known:
+        raise UnknownNameError(kind, choice, known)

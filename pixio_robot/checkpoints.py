@@ -1,0 +1,311 @@
+"""Reading and writing encoder weights: our folders, Hugging Face's layout, Meta's ``.pth``.
+
+Inside the library, weights carry Meta's key names; every other spelling is renamed on the way in.
+"""
+
+import json
+import logging
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pixio_robot.encoder import ENCODERS, Encoder, EncoderSpec
+from pixio_robot.errors import CheckpointError, SettingError, UnknownNameError
+
+logger = logging.getLogger(__name__)
+
+SHIPPED = Path(__file__).parent / "shipped"
+HUB_NAMES = {f"pixio_{size}": f"facebook/pixio-{size}" for size in ("vitb16", "vitl16", "vith16", "vit1b16", "vit5b16")}
+OUR_BLOCK = "pixio_robot"
+
+# Hugging Face's spelling -> Meta's. transformers renamed its modules more than once; files keep any of these names.
+_RENAMES = [
+    (r"^pixio\.", ""),
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^layernorm\.", "norm."),
+    (r"^(?:encoder\.layer|encoder\.layers|layers|layer)\.(\d+)\.", r"blocks.\1."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.output\.dense\.|\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.attention\.(?:attention\.)?(query|key|value)\.", r".attn.\1."),
+    (r"\.attention\.q_proj\.", ".attn.query."),
+    (r"\.attention\.k_proj\.", ".attn.key."),
+    (r"\.attention\.v_proj\.", ".attn.value."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+]
+# Meta's spelling -> the one of the files on the hub.
+_HUB_RENAMES = [
+    (r"^cls_token$", "embeddings.cls_token"),
+    (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^norm\.", "layernorm."),
+    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layer.\1.attention.output.dense."),
+    (r"^blocks\.(\d+)\.attn\.(query|key|value)\.", r"encoder.layer.\1.attention.attention.\2."),
+    (r"^blocks\.(\d+)\.", r"encoder.layer.\1."),
+]
+
+
+def load_encoder(
+    name_or_path: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    heads: int | None = None,
+) -> Encoder:
+    """Load a frozen encoder.
+
+    Args:
+        name_or_path: One of
+
+            - "shipped:pixio_vitt16": an encoder that comes with this package;
+            - a folder written by ``Encoder.save_pretrained`` or by transformers;
+            - a ``.pth`` file in Meta's layout;
+            - a name of the Hugging Face Hub, such as "facebook/pixio-vitb16", or its short form "pixio_vitb16".
+        device: Where the encoder lives; the CPU when absent.
+        dtype: What it computes in; float32 when absent, whatever the file stores.
+        heads: Attention heads, for a ``.pth`` whose sizes are not in ``ENCODERS`` (the file does not say).
+
+    Raises:
+        UnknownNameError: If nothing of that name exists.
+        CheckpointError: If the weights are missing, truncated, foreign or would run code.
+    """
+    path, provenance = _locate(str(name_or_path))
+    if path.is_dir():
+        spec, state, facts = _read_folder(path)
+        provenance |= facts
+    else:
+        spec, state = _read_meta_file(path, heads)
+    encoder = _build(spec, state, provenance, source=path)
+    fingerprint = encoder.fingerprint  # of the weights as stored, before any cast
+    if provenance.get("sha256", fingerprint) != fingerprint:
+        logger.warning("%s: the weights were changed after the sha256 in config.json was written.", path)
+        encoder.provenance["sha256"] = fingerprint
+    logger.info("Loaded %s, licence: %s.", name_or_path, encoder.provenance.get("licence", "not stated"))
+    return encoder.to(device=device, dtype=dtype)
+
+
+def write_folder(encoder: Encoder, folder: Path, *, dtype: torch.dtype | None) -> None:
+    """Write an encoder in Hugging Face's Pixio layout; see ``Encoder.save_pretrained``."""
+    state = {key: value.detach().cpu() for key, value in encoder.vit.state_dict().items()}
+    state = {key: value.to(dtype or value.dtype).contiguous() for key, value in state.items()}
+    stored = _build(encoder.spec, state, {}, source=folder)
+    spec = encoder.spec
+    config = {
+        "architectures": ["PixioModel"],
+        "model_type": "pixio",
+        "hidden_size": spec.width,
+        "num_hidden_layers": spec.depth,
+        "num_attention_heads": spec.heads,
+        "mlp_ratio": spec.mlp_ratio,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "image_size": spec.image_size,
+        "patch_size": spec.patch_size,
+        "num_channels": 3,
+        "qkv_bias": True,
+        "n_cls_tokens": spec.class_tokens,
+        "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
+        OUR_BLOCK: encoder.provenance | {"sha256": stored.fingerprint},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+        weights, text = Path(scratch, "model.safetensors"), Path(scratch, "config.json")
+        save_file(_to_hub_layout(state), weights, metadata={"format": "pt"})
+        text.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        os.replace(weights, folder / weights.name)
+        os.replace(text, folder / text.name)
+
+
+def _locate(name: str) -> tuple[Path, dict[str, Any]]:
+    """Find where a name's weights lie, downloading them if they are on the hub."""
+    if name.startswith("shipped:"):
+        shipped = {path.name: path for path in SHIPPED.iterdir() if path.is_dir()} if SHIPPED.is_dir() else {}
+        if name.removeprefix("shipped:") not in shipped:
+            raise UnknownNameError("shipped encoder", name, [f"shipped:{key}" for key in shipped])
+        return shipped[name.removeprefix("shipped:")], {"name": name}
+    path = Path(name).expanduser()
+    if path.exists():
+        return path, {"name": path.name}
+    if name in HUB_NAMES:
+        name = HUB_NAMES[name]
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and path.suffix not in {".pth", ".pt", ".safetensors"}:
+        return _download(name), {"name": name}
+    if name in ENCODERS:
+        raise CheckpointError(
+            f"No weights of {name!r} are published. Random ones: create_encoder({name!r}); "
+            f"trained by us, if shipped: load_encoder('shipped:{name}')."
+        )
+    if path.suffix or os.sep in name:
+        raise CheckpointError(f"There is no checkpoint at {path.absolute()}.")
+    raise UnknownNameError("encoder", name, [*ENCODERS, *HUB_NAMES.values()])
+
+
+def _download(name: str) -> Path:
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", "README.md"]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{name!r} is neither a folder here nor in the local hub cache, and the hub cannot be reached."
+        ) from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise CheckpointError(
+            f"The hub refused {name!r}: {str(error).splitlines()[0]} If the model is gated, accept its terms on "
+            "its page and run `hf auth login`."
+        ) from error
+
+
+def _read_folder(folder: Path) -> tuple[EncoderSpec, dict[str, Tensor], dict[str, Any]]:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise CheckpointError(f"{folder} holds no config.json; an encoder folder has one beside its safetensors.")
+    try:
+        config = json.loads(config_file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{config_file} is not JSON: {error}.") from error
+    if config.get("model_type") != "pixio":
+        raise CheckpointError(
+            f"{folder} holds a model of type {config.get('model_type')!r}; this reads 'pixio' folders."
+        )
+    try:
+        spec = EncoderSpec(
+            width=config["hidden_size"],
+            depth=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            patch_size=config["patch_size"],
+            image_size=config["image_size"],
+            class_tokens=config["n_cls_tokens"],
+            mlp_ratio=config.get("mlp_ratio", 4),
+        )
+    except (KeyError, SettingError) as error:
+        raise CheckpointError(f"{config_file} does not describe a Pixio encoder: {error}") from error
+    return spec, _to_meta_layout(_read_safetensors(folder)), _facts(folder, config)
+
+
+def _facts(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Our own block of config.json, and the licence that the model card states."""
+    facts = dict(config.get(OUR_BLOCK, {}))
+    card = folder / "README.md"
+    if "licence" not in facts and card.is_file():
+        data = huggingface_hub.ModelCard.load(card).data
+        stated = data.get("license_name") or data.get("license")
+        facts |= {"licence": stated} if stated else {}
+    return facts
+
+
+def _read_safetensors(folder: Path) -> dict[str, Tensor]:
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    state: dict[str, Tensor] = {}
+    for name in names:
+        try:
+            state |= load_file(folder / name)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder} holds no {name}; was the download interrupted?") from error
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder / name} is truncated or not safetensors: {error}.") from error
+    return state
+
+
+def _read_meta_file(path: Path, heads: int | None) -> tuple[EncoderSpec, dict[str, Tensor]]:
+    """Read a ``.pth`` in Meta's layout, bare or wrapped as {"model": ...}; decoder keys are ignored."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors: reading it could run code, so it was not read. Save only the state "
+            "dict, torch.save(model.state_dict(), path), or convert it to safetensors where you trust it."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint: {error}") from error
+    state = loaded.get("model", loaded) if isinstance(loaded, Mapping) else {}
+    state = {key: value for key, value in state.items() if isinstance(value, Tensor) and _is_encoder_key(key)}
+    if not {"cls_token", "pos_embed", "patch_embed.proj.weight"} <= state.keys():
+        raise CheckpointError(f"{path} is not a Pixio encoder: it lacks cls_token, pos_embed or patch_embed.proj.")
+    return _spec_of(state, heads, path), state
+
+
+def _is_encoder_key(key: str) -> bool:
+    return key in ("cls_token", "pos_embed") or key.startswith(("patch_embed.", "blocks.", "norm."))
+
+
+def _spec_of(state: Mapping[str, Tensor], heads: int | None, path: Path) -> EncoderSpec:
+    """Read the sizes off the tensors; only the head count is not in them."""
+    width, patch_size = state["patch_embed.proj.weight"].shape[0], state["patch_embed.proj.weight"].shape[-1]
+    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    class_tokens = state["cls_token"].shape[1]
+    side = round((state["pos_embed"].shape[1] - class_tokens) ** 0.5)
+    known = [spec.heads for spec in ENCODERS.values() if (spec.width, spec.depth) == (width, depth)]
+    if heads is None and not known:
+        raise CheckpointError(
+            f"{path} is {width} wide and {depth} deep, which is no published size, and the file does not say how "
+            "many attention heads it has: pass heads=... to load_encoder."
+        )
+    try:
+        return EncoderSpec(
+            width=width,
+            depth=depth,
+            heads=heads or known[0],
+            patch_size=patch_size,
+            image_size=side * patch_size,
+            class_tokens=class_tokens,
+            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] // width,
+        )
+    except (KeyError, SettingError) as error:
+        raise CheckpointError(f"{path} is not a Pixio encoder: {error}") from error
+
+
+def _build(spec: EncoderSpec, state: dict[str, Tensor], provenance: Mapping[str, Any], *, source: Path) -> Encoder:
+    with torch.device("meta"):
+        encoder = Encoder(spec, provenance=provenance)
+    state = {key: value.float() for key, value in state.items()}
+    try:
+        encoder.vit.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{source} does not hold the weights that its sizes promise: {error}") from error
+    encoder.requires_grad_(False)
+    return encoder
+
+
+def _rename(key: str, renames: list[tuple[str, str]]) -> str:
+    for pattern, replacement in renames:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _to_meta_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename Hugging Face's keys, and fuse query, key and value."""
+    renamed = {_rename(key, _RENAMES): value for key, value in state.items()}
+    for key in [key for key in renamed if ".attn.query." in key]:
+        parts = [key.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if all(part in renamed for part in parts):
+            renamed[key.replace(".query.", ".qkv.")] = torch.cat([renamed.pop(part) for part in parts])
+    return renamed
+
+
+def _to_hub_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Split the fused projection, and rename Meta's keys as the files on the hub spell them."""
+    split: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if ".attn.qkv." in key:
+            for part, rows in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                split[key.replace(".qkv.", f".{part}.")] = rows.contiguous()
+        else:
+            split[key] = value
+    return {_rename(key, _HUB_RENAMES): value for key, value in split.items()}

@@ -1,0 +1,197 @@
+"""The frozen encoder: images in, class tokens and patch tokens out."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixio_robot.errors import SettingError, UnknownNameError
+from pixio_robot.images import check_images, normalize
+from pixio_robot.nn import VisionTransformer
+from pixio_robot.tokens import Tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderSpec:
+    """The sizes of an encoder: everything needed to build it, nothing about its weights.
+
+    Attributes:
+        width: Token width d.
+        depth: Number of transformer blocks.
+        heads: Attention heads per block; must divide the width.
+        patch_size: Patch side in pixels.
+        image_size: Native image side in pixels; other sizes interpolate the positions.
+        class_tokens: Number of class tokens.
+        mlp_ratio: Hidden width of each MLP as a multiple of d.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    patch_size: int = 16
+    image_size: int = 256
+    class_tokens: int = 8
+    mlp_ratio: int = 4
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, int) or value < 1:
+                raise SettingError(f"An encoder's {name} must be a whole number of at least 1, not {value!r}.")
+        if self.width % self.heads:
+            raise SettingError(f"{self.heads} heads do not divide a width of {self.width}.")
+        if self.image_size % self.patch_size:
+            near = max(1, round(self.image_size / self.patch_size)) * self.patch_size
+            raise SettingError(
+                f"Patches of {self.patch_size} do not divide images of {self.image_size} pixels; nearest: {near}."
+            )
+
+
+# Pixio's published sizes (arXiv 2512.15715; the first five of Hugging Face's facebook/pixio-*) and two small ones.
+ENCODERS: dict[str, EncoderSpec] = {
+    "pixio_vit5b16": EncoderSpec(width=3072, depth=48, heads=32),
+    "pixio_vit1b16": EncoderSpec(width=1536, depth=48, heads=24),
+    "pixio_vith16": EncoderSpec(width=1280, depth=32, heads=16),
+    "pixio_vitl16": EncoderSpec(width=1024, depth=24, heads=16),
+    "pixio_vitb16": EncoderSpec(width=768, depth=12, heads=12),
+    "pixio_vits16": EncoderSpec(width=384, depth=12, heads=6),
+    "pixio_vitt16": EncoderSpec(width=192, depth=12, heads=3),
+}
+
+
+class Encoder(nn.Module):
+    """A frozen Pixio encoder.
+
+    Frozen means frozen: it stays in evaluation mode whatever ``train()`` is called around it, its parameters take no
+    gradient, and its outputs carry none.
+
+    Args:
+        spec: The sizes.
+        vit: The backbone; built from the spec, with fresh weights, when absent.
+        provenance: What is known of the weights: name, licence, training facts. Written to ``config.json``.
+
+    Attributes:
+        spec: The sizes.
+        provenance: What is known of the weights.
+    """
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        vit: VisionTransformer | None = None,
+        *,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.provenance = dict(provenance or {})
+        self.vit = VisionTransformer(**asdict(spec)) if vit is None else vit
+        self.requires_grad_(False)
+        self.eval()
+        self._fingerprint: str | None = None
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """Stay in evaluation mode: a frozen encoder has no other."""
+        del mode
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tokens:
+        """Encode images.
+
+        Args:
+            images: RGB [b 3 h w], uint8 or float in [0, 1]; any height and width that the patch size divides.
+
+        Returns:
+            Tokens after the final norm, in the encoder's dtype.
+
+        Raises:
+            ImageError: If the images are anything else.
+        """
+        return self.intermediate(images, blocks=[-1])[0]
+
+    @torch.no_grad()
+    def intermediate(self, images: Tensor, *, blocks: Sequence[int], norm: bool = True) -> list[Tokens]:
+        """Encode images and return the tokens after each of ``blocks``.
+
+        Args:
+            images: As for ``forward``.
+            blocks: Block indices, counted from 0, negative from the end; the answer keeps their order.
+            norm: Apply the final norm to every block's tokens, as Pixio's dense heads want. Pixio's k-NN
+                protocol reads the class tokens without it.
+
+        Raises:
+            ImageError: If the images cannot be encoded.
+            SettingError: If there is no such block, or none is asked for.
+        """
+        depth = self.spec.depth
+        wanted = [block + depth if block < 0 else block for block in blocks]
+        if not wanted or not all(0 <= block < depth for block in wanted):
+            raise SettingError(f"blocks={list(blocks)}: choose from 0 to {depth - 1}, or -{depth} to -1.")
+        if not torch.compiler.is_compiling():
+            check_images(images, self.spec.patch_size)
+        device, dtype = self.vit.cls_token.device, self.vit.cls_token.dtype
+        grid = (images.shape[2] // self.spec.patch_size, images.shape[3] // self.spec.patch_size)
+        x = torch.cat(self.vit.embed(normalize(images.to(device), dtype)), dim=1)
+        found: dict[int, Tokens] = {}
+        for index, block in enumerate(self.vit.blocks[: max(wanted) + 1]):
+            x = block(x)
+            if index in wanted:
+                out = self.vit.norm(x) if norm else x
+                found[index] = Tokens(out[:, : self.spec.class_tokens], out[:, self.spec.class_tokens :], grid)
+        return [found[block] for block in wanted]
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha-256 over the sizes and the weights: equal if and only if two encoders compute the same features.
+
+        Taken once, over the weights as they were loaded, so that casting the encoder does not change its name.
+        """
+        if self._fingerprint is None:
+            digest = hashlib.sha256(json.dumps(asdict(self.spec), sort_keys=True).encode())
+            for key, value in sorted(self.vit.state_dict().items()):
+                digest.update(f"{key}{list(value.shape)}".encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors`` in Hugging Face's Pixio layout.
+
+        ``transformers.PixioModel.from_pretrained(folder)`` reads it, and so does ``load_encoder(folder)``.
+
+        Args:
+            folder: Made if absent. Both files appear whole or not at all.
+            dtype: Storage type; the encoder's own when absent. Half precision halves the file and rounds the
+                weights, so the stored encoder has another fingerprint.
+        """
+        from pixio_robot.checkpoints import write_folder
+
+        write_folder(self, Path(folder), dtype=dtype)
+
+
+def create_encoder(name: str, *, seed: int | None = None, **overrides: int) -> Encoder:
+    """Build an encoder with random weights.
+
+    Args:
+        name: A row of ``ENCODERS``, such as "pixio_vitt16".
+        seed: Makes the weights reproducible.
+        **overrides: Sizes to change: width, depth, heads, patch_size, image_size, class_tokens.
+
+    Raises:
+        UnknownNameError: If there is no such row, or no such size.
+        SettingError: If the sizes do not fit together.
+    """
+    if name not in ENCODERS:
+        raise UnknownNameError("encoder", name, ENCODERS)
+    for key in overrides:
+        if key not in EncoderSpec.__dataclass_fields__:
+            raise UnknownNameError("size of an encoder", key, EncoderSpec.__dataclass_fields__)
+    spec = replace(ENCODERS[name], **overrides)
+    encoder = Encoder(spec, provenance={"name": name, "weights": f"random, seed {seed}"})
+    if seed is not None:
+        encoder.vit.initialize(torch.Generator().manual_seed(seed))
+    return encoder

@@ -1,0 +1,66 @@
+"""Every error that the project raises on purpose.
+
+PixioRobotError
+├── UnknownNameError (also KeyError)      a name that no registry holds; carries the nearest one
+├── ImageError (also ValueError)          images of a wrong shape, type or range
+├── SettingError (also ValueError)        a setting or an argument that cannot work
+├── CheckpointError (also ValueError)     weights that are missing, truncated, foreign or unsafe
+├── CacheError (also ValueError)          a feature cache of another encoder or data set, or an unfinished one
+├── DataError (also ValueError)           a data set without what was asked of it
+├── RenderError (also RuntimeError)       this machine cannot render
+└── MissingPackageError (also ImportError) an optional package; carries the command that installs it
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PixioRobotError(Exception):
+    """The root: catch this to catch everything that the project raises on purpose."""
+
+
+class UnknownNameError(PixioRobotError, KeyError):
+    """A name that no registry holds."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        self.nearest = next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.4)), None)
+        hint = f" Did you mean {self.nearest!r}?" if self.nearest else ""
+        listed = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
+        self.message = f"No {kind} is called {name!r}.{hint} Known: {listed}."
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        """KeyError would show the message quoted."""
+        return self.message
+
+
+class ImageError(PixioRobotError, ValueError):
+    """Images of a wrong shape, type or range."""
+
+
+class SettingError(PixioRobotError, ValueError):
+    """A setting or an argument that cannot work."""
+
+
+class CheckpointError(PixioRobotError, ValueError):
+    """Weights that are missing, truncated, foreign or unsafe to read."""
+
+
+class CacheError(PixioRobotError, ValueError):
+    """A feature cache of another encoder or data set, or an unfinished one."""
+
+
+class DataError(PixioRobotError, ValueError):
+    """A data set without what was asked of it."""
+
+
+class RenderError(PixioRobotError, RuntimeError):
+    """This machine cannot render."""
+
+
+class MissingPackageError(PixioRobotError, ImportError):
+    """An optional package is not installed; carries the command that installs it."""
+
+    def __init__(self, package: str, *, purpose: str, command: str) -> None:
+        super().__init__(f"{purpose} needs the package {package!r}. Install it with: {command}")

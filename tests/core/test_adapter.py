@@ -1,0 +1,98 @@
+"""The adapter: shapes, pooled and unpooled tokens, and what it tells apart."""
+
+import itertools
+
+import pytest
+import torch
+
+from pixio_robot import Tokens, VisualFeatureAdapter
+from pixio_robot.adapter import CLASS_READS, PATCH_POOLS
+from pixio_robot.errors import SettingError, UnknownNameError
+
+
+def fake_tokens(*lead: int, grid=(4, 6), classes=3, width=16, seed=0) -> Tokens:
+    generator = torch.Generator().manual_seed(seed)
+    return Tokens(
+        torch.randn(*lead, classes, width, generator=generator),
+        torch.randn(*lead, grid[0] * grid[1], width, generator=generator),
+        grid,
+    )
+
+
+@pytest.mark.parametrize("output", ["tokens", "vector"])
+@pytest.mark.parametrize(
+    ("classes", "patches"),
+    [pair for pair in itertools.product(CLASS_READS, [*PATCH_POOLS, "none"]) if pair != ("none", "none")],
+)
+def test_every_choice_has_the_promised_shape_and_trains_every_parameter(classes, patches, output):
+    settings = {"classes": classes, "patches": patches, "output": output}
+    adapter = VisualFeatureAdapter(16, dim=24, cameras=2, steps=3, class_tokens=3, grid=2, **settings)
+    out = adapter([fake_tokens(5, 3, seed=0), fake_tokens(5, 3, seed=1)])
+    slots = {"each": 3, "mean": 1, "concat": 1, "none": 0}[classes] + (0 if patches == "none" else 4)
+    assert adapter.length == 2 * 3 * slots
+    assert out.shape == ((5, adapter.length, 24) if output == "tokens" else (5, 24))
+    out.square().sum().backward()
+    untouched = [name for name, value in adapter.named_parameters() if value.grad is None or not value.grad.any()]
+    # Shifting every score of a softmax alike changes nothing: these two biases cannot learn.
+    assert set(untouched) <= {"patch_pool.key.bias", "patch_pool.score.bias"}
+
+
+def test_tokens_that_a_cache_pooled_give_the_same_output():
+    adapter = VisualFeatureAdapter(16, dim=24, class_tokens=3, grid=2)
+    tokens = fake_tokens(5)
+    torch.testing.assert_close(adapter([tokens.pool(2)]), adapter([tokens]))
+
+
+def test_average_pooling_is_the_mean_of_each_cell():
+    tokens = fake_tokens(1, grid=(4, 4))
+    cell = tokens.patches.view(1, 4, 4, 16)[:, 2:, :2].mean(dim=(1, 2))
+    torch.testing.assert_close(tokens.pool(2).patches[:, 2], cell)
+    assert tokens.pool(4) is tokens
+
+
+def test_a_keypoint_points_at_the_patch_that_its_filter_likes():
+    adapter = VisualFeatureAdapter(16, dim=2, class_tokens=3, classes="none", patches="spatial_softmax", grid=1)
+    pool = adapter.patch_pool
+    with torch.no_grad():
+        pool.score.weight.zero_()
+        pool.score.weight[0, 0] = 100.0
+        pool.project.weight.zero_()
+        pool.project.bias.zero_()
+        pool.project.weight[:, -2:] = torch.eye(2)
+        for embedding in (adapter.slot_embedding, adapter.camera_embedding, adapter.step_embedding):
+            embedding.zero_()
+        patches = torch.zeros(1, 24, 16)
+        patches[0, 3 * 6 + 0, 0] = 1.0  # last row, first column of a 4 x 6 grid
+        out = adapter([Tokens(torch.zeros(1, 3, 16), patches, (4, 6))])
+    torch.testing.assert_close(out, torch.tensor([[[1.0, -1.0]]]), atol=1e-4, rtol=0)
+
+
+def test_equal_features_in_another_slot_camera_or_step_stay_distinguishable():
+    adapter = VisualFeatureAdapter(16, dim=24, cameras=2, steps=2, class_tokens=3, grid=2)
+    flat = Tokens(torch.ones(1, 2, 3, 16), torch.ones(1, 2, 24, 16), (4, 6))
+    out = adapter([flat, flat])[0]
+    distances = torch.cdist(out, out) + 10 * torch.eye(len(out))
+    assert distances.min() > 1e-3
+
+
+def test_an_encoder_without_class_tokens_is_adapted_by_its_patches():
+    adapter = VisualFeatureAdapter(16, dim=24, class_tokens=0, classes="mean", grid=2)
+    assert adapter([fake_tokens(2, classes=0)]).shape == (2, 4, 24)
+
+
+def test_what_does_not_fit_is_refused():
+    adapter = VisualFeatureAdapter(16, dim=24, cameras=2, class_tokens=3, grid=2)
+    with pytest.raises(SettingError, match="2 cameras, not 1"):
+        adapter([fake_tokens(1)])
+    with pytest.raises(SettingError, match="one Tokens per camera"):
+        adapter(fake_tokens(1))
+    with pytest.raises(SettingError, match="3 class tokens"):
+        adapter([fake_tokens(1, classes=8)] * 2)
+    with pytest.raises(SettingError, match="grids differ"):
+        adapter([fake_tokens(1), fake_tokens(1, grid=(4, 4))])
+    with pytest.raises(SettingError, match="from 1 to 4"):
+        fake_tokens(1).pool(5)
+    with pytest.raises(SettingError, match="blind"):
+        VisualFeatureAdapter(16, classes="none", patches="none")
+    with pytest.raises(UnknownNameError, match="Did you mean 'average'"):
+        VisualFeatureAdapter(16, patches="averge")
