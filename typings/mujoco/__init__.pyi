@@ -1,0 +1,9 @@
+"""MuJoCo's compiled half ships no types: to the type checker all of it is Any."""
+
+from typing import Any
+
+class Renderer:
+    def __init__(self, model: Any, height: int = ..., width: int = ...) -> None: ...
+    def __getattr__(self, name: str) -> Any: ...
+
+def __getattr__(name: str) -> Any: ...
