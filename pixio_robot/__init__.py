@@ -1,11 +1,26 @@
 """Pixio visual encoders for robot learning: load, adapt, cache and export one encoder pass."""
 
-from pixio_robot.adapter import VisualFeatureAdapter
-from pixio_robot.cache import FeatureCache, FrameSource, build_cache
-from pixio_robot.checkpoints import load_encoder
-from pixio_robot.encoder import ENCODERS, Encoder, EncoderSpec, create_encoder
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from pixio_robot.errors import PixioRobotError
-from pixio_robot.tokens import Tokens
+
+if TYPE_CHECKING:
+    from pixio_robot.adapter import VisualFeatureAdapter
+    from pixio_robot.cache import FeatureCache, FrameSource, build_cache
+    from pixio_robot.checkpoints import load_encoder
+    from pixio_robot.encoder import ENCODERS, Encoder, EncoderSpec, create_encoder
+    from pixio_robot.tokens import Tokens
+
+# Public names by module, imported on first use: a simulator that only raises our errors need not load PyTorch.
+_HOMES = {
+    "adapter": ("VisualFeatureAdapter",),
+    "cache": ("FeatureCache", "FrameSource", "build_cache"),
+    "checkpoints": ("load_encoder",),
+    "encoder": ("ENCODERS", "Encoder", "EncoderSpec", "create_encoder"),
+    "tokens": ("Tokens",),
+}
+_LAZY = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ENCODERS",
@@ -20,3 +35,15 @@ __all__ = [
     "create_encoder",
     "load_encoder",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return __all__

@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,6 +127,7 @@ def write_folder(encoder: Encoder, folder: Path, *, dtype: torch.dtype | None) -
         weights, text = Path(scratch, "model.safetensors"), Path(scratch, "config.json")
         save_file(_to_hub_layout(state), weights, metadata={"format": "pt"})
         text.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        shutil.copymode(text, weights)  # safetensors lets nobody else read what it writes
         os.replace(weights, folder / weights.name)
         os.replace(text, folder / text.name)
 

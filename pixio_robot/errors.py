@@ -13,6 +13,8 @@ PixioRobotError
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 
 class PixioRobotError(Exception):
@@ -24,6 +26,7 @@ class UnknownNameError(PixioRobotError, KeyError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
+        self._made_of = (kind, name, known)
         self.nearest = next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.4)), None)
         hint = f" Did you mean {self.nearest!r}?" if self.nearest else ""
         listed = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
@@ -33,6 +36,10 @@ class UnknownNameError(PixioRobotError, KeyError):
     def __str__(self) -> str:
         """KeyError would show the message quoted."""
         return self.message
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, list[str]]]:
+        """Let a worker process send it home."""
+        return type(self), self._made_of
 
 
 class ImageError(PixioRobotError, ValueError):
@@ -64,3 +71,8 @@ class MissingPackageError(PixioRobotError, ImportError):
 
     def __init__(self, package: str, *, purpose: str, command: str) -> None:
         super().__init__(f"{purpose} needs the package {package!r}. Install it with: {command}")
+        self._made_of = {"package": package, "purpose": purpose, "command": command}
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        """Let a worker process send it home."""
+        return partial(type(self), **self._made_of), ()

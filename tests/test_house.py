@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from packaging.requirements import Requirement
@@ -29,9 +28,14 @@ def test_imports_follow_the_arrows() -> None:
 
 
 def test_importing_the_core_loads_no_framework() -> None:
-    loaded = run(sys.executable, "-c", "import sys, pixio_robot; print(*sys.modules)").split()
+    loaded = run(sys.executable, "-c", "import sys; from pixio_robot import *; print(*sys.modules)").split()
     assert "torch" in loaded
     assert FRAMEWORKS.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize("package", ["pixio_robot", "lerobot_env_pixio"])
+def test_a_simulator_process_loads_no_pytorch(package: str) -> None:
+    assert "torch" not in run(sys.executable, "-c", f"import sys, {package}; print(*sys.modules)").split()
 
 
 def test_the_core_needs_seven_packages_and_nothing_more() -> None:
@@ -66,5 +70,5 @@ def test_every_public_name_is_listed_once_and_real(package: str) -> None:
     assert listed
     assert len(set(listed)) == len(listed)
     assert [name for name in listed if not hasattr(module, name)] == []
-    bound = {name for name, value in vars(module).items() if not isinstance(value, ModuleType)}
-    assert {name for name in bound if not name.startswith("_")} <= set(listed)
+    ours = {name for name, value in vars(module).items() if getattr(value, "__module__", "").startswith(PACKAGES)}
+    assert {name for name in ours if not name.startswith("_")} <= set(listed)

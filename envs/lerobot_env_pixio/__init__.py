@@ -1,0 +1,74 @@
+"""MuJoCo manipulation tasks, scripted experts, rollouts and statistics for LeRobot."""
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+
+if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo reads it once, on import; its own default needs a display
+
+from lerobot_env_pixio.tasks import TASKS, Task, find_task
+
+if TYPE_CHECKING:
+    from lerobot_env_pixio.demos import collect_demonstrations
+    from lerobot_env_pixio.environment import ManipulationEnv, make_env
+    from lerobot_env_pixio.frames import render_frames
+    from lerobot_env_pixio.gl import check_rendering
+    from lerobot_env_pixio.records import EpisodeRecord, read_records, write_records
+    from lerobot_env_pixio.rollouts import rollout
+    from lerobot_env_pixio.statistics import PairedComparison, paired, wilson
+
+# Public names by module, imported on first use: one who only wants a rate need not load MuJoCo.
+_HOMES = {
+    "demos": ("collect_demonstrations",),
+    "environment": ("ManipulationEnv", "make_env"),
+    "gl": ("check_rendering",),
+    "frames": ("render_frames",),
+    "records": ("EpisodeRecord", "read_records", "write_records"),
+    "rollouts": ("rollout",),
+    "statistics": ("PairedComparison", "paired", "wilson"),
+}
+_LAZY = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "TASKS",
+    "EpisodeRecord",
+    "ManipulationEnv",
+    "PairedComparison",
+    "Task",
+    "check_rendering",
+    "collect_demonstrations",
+    "find_task",
+    "make_env",
+    "paired",
+    "read_records",
+    "render_frames",
+    "rollout",
+    "wilson",
+    "write_records",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+for _task in (task for tasks in TASKS.values() for task in tasks.values()):
+    gymnasium.register(
+        id=f"{__name__}/{_task.name}",
+        entry_point=f"{__name__}.environment:make_env",
+        # Gymnasium's own time limit is the one that counts there, so that gymnasium.make can change it.
+        max_episode_steps=_task.max_episode_steps,
+        kwargs={"suite": _task.suite, "task": _task.name, "max_episode_steps": _task.horizon},
+    )
+
+# LeRobot finds this package by its name and imports it to have its environments registered. That is the one case in
+# which its configurations, which take seconds to import, are needed here: a worker process has no LeRobot loaded.
+if "lerobot" in sys.modules:
+    importlib.import_module(f"{__name__}.configs")

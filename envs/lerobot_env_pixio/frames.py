@@ -1,0 +1,191 @@
+"""Pictures for pre-training: every task, an arm that wanders, lights, colours and cameras that change.
+
+They are a zarr v3 group with one row per picture: ``frames`` uint8 [n h w 3], ``episode`` int32 [n], ``task`` int16
+[n] and ``camera`` int8 [n], the last two being indices into the attributes ``tasks`` and ``cameras``. One chunk is one
+episode. Rows whose episode is -1 are still to be rendered; the attribute ``complete`` says that there are none.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from tqdm import tqdm
+from zarr.codecs import ZstdCodec
+
+from lerobot_env_pixio import seeds
+from lerobot_env_pixio.environment import DEFAULT_CAMERAS, ManipulationEnv, make_env
+from lerobot_env_pixio.processes import run_jobs
+from lerobot_env_pixio.provenance import package_versions, refuse_other_settings
+from lerobot_env_pixio.tasks import find_suite, find_task
+from pixio_robot.errors import DataError, SettingError
+
+logger = logging.getLogger(__name__)
+
+_STRIDE = (4, 9)  # steps from one picture to the next, drawn per episode: 50 to 100 ms
+_WANDER = 30  # steps of undirected motion before the expert takes over, at most
+_NOISE = (0.2, 1.0)  # standard deviation of the noise on the expert's actions, drawn per episode
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    suite: str
+    tasks: list[str]
+    episodes_per_task: int
+    frames_per_episode: int
+    cameras: list[str]
+    size: list[int]
+    render: str
+    shift: str | None
+    first_seed: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of one episode: frames times cameras."""
+        return self.frames_per_episode * len(self.cameras)
+
+
+def render_frames(
+    folder: str | Path,
+    *,
+    suite: str = "metaworld",
+    tasks: Sequence[str] | None = None,
+    episodes_per_task: int = 20,
+    frames_per_episode: int = 15,
+    cameras: Sequence[str] = DEFAULT_CAMERAS,
+    size: int | tuple[int, int] = 128,
+    render: str = "fast",
+    shift: str | None = "strong",
+    first_seed: int = 0,
+    workers: int = 2,
+) -> Path:
+    """Render pre-training pictures into a zarr group; a killed run is taken up where it stopped.
+
+    Args:
+        folder: Where the group goes. One that is complete and of the same settings is left as it is.
+        suite: A key of ``TASKS``.
+        tasks: Tasks of that suite; None for all of them.
+        episodes_per_task: Scenes of each task.
+        frames_per_episode: Points in time of each episode; every camera looks at each of them.
+        cameras: Names of the cameras.
+        size: Pixels: one number for a square, or (height, width).
+        render: A key of ``RENDER_PRESETS``.
+        shift: A key of ``SHIFTS``, or None.
+        first_seed: Position in the range of seeds kept for pictures; a held-out set starts beyond another's end.
+        workers: Processes.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UnknownNameError: An unknown suite, task, camera, preset or shift.
+        SettingError: Numbers that cannot be.
+        DataError: The folder holds something else.
+    """
+    folder = Path(folder)
+    names = list(find_suite(suite)) if tasks is None else [find_task(suite, task).name for task in tasks]
+    if min(episodes_per_task, frames_per_episode, workers) < 1 or not names:
+        raise SettingError("Tasks, episodes_per_task, frames_per_episode and workers must be at least 1.")
+    height, width = (size, size) if isinstance(size, int) else size
+    settings = _Settings(
+        suite=suite,
+        tasks=names,
+        episodes_per_task=episodes_per_task,
+        frames_per_episode=frames_per_episode,
+        cameras=list(cameras),
+        size=[height, width],
+        render=render,
+        shift=shift,
+        first_seed=first_seed,
+    )
+    seeds.draw(seeds.FRAMES, len(names) * episodes_per_task, first=first_seed)
+    _make(settings, names[0]).close()  # bad names fail here, before long work
+    group = _open(folder, settings)
+    _fill(folder, group, settings, workers=workers)
+    group.attrs["complete"] = True
+    logger.info("%d pictures in %s", group["frames"].shape[0], folder)
+    return folder
+
+
+def _make(settings: _Settings, task: str) -> ManipulationEnv:
+    return make_env(
+        settings.suite,
+        task,
+        cameras=settings.cameras,
+        size=settings.size,
+        render=settings.render,
+        shift=settings.shift,
+    )
+
+
+def _open(folder: Path, settings: _Settings) -> Any:
+    """Open the group, or create it with its arrays at full length."""
+    made_by = {**asdict(settings), "versions": package_versions()}
+    if folder.exists() and any(folder.iterdir()):
+        try:
+            group = zarr.open_group(folder, mode="r+")
+        except FileNotFoundError as error:
+            raise DataError(f"{folder} is not empty and holds no zarr group. Choose another folder.") from error
+        found = {key: value for key, value in group.attrs.asdict().items() if key != "complete"}
+        refuse_other_settings(folder, found=found, wanted=made_by)
+        return group
+    rows, count = settings.rows, settings.rows * len(settings.tasks) * settings.episodes_per_task
+    group = zarr.create_group(folder, attributes={**made_by, "complete": False})
+    picture = (*settings.size, 3)
+    group.create_array(
+        "frames", shape=(count, *picture), chunks=(rows, *picture), dtype="uint8", compressors=ZstdCodec(level=1)
+    )
+    for name, dtype in (("episode", "int32"), ("task", "int16"), ("camera", "int8")):
+        group.create_array(name, shape=(count,), chunks=(rows,), dtype=dtype, fill_value=-1, compressors=None)
+    return group
+
+
+def _fill(folder: Path, group: Any, settings: _Settings, *, workers: int) -> None:
+    """Render the episodes that are missing, one task per job so that each scene is compiled once."""
+    done = np.asarray(group["episode"][:: settings.rows]) >= 0
+    per_task = done.reshape(len(settings.tasks), settings.episodes_per_task)
+    jobs = [
+        (folder, settings, task, np.flatnonzero(~row).tolist()) for task, row in enumerate(per_task) if not row.all()
+    ]
+    with tqdm(total=done.size, initial=int(done.sum()), desc="render", unit="episode") as progress:
+        for rendered in run_jobs(_render_task, jobs, workers=workers):
+            progress.update(rendered)
+
+
+def _render_task(job: tuple[Path, _Settings, int, list[int]]) -> int:
+    folder, settings, task, missing = job
+    group: Any = zarr.open_group(folder, mode="r+")
+    env = _make(settings, settings.tasks[task])
+    for number in missing:
+        episode = task * settings.episodes_per_task + number
+        where = slice(episode * settings.rows, (episode + 1) * settings.rows)
+        seed = seeds.FRAMES[settings.first_seed + episode]
+        group["frames"][where] = _render_episode(env, seed, settings)
+        group["task"][where] = task
+        group["camera"][where] = np.tile(np.arange(len(settings.cameras)), settings.frames_per_episode)
+        group["episode"][where] = episode  # last: it marks the episode as whole
+    env.close()
+    return len(missing)
+
+
+def _render_episode(env: ManipulationEnv, seed: int, settings: _Settings) -> NDArray[np.uint8]:
+    """Play one episode, first wandering, then with a noisy expert: [frames*cameras h w 3]."""
+    random = np.random.default_rng([seed, 2])
+    stride, wander = int(random.integers(*_STRIDE)), int(random.integers(_WANDER))
+    noise, drift = random.uniform(*_NOISE), np.zeros(4)
+    env.reset(seed=seed)
+    pictures = []
+    for step in range(wander + settings.frames_per_episode * stride):
+        drift = 0.9 * drift + random.normal(scale=0.4, size=4)  # smooth: white noise would keep the arm in place
+        if step < wander:
+            action = drift
+        else:
+            action = env.simulation.expert_action() + noise * drift
+            if (step - wander) % stride == 0:
+                pictures += env.observe()["pixels"].values()
+        env.act(np.clip(action, -1, 1).astype(np.float32))
+    return np.stack(pictures)

@@ -1,0 +1,155 @@
+"""Rollouts of a policy on many scenes at once: the policy here, the physics in worker processes."""
+
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
+
+from lerobot_env_pixio.environment import ManipulationEnv, Observation
+from lerobot_env_pixio.provenance import package_versions
+from lerobot_env_pixio.records import EpisodeRecord
+from lerobot_env_pixio.simulators import Advance, Fleet, Outcome, Start
+from pixio_robot.errors import SettingError
+
+Policy = Callable[[Observation], ArrayLike]
+"""From {"pixels": {camera: uint8 [b h w 3]}, "agent_pos": float32 [b s]} to actions [b a] or chunks [b k a]."""
+
+
+def rollout(
+    policy: Policy,
+    make: Callable[[], ManipulationEnv],
+    *,
+    seeds: Sequence[int],
+    workers: int = 1,
+    slots: int = 8,
+    arm: str = "",
+    policy_seed: int = 0,
+    encoder: str | None = None,
+    videos: int = 0,
+    video_folder: str | Path | None = None,
+    patience: float = 120.0,
+) -> list[EpisodeRecord]:
+    """Play one episode per seed and record each.
+
+    Up to ``slots`` episodes run in step, and the policy sees them as one batch; a finished one makes room for the next
+    seed. Chunks of actions are carried out with eyes shut. Which scenes share a batch does not depend on the number
+    of workers, so neither does the result. An environment that raises, dies or hangs is recorded as an error.
+
+    Workers are spawned, and a spawned process imports the script that started it: keep heavy imports of such a script
+    inside its ``main()``.
+
+    Args:
+        policy: Any callable from a batch of observations to actions or chunks of actions.
+        make: Makes the environment; picklable, such as ``functools.partial(make_env, "metaworld", "reach-v3")``.
+        seeds: The scenes.
+        workers: Processes.
+        slots: Episodes that run at once.
+        arm: What is compared, for the records.
+        policy_seed: What the policy was trained from, for the records.
+        encoder: Hash of the policy's encoder, for the records.
+        videos: How many of the first episodes are filmed, all cameras side by side, 30 of 80 steps per second.
+        video_folder: Where films go.
+        patience: Seconds without an answer from any worker after which those awaited count as hung.
+
+    Returns:
+        One record per seed, in order of the seeds.
+
+    Raises:
+        SettingError: No seeds, one given twice, numbers below 1, or a policy that gives something else than actions.
+        RenderError: The machine cannot render. Any other error of ``make`` comes through as it is.
+    """
+    _check(make, seeds=seeds, workers=workers, slots=slots, videos=videos, video_folder=video_folder)
+    films = {seed: Path(video_folder or "") / f"{arm or 'episode'}_{seed}.mp4" for seed in list(seeds)[:videos]}
+    slots = min(slots, len(seeds))
+    settings = make().settings  # errors of settings fail here; nothing is rendered in this process
+    with Fleet(make, workers=min(workers, slots), patience=patience) as fleet:
+        outcomes = _play(policy, fleet, seeds=seeds, slots=slots, films=films)
+        played = dict(tqdm(outcomes, total=len(seeds), desc=f"roll out {arm}".strip(), unit="episode"))
+    return [
+        EpisodeRecord(
+            suite=settings["suite"],
+            task=settings["task"],
+            env_seed=seed,
+            policy_seed=policy_seed,
+            arm=arm,
+            encoder=encoder,
+            settings=settings,
+            versions=package_versions(),
+            **vars(played[seed]),
+        )
+        for seed in seeds
+    ]
+
+
+def _check(
+    make: Callable[[], ManipulationEnv],
+    *,
+    seeds: Sequence[int],
+    workers: int,
+    slots: int,
+    videos: int,
+    video_folder: str | Path | None,
+) -> None:
+    if not len(seeds) or len(set(seeds)) < len(seeds):
+        raise SettingError(f"{len(seeds)} seeds, {len(set(seeds))} different: give at least one, and none twice.")
+    if workers < 1 or slots < 1:
+        raise SettingError(f"workers={workers}, slots={slots}: both must be at least 1.")
+    if videos and video_folder is None:
+        raise SettingError(f"videos={videos} without video_folder: say where they go.")
+    try:
+        pickle.dumps(make)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise SettingError(
+            f"make={make!r} cannot be sent to a worker process. Use functools.partial(make_env, ...)."
+        ) from error
+
+
+def _play(
+    policy: Policy, fleet: Fleet, *, seeds: Sequence[int], slots: int, films: dict[int, Path]
+) -> Iterator[tuple[int, Outcome]]:
+    """Yield each seed with its outcome as it ends."""
+    waiting = deque(seeds)
+    playing: dict[int, int] = {}  # slot to seed
+    seen: dict[int, Observation] = {}  # slot to what the policy is yet to answer
+    while waiting or playing:
+        for slot in range(slots):
+            if slot not in playing and waiting:
+                playing[slot] = waiting.popleft()
+        requests: list[Start | Advance] = [
+            Start(slot=slot, seed=playing[slot], video=films.get(playing[slot]))
+            for slot in playing.keys() - seen.keys()
+        ]
+        requests += [Advance(slot=slot, actions=chunk) for slot, chunk in decide(policy, seen).items()]
+        seen = {}
+        for slot, answer in fleet.ask(sorted(requests, key=lambda request: request.slot)).items():
+            if isinstance(answer, Outcome):
+                yield playing.pop(slot), answer
+            else:
+                seen[slot] = answer
+
+
+def decide(policy: Policy, seen: dict[int, Observation]) -> dict[int, NDArray[np.float32]]:
+    """Ask the policy once for all slots; give each one's chunk [k a].
+
+    Raises:
+        SettingError: The policy gave something else than actions.
+    """
+    if not seen:
+        return {}
+    ordered = [seen[slot] for slot in sorted(seen)]
+    batch = {
+        "pixels": {name: np.stack([one["pixels"][name] for one in ordered]) for name in ordered[0]["pixels"]},
+        "agent_pos": np.stack([one["agent_pos"] for one in ordered]),
+    }
+    actions = np.asarray(policy(batch), np.float32)
+    chunks = actions[:, None] if actions.ndim == 2 else actions  # b k a
+    if chunks.ndim != 3 or len(chunks) != len(ordered) or not np.isfinite(chunks).all():
+        raise SettingError(
+            f"The policy gave actions of shape {list(actions.shape)} for {len(ordered)} observations, or NaN. "
+            f"Give finite ones of shape [{len(ordered)} a] or, as chunks, [{len(ordered)} k a]."
+        )
+    return dict(zip(sorted(seen), chunks, strict=True))

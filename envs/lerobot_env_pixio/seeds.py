@@ -1,0 +1,25 @@
+"""Which seeds a scene may be drawn from: three ranges that cannot meet.
+
+A seed fixes where an episode's objects and goal stand. Demonstrations, evaluation and pre-training frames each draw
+from a range of their own, so that no policy is measured on a scene that it, or its encoder, has seen.
+"""
+
+from pixio_robot.errors import SettingError
+
+DEMONSTRATION = range(1_000_000)
+EVALUATION = range(1_000_000, 2_000_000)
+FRAMES = range(2_000_000, 3_000_000)
+
+
+def draw(purpose: range, count: int, *, first: int = 0) -> list[int]:
+    """Give ``count`` seeds of a range, from its ``first``-th on.
+
+    Raises:
+        SettingError: The range does not hold that many.
+    """
+    if first < 0 or count < 0 or first + count > len(purpose):
+        raise SettingError(
+            f"{count} seeds from the {first}th on were asked of a range of {len(purpose)}. "
+            f"Ask for first >= 0, count >= 0 and first + count <= {len(purpose)}."
+        )
+    return list(purpose[first : first + count])

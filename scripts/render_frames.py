@@ -1,0 +1,33 @@
+#!/usr/bin/env python
+"""Render pictures of Meta-World for pre-training: 30 000 of 128 px by default, a few minutes on two cores."""
+
+import argparse
+from pathlib import Path
+
+
+def main() -> None:
+    """Read the command line and render."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("outputs/frames"), help="where the zarr group goes"
+    )
+    parser.add_argument("--tasks", nargs="+", help="tasks of Meta-World; all 50 if left out")
+    parser.add_argument("--episodes-per-task", type=int, default=20, help="scenes of each task")
+    parser.add_argument("--frames-per-episode", type=int, default=15, help="points in time of each scene")
+    parser.add_argument("--cameras", nargs="+", default=["corner2", "gripperPOV"], help="cameras that look each time")
+    parser.add_argument("--size", type=int, default=128, help="pixels of a side")
+    parser.add_argument("--render", default="fast", help="fast or full")
+    parser.add_argument("--shift", default="strong", help="change of looks between scenes: none, mild or strong")
+    parser.add_argument("--first-seed", type=int, default=0, help="set beyond another run's scenes for a held-out set")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    args = parser.parse_args()
+
+    from lerobot_env_pixio.frames import render_frames  # after --help; and worker processes import this file
+
+    settings = vars(args)
+    settings["shift"] = None if args.shift == "none" else args.shift
+    print(render_frames(settings.pop("folder"), **settings))
+
+
+if __name__ == "__main__":
+    main()

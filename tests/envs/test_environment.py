@@ -1,0 +1,142 @@
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+from lerobot_env_pixio import TASKS, ManipulationEnv, make_env
+from pixio_robot.errors import SettingError, UnknownNameError
+
+
+def play(env: ManipulationEnv, seed: int, actions: np.ndarray) -> list[np.ndarray]:
+    """Everything that an episode shows, flat."""
+    observation, _ = env.reset(seed=seed)
+    shown = [observation]
+    rewards = []
+    for action in actions:
+        observation, reward, *_ = env.step(action)
+        shown.append(observation)
+        rewards.append(reward)
+    arrays = [array for one in shown for array in (one["agent_pos"], *one["pixels"].values())]
+    return [np.array(rewards), *arrays]
+
+
+@pytest.fixture
+def actions() -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, size=(12, 4)).astype(np.float32)
+
+
+def test_the_table_of_tasks_is_metaworlds() -> None:
+    assert list(TASKS["metaworld"]) == sorted(ALL_V3_ENVIRONMENTS)
+
+
+def test_gymnasium_accepts_the_environment(env: ManipulationEnv) -> None:
+    check_env(env, skip_render_check=True)
+
+
+def test_gymnasium_makes_it_by_name_with_its_time_limit() -> None:
+    made = gymnasium.make("lerobot_env_pixio/pick-place-v3", size=16, max_episode_steps=3)
+    made.reset(seed=0)
+    ends = [made.step(made.action_space.sample())[3] for _ in range(3)]
+    made.close()
+    assert ends == [False, False, True]
+
+
+def test_equal_seeds_give_equal_physics_and_pixels_whatever_went_before(
+    env: ManipulationEnv, actions: np.ndarray
+) -> None:
+    first = play(env, 7, actions)
+    play(env, 8, actions)
+    other = make_env("metaworld", "pick-place-v3", size=(48, 64))
+    again, elsewhere = play(env, 7, actions), play(other, 7, actions)
+    other.close()
+    for one, two, three in zip(first, again, elsewhere, strict=True):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(one, three)
+
+
+def test_different_seeds_give_different_scenes(env: ManipulationEnv, actions: np.ndarray) -> None:
+    first, second = (play(env, seed, actions[:1]) for seed in (7, 8))
+    assert any((one != two).any() for one, two in zip(first[3:5], second[3:5], strict=True))
+
+
+def test_a_chunk_is_its_steps_but_for_the_looking(env: ManipulationEnv, actions: np.ndarray) -> None:
+    env.reset(seed=3)
+    steps = [env.step(action) for action in actions]
+    env.reset(seed=3)
+    observation, reward, terminated, truncated, info = env.advance(actions)
+    np.testing.assert_array_equal(observation["agent_pos"], steps[-1][0]["agent_pos"])
+    for name, picture in observation["pixels"].items():
+        np.testing.assert_array_equal(picture, steps[-1][0]["pixels"][name])
+    assert reward == pytest.approx(sum(step[1] for step in steps))
+    assert (terminated, truncated, info["steps"]) == (False, False, len(actions))
+
+
+def test_a_chunk_stops_at_success_and_at_the_time_limit() -> None:
+    made = make_env("metaworld", "reach-v3", size=16, max_episode_steps=60)
+    made.reset(seed=0)
+    for _ in range(60):
+        _, _, terminated, truncated, info = made.step(made.simulation.expert_action())
+        if terminated:
+            break
+    assert terminated
+    assert info["is_success"]
+    assert not truncated
+    made.reset(seed=0)
+    _, _, terminated, truncated, info = made.advance(np.zeros((90, 4), np.float32))
+    made.close()
+    assert (terminated, truncated, info) == (False, True, {"is_success": False, "steps": 60})
+
+
+def test_an_unseeded_reset_follows_the_last_seed(env: ManipulationEnv) -> None:
+    env.reset(seed=1)
+    drawn = env.reset()[1]["seed"]
+    env.reset(seed=1)
+    assert env.reset()[1]["seed"] == drawn
+
+
+@pytest.mark.parametrize("bad", [np.zeros(4), np.zeros((0, 4)), np.zeros((2, 3)), np.full((1, 4), np.nan)])
+def test_bad_actions_are_refused(env: ManipulationEnv, bad: np.ndarray) -> None:
+    env.reset(seed=0)
+    with pytest.raises(SettingError, match="ction"):
+        env.advance(bad)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ({"suite": "meta-world"}, "metaworld"),
+        ({"task": "pick-plaec-v3"}, "pick-place-v3"),
+        ({"cameras": ("corner2", "griperPOV")}, "gripperPOV"),
+        ({"render": "fats"}, "fast"),
+        ({"shift": "strogn"}, "strong"),
+    ],
+)
+def test_a_typo_is_answered_with_the_nearest_name(wrong: dict[str, Any], nearest: str) -> None:
+    arguments: dict[str, Any] = {"suite": "metaworld", "task": "pick-place", **wrong}
+    with pytest.raises(UnknownNameError) as caught:
+        make_env(**arguments)
+    assert caught.value.nearest == nearest
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_episode_steps": 501}, {"size": 0}, {"cameras": ()}, {"cameras": ("corner",) * 2}]
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingError):
+        make_env("metaworld", "reach", **wrong)
+
+
+def test_a_shift_changes_the_looks_by_seed_and_never_the_physics(env: ManipulationEnv, actions: np.ndarray) -> None:
+    shifted = make_env("metaworld", "pick-place-v3", size=(48, 64), shift="strong")
+    plain, first = play(env, 5, actions), play(shifted, 5, actions)
+    other, again = play(shifted, 6, actions), play(shifted, 5, actions)
+    shifted.close()
+    np.testing.assert_array_equal(plain[0], first[0])
+    np.testing.assert_array_equal(plain[1], first[1])
+    assert np.abs(plain[2].astype(int) - first[2]).mean() > 3
+    assert np.abs(other[2].astype(int) - first[2]).mean() > 3
+    for one, two in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, two)
