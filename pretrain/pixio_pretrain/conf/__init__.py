@@ -1,0 +1,1 @@
+"""Runs: each file opens with its command and what to expect of it."""

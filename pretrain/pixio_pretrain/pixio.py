@@ -1,0 +1,240 @@
+"""The Pixio objective (arXiv 2512.15715): rebuild hidden blocks of an image from a few visible ones.
+
+Masked autoencoding with four changes: blocks of patches are hidden rather than single patches, the decoder is deep,
+there are several class tokens, which the decoder keeps, and the target images are barely augmented.
+"""
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from pixio_pretrain.masking import check_mask, count_visible, shuffle_patches, take
+from pixio_robot.encoder import Encoder, EncoderSpec
+from pixio_robot.errors import ImageError, SettingError
+from pixio_robot.images import check_images, denormalize, normalize
+from pixio_robot.nn import NORM_EPS, Block, VisionTransformer, initialize_blocks
+
+TARGET_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixioSettings:
+    """Sizes of the objective; the defaults are those of Pixio's own pre-training.
+
+    Attributes:
+        encoder: Sizes of the encoder that is trained.
+        decoder_width: Token width of the decoder.
+        decoder_depth: Blocks of the decoder.
+        decoder_heads: Attention heads of the decoder; must divide its width.
+        mask_block: Side of the hidden blocks, in patches; must divide the grid. 1 is MAE's masking.
+        mask_ratio: Share of the blocks that is hidden.
+        drop_path: Stochastic depth of the encoder's last block; it grows linearly from 0 at the first.
+    """
+
+    encoder: EncoderSpec
+    decoder_width: int = 512
+    decoder_depth: int = 32
+    decoder_heads: int = 16
+    mask_block: int = 4
+    mask_ratio: float = 0.75
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.decoder_width, self.decoder_depth, self.decoder_heads) < 1:
+            raise SettingError("decoder_width, decoder_depth and decoder_heads must be at least 1.")
+        if self.decoder_width % self.decoder_heads:
+            raise SettingError(f"{self.decoder_heads} heads do not divide a decoder width of {self.decoder_width}.")
+        if not 0 <= self.drop_path < 1:
+            raise SettingError(f"drop_path={self.drop_path} must lie in [0, 1).")
+        check_mask(self.grid, self.mask_block, self.mask_ratio)
+
+    @property
+    def grid(self) -> int:
+        """Patches per image side."""
+        return self.encoder.image_size // self.encoder.patch_size
+
+    @property
+    def mask_blocks(self) -> int:
+        """Blocks per image."""
+        return (self.grid // self.mask_block) ** 2
+
+    @property
+    def visible_patches(self) -> int:
+        """Patches per image that the encoder sees."""
+        return count_visible(self.mask_blocks, self.mask_ratio) * self.mask_block**2
+
+
+class MaskedOutput(NamedTuple):
+    """What a masked objective says about a batch.
+
+    Attributes:
+        loss: Scalar, float32: mean squared error over the hidden patches, each normalised by itself.
+        prediction: [b n p*p*3], normalised pixels of every patch, ordered (row, column, channel) inside a patch.
+        mask: [b n], float32, 1 where hidden.
+    """
+
+    loss: Tensor
+    prediction: Tensor
+    mask: Tensor
+
+
+class Reconstruction(NamedTuple):
+    """Pictures of a batch, each uint8 [b 3 h w].
+
+    Attributes:
+        masked: What the encoder saw; hidden patches are grey.
+        rebuilt: Visible patches as they were and hidden ones as predicted, with the true mean and deviation of each.
+        original: The images.
+    """
+
+    masked: Tensor
+    rebuilt: Tensor
+    original: Tensor
+
+
+class Pixio(nn.Module):
+    """A Pixio encoder with the decoder that trains it.
+
+    Args:
+        settings: All sizes.
+    """
+
+    Settings = PixioSettings
+
+    def __init__(self, settings: PixioSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        spec, width = settings.encoder, settings.decoder_width
+        self.vit = VisionTransformer(**asdict(spec), drop_path=settings.drop_path)
+        self.decoder_embed = nn.Linear(spec.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, spec.class_tokens + settings.grid**2, width))
+        self.decoder_blocks = nn.ModuleList(Block(width, settings.decoder_heads) for _ in range(settings.decoder_depth))
+        self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.decoder_pred = nn.Linear(width, spec.patch_size**2 * 3)
+        self.initialize()
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Draw fresh weights for encoder and decoder."""
+        initialize_blocks(self, generator)
+        self.vit.initialize(generator)
+        nn.init.normal_(self.mask_token, std=0.02, generator=generator)
+        nn.init.normal_(self.decoder_pos_embed, std=0.02, generator=generator)
+
+    @property
+    def encoder(self) -> Encoder:
+        """A frozen copy of the encoder as it is now; the caller says where its weights come from."""
+        return Encoder(self.settings.encoder, copy.deepcopy(self.vit))
+
+    def forward(self, images: Tensor, *, noise: Tensor | None = None) -> MaskedOutput:
+        """Hide blocks, rebuild them, and measure the error.
+
+        Args:
+            images: RGB [b 3 h w] of the native size, uint8 or float in [0, 1].
+            noise: [b mask_blocks], row-major over the grid of blocks; the smallest entries stay visible. Uniform
+                when absent.
+
+        Raises:
+            ImageError: If the images are of another shape, size or range.
+            SettingError: If the noise is of another shape.
+        """
+        images = self._check(images)
+        order = self._order(images, noise)
+        pixels = normalize(images, torch.float32)
+        prediction = self.decode(self.encode(pixels, order[:, : self.settings.visible_patches]), order)
+        mask = self._mask(order)
+        error = (prediction.float() - self.targets(pixels)).square().mean(dim=-1)  # b n
+        return MaskedOutput((error * mask).sum() / mask.sum(), prediction, mask)
+
+    def encode(self, pixels: Tensor, visible: Tensor) -> Tensor:
+        """Encode the class tokens and the visible patches only.
+
+        Args:
+            pixels: Normalised images [b 3 h w].
+            visible: Indices [b k] of the patches to see.
+
+        Returns:
+            Tokens [b c+k d] after the final norm, class tokens first, patches in the order of ``visible``.
+        """
+        classes, patches = self.vit.embed(pixels)
+        return self.vit.transform(torch.cat([classes, take(patches, visible)], dim=1))
+
+    def decode(self, latent: Tensor, order: Tensor) -> Tensor:
+        """Predict the normalised pixels of every patch.
+
+        Args:
+            latent: Encoder tokens [b c+k d], patches in the order of ``order``'s first k.
+            order: Indices [b n] of all patches, visible ones first.
+
+        Returns:
+            [b n p*p*3], row-major.
+        """
+        c = self.settings.encoder.class_tokens
+        tokens = self.decoder_embed(latent)
+        classes, patches = tokens[:, :c], tokens[:, c:]
+        hidden = self.mask_token.to(tokens.dtype).expand(len(tokens), order.shape[1] - patches.shape[1], -1)
+        patches = take(torch.cat([patches, hidden], dim=1), order.argsort(dim=1))  # b n d, in place
+        x = torch.cat([classes, patches], dim=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x[:, c:]))
+
+    def mask(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Say which patches ``forward`` hides: [b n], float32, 1 where hidden; arguments as there."""
+        return self._mask(self._order(images, noise))
+
+    def targets(self, pixels: Tensor) -> Tensor:
+        """Cut normalised images [b 3 h w] into patches [b n p*p*3], each of zero mean and unit deviation."""
+        patches = self._patchify(pixels)
+        return (patches - patches.mean(dim=-1, keepdim=True)) / _deviation(patches)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, *, noise: Tensor | None = None) -> Reconstruction:
+        """Show what the model makes of a batch; arguments and errors as for ``forward``."""
+        _, prediction, mask = self(images, noise=noise)
+        pixels = normalize(images.to(mask.device), torch.float32)
+        patches, hidden = self._patchify(pixels), mask.unsqueeze(-1).bool()
+        predicted = prediction.float() * _deviation(patches) + patches.mean(dim=-1, keepdim=True)
+        masked = denormalize(self._unpatchify(patches * ~hidden))  # zero is ImageNet's mean colour, a grey
+        rebuilt = denormalize(self._unpatchify(torch.where(hidden, predicted, patches)))
+        return Reconstruction(masked, rebuilt, denormalize(pixels))
+
+    def _check(self, images: Tensor) -> Tensor:
+        spec = self.settings.encoder
+        check_images(images, spec.patch_size)
+        if images.shape[2:] != (spec.image_size, spec.image_size):
+            raise ImageError(
+                f"Pre-training reads images of its native {spec.image_size} x {spec.image_size} pixels, "
+                f"not {images.shape[2]} x {images.shape[3]}: crop them, or set image_size."
+            )
+        return images.to(self.mask_token.device)
+
+    def _order(self, images: Tensor, noise: Tensor | None) -> Tensor:
+        shape = (len(images), self.settings.mask_blocks)
+        if noise is None:
+            noise = torch.rand(shape, device=images.device)
+        elif noise.shape != shape:
+            raise SettingError(f"The noise must be [images, mask blocks], here {list(shape)}, not {list(noise.shape)}.")
+        return shuffle_patches(noise.to(images.device), grid=self.settings.grid, block=self.settings.mask_block)
+
+    def _mask(self, order: Tensor) -> Tensor:
+        visible = order[:, : self.settings.visible_patches]
+        return torch.ones(order.shape, device=order.device).scatter(1, visible, 0.0)
+
+    def _patchify(self, pixels: Tensor) -> Tensor:
+        p = self.settings.encoder.patch_size
+        return rearrange(pixels, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
+
+    def _unpatchify(self, patches: Tensor) -> Tensor:
+        p, h = self.settings.encoder.patch_size, self.settings.grid
+        return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p, q=p)
+
+
+def _deviation(patches: Tensor) -> Tensor:
+    """Standard deviation of each patch [b n 1], from the unbiased variance."""
+    return (patches.var(dim=-1, keepdim=True) + TARGET_EPS).sqrt()

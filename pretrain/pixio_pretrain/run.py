@@ -1,0 +1,97 @@
+"""A run and where it stands: frames, model, optimiser, built from the settings or taken up from a checkpoint."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pixio_pretrain.checkpoint import load_checkpoint
+from pixio_pretrain.config import RunConfig
+from pixio_pretrain.data import Frames, open_frames, split_episodes
+from pixio_pretrain.objectives import create_objective
+from pixio_pretrain.optim import make_optimizer
+from pixio_pretrain.pixio import Pixio
+from pixio_pretrain.views import Views
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run in progress.
+
+    Attributes:
+        config: Its settings.
+        frames: All frames.
+        train_views: Crops to train on.
+        held_out_views: Crops to measure on; always the same ones.
+        model: The objective.
+        optimizer: Its optimiser.
+        step: Optimiser steps done.
+        elapsed: Seconds of training behind them.
+    """
+
+    config: RunConfig
+    frames: Frames
+    train_views: Views
+    held_out_views: Views
+    model: Pixio
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    elapsed: float = 0.0
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lives."""
+        return Path(self.config.folder).expanduser()
+
+    @property
+    def log(self) -> Path:
+        """One JSON object per line: step, loss, lr, images_per_s, elapsed_s and, now and then, held_out_loss."""
+        return self.folder / "log.jsonl"
+
+    def rows(self) -> list[dict[str, float]]:
+        """The log up to the run's step; what a stopped run wrote after its last checkpoint does not count."""
+        lines = self.log.read_text().splitlines(keepends=True) if self.log.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last line
+        return [row for row in rows if row["step"] <= self.step]
+
+    def autocast(self) -> torch.autocast:
+        """Half precision where the run asks for it."""
+        return torch.autocast(self.config.device, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+
+def start(config: RunConfig) -> Run:
+    """Build a run, at its last checkpoint where there is one; errors as for ``train``."""
+    model = create_objective(**config.objective.arguments(), seed=config.seed).to(config.device)
+    checkpoint = Path(config.folder).expanduser() / "checkpoint.pt"
+    state = load_checkpoint(checkpoint, identity=config.identity())
+    frames = open_frames(config.data)
+    train_indices, held_out_indices = split_episodes(frames.episodes, config.views.held_out)
+    sizes = {"image_size": model.settings.encoder.image_size, "mask_blocks": model.settings.mask_blocks}
+    run = Run(
+        config=config,
+        frames=frames,
+        train_views=Views(
+            frames=frames,
+            indices=train_indices,
+            batch_size=config.batch_size,
+            crop_scale=config.views.crop_scale,
+            seed=config.seed,
+            **sizes,
+        ),
+        held_out_views=Views(
+            frames=frames, indices=held_out_indices, batch_size=config.batch_size, crop_scale=1.0, seed=0, **sizes
+        ),
+        model=model,
+        optimizer=make_optimizer(model, config.optimizer),
+    )
+    if state:
+        model.load_state_dict(state["model"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.step, run.elapsed = state["step"], state["elapsed"]
+        logger.info("Resuming %s at step %d of %d.", run.folder, run.step, config.steps)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    return run

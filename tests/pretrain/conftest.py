@@ -1,0 +1,55 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from pixio_pretrain.config import ObjectiveConfig, OptimizerConfig, RunConfig, ViewsConfig
+
+TASKS, EPISODES, FRAMES, SIDE = 3, 12, 4, 40
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished frame store: a square on a ramp; each task has its colour, each episode its place."""
+    random = np.random.default_rng(0)
+    ramp = np.broadcast_to(np.linspace(40, 200, SIDE, dtype=np.uint8)[:, None], (SIDE, SIDE))
+    frames = np.repeat(ramp[None, ..., None], EPISODES * FRAMES, axis=0).repeat(3, axis=-1)
+    episode = np.repeat(np.arange(EPISODES), FRAMES)
+    for frame, number in zip(frames, episode, strict=True):
+        top, left = random.integers(0, SIDE - 16, size=2)
+        frame[top : top + 16, left : left + 16] = 30
+        frame[top : top + 16, left : left + 16, number % TASKS] = 220
+    folder = tmp_path_factory.mktemp("data") / "frames.zarr"
+    group = zarr.create_group(folder, attributes={"tasks": ["red", "green", "blue"], "suite": "squares"})
+    group.create_array("frames", data=frames)
+    group.create_array("episode", data=episode.astype(np.int32))
+    group.create_array("task", data=(episode % TASKS).astype(np.int16))
+    group.attrs["complete"] = True
+    return folder
+
+
+@pytest.fixture
+def make_config(store: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    """A run of seconds; keyword arguments are fields of ``RunConfig``."""
+
+    def make(**changes: Any) -> RunConfig:
+        tiny: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 32}
+        tiny |= {"class_tokens": 2, "decoder_width": 32, "decoder_depth": 2, "decoder_heads": 2, "mask_block": 2}
+        settings: dict[str, Any] = {
+            "data": str(store),
+            "folder": str(tmp_path / "run"),
+            "steps": 6,
+            "batch_size": 8,
+            "log_every": 1,
+            "evaluate_every": 3,
+            "checkpoint_every": 2,
+            "objective": ObjectiveConfig(**tiny, drop_path=0.2),
+            "optimizer": OptimizerConfig(base_lr=0.1, warmup=2),
+            "views": ViewsConfig(held_out=0.25, held_out_views=12),
+        }
+        return RunConfig(**(settings | changes))
+
+    return make
