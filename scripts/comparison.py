@@ -17,6 +17,7 @@ import report
 import torch
 from rich.console import Console
 from rich.table import Table
+from small_act import small_act
 
 from lerobot_env_pixio import (
     EpisodeRecord,
@@ -28,7 +29,6 @@ from lerobot_env_pixio import (
     seeds,
     write_records,
 )
-from lerobot_policy_pixio import PixioACTConfig
 from lerobot_policy_pixio.acting import Actor
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import train
@@ -50,7 +50,7 @@ class Arm:
     label: str
     color: str
     encoder: Encoder | None
-    source: str = ""
+    source: str | None = None
     """What ``load_encoder`` reads to get the encoder again."""
 
 
@@ -62,7 +62,7 @@ class Plan:
     demonstrations: int
     steps: int
     rollouts: int
-    batch_size: int = 64
+    batch_size: int = 32
     seed: int = 0
 
 
@@ -90,7 +90,7 @@ def run(plans: Sequence[Plan], folder: Path, *, workers: int) -> None:
         },
         settings={
             "plans": [asdict(plan) for plan in plans],
-            "policy": {key: str(value) for key, value in vars(policy_config(plans[0], arms[0])).items()},
+            "policy": {key: str(value) for key, value in vars(small_act(arms[0].source, steps=plans[0].steps)).items()},
             "encoders": {arm.name: arm.encoder.provenance for arm in arms if arm.encoder},
             "demonstrations": json.loads((demonstrations / "generation.json").read_text()),
             "evaluation_seeds": [seeds.draw(seeds.EVALUATION, plan.rollouts)[:: plan.rollouts - 1] for plan in plans],
@@ -113,10 +113,10 @@ def make_arms(folder: Path) -> list[Arm]:
             encoder=pixio,
             source="shipped:pixio_vitt16",
         ),
-        Arm(name="blind", label="its own pose only (blind)", color="#8b949e", encoder=None),
+        Arm(name="blind", label="Its own pose only (blind)", color="#8b949e", encoder=None),
         Arm(
             name="random",
-            label="features of random weights, frozen",
+            label="Random features, frozen",
             color="#e36209",
             encoder=random,
             source=str(folder / "random_encoder"),
@@ -148,9 +148,9 @@ def run_plan(plan: Plan, arms: Sequence[Arm], folder: Path, workers: int) -> rep
 
 def run_arm(plan: Plan, arm: Arm, folder: Path, workers: int) -> report.ArmResult:
     """Cache one encoder's features, train its policy, and roll it out on the held-out seeds."""
-    CONSOLE.print(f"\n[bold]{plan.task}[/]: a policy that sees {arm.label}")
+    CONSOLE.print(f"\n[bold]{plan.task}[/]: {arm.label}")
     demonstrations, home, cache = folder / "demonstrations", folder / arm.name, None
-    config = policy_config(plan, arm)
+    config = small_act(arm.source, steps=plan.steps)
     if arm.encoder is not None:
         cache = home / "cache"
         build_cache(cache, arm.encoder, DatasetFrames(demonstrations), grid=config.grid)
@@ -195,29 +195,10 @@ def measure(plan: Plan, arm: Arm, home: Path, workers: int) -> list[EpisodeRecor
     return records
 
 
-def policy_config(plan: Plan, arm: Arm) -> PixioACTConfig:
-    """A small ACT that plans 16 actions, does 8, and looks again."""
-    return PixioACTConfig(
-        encoder=arm.source,
-        blind=arm.encoder is None,
-        device="cpu",
-        chunk_size=16,
-        n_action_steps=8,
-        dim_model=128,
-        n_heads=4,
-        dim_feedforward=512,
-        n_encoder_layers=2,
-        use_vae=False,
-        optimizer_lr=5e-4,
-        optimizer_lr_backbone=5e-4,
-        scheduler_warmup_steps=plan.steps // 20,
-    )
-
-
 def sample_frames(demonstrations: Path) -> torch.Tensor:
-    """Three frames of the first demonstration from each camera: uint8 [n 3 h w]."""
+    """Two frames of the first demonstration from each camera: uint8 [n 3 h w]."""
     source = DatasetFrames(demonstrations)
-    return torch.cat([source.read(camera, row, row + 1) for camera in source.cameras for row in (5, 25, 45)])
+    return torch.cat([source.read(camera, row, row + 1) for camera in source.cameras for row in (10, 40)])
 
 
 def show(task: report.TaskResult) -> None:

@@ -100,7 +100,7 @@ def reading(arms: Sequence[ArmResult]) -> list[str]:
 
 def rates_svg(arms: Sequence[ArmResult]) -> str:
     """Draw each arm's success rate with its interval."""
-    figure, axis = plt.subplots(figsize=(8, 0.55 * len(arms) + 0.7))
+    figure, axis = plt.subplots(figsize=(6.4, 0.5 * len(arms) + 0.7))
     for row, arm in enumerate(reversed(arms)):
         low, high = arm.interval
         axis.plot([100 * low, 100 * high], [row, row], color=arm.color, linewidth=7, alpha=0.35, solid_capstyle="round")
@@ -115,7 +115,7 @@ def rates_svg(arms: Sequence[ArmResult]) -> str:
 
 def losses_svg(arms: Sequence[ArmResult]) -> str:
     """Draw each arm's training loss."""
-    figure, axis = plt.subplots(figsize=(8, 3.2))
+    figure, axis = plt.subplots(figsize=(6.4, 3))
     for arm in arms:
         steps, losses = zip(*arm.losses, strict=True)
         axis.plot(steps, losses, color=arm.color, label=arm.label, linewidth=1.6)

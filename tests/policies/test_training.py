@@ -43,6 +43,11 @@ def worst(losses: list[float], reference: list[float]) -> float:
     return max(abs(a / b - 1) for a, b in zip(losses, reference, strict=True))
 
 
+def apart(losses: list[float], reference: list[float]) -> float:
+    """Length of the difference of two curves, relative to the second."""
+    return math.dist(losses, reference) / math.hypot(*reference)
+
+
 def equal(left: PixioACTPolicy, right: PixioACTPolicy) -> bool:
     return all(torch.equal(a, b) for a, b in zip(weights(left), weights(right), strict=True))
 
@@ -93,7 +98,8 @@ def test_training_from_the_cache_follows_training_from_images(
 
     live, cached, wrong = losses("images"), losses("tokens"), losses("wrong images")
     assert live != cached
-    assert worst(cached, live) < 1e-3 < worst(wrong, live)
+    assert worst(cached[:10], live[:10]) < 1e-4  # before training, which is chaotic, has amplified the rounding
+    assert apart(cached, live) < 1e-3 < apart(wrong, live)
 
 
 def test_a_killed_run_continues_bit_for_bit(trained: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
