@@ -7,14 +7,11 @@ PixioRobotError
 ├── CheckpointError (also ValueError)     weights that are missing, truncated, foreign or unsafe
 ├── CacheError (also ValueError)          a feature cache of another encoder or data set, or an unfinished one
 ├── DataError (also ValueError)           a data set without what was asked of it
-├── RenderError (also RuntimeError)       this machine cannot render
-└── MissingPackageError (also ImportError) an optional package; carries the command that installs it
+└── RenderError (also RuntimeError)       this machine cannot render
 """
 
 import difflib
 from collections.abc import Iterable
-from functools import partial
-from typing import Any
 
 
 class PixioRobotError(Exception):
@@ -64,15 +61,3 @@ class DataError(PixioRobotError, ValueError):
 
 class RenderError(PixioRobotError, RuntimeError):
     """This machine cannot render."""
-
-
-class MissingPackageError(PixioRobotError, ImportError):
-    """An optional package is not installed; carries the command that installs it."""
-
-    def __init__(self, package: str, *, purpose: str, command: str) -> None:
-        super().__init__(f"{purpose} needs the package {package!r}. Install it with: {command}")
-        self._made_of = {"package": package, "purpose": purpose, "command": command}
-
-    def __reduce__(self) -> tuple[Any, tuple[()]]:
-        """Let a worker process send it home."""
-        return partial(type(self), **self._made_of), ()

@@ -18,7 +18,7 @@ from pixio_robot.encoder import Encoder
 PICTURES = 6
 
 CARD = """---
-license: apache-2.0
+license: {licence}
 library_name: transformers
 pipeline_tag: image-feature-extraction
 tags: [pixio, robotics]
@@ -103,7 +103,7 @@ def write_encoder(folder: Path, run: Run, *, command: str) -> None:
     (folder / "README.md").write_text(CARD.format(**facts, probe=_probe(encoder, run)))
     encoder.provenance = {
         "name": facts["name"],
-        "licence": "apache-2.0",
+        "licence": run.config.licence,
         "weights": "trained",
         "command": command,
         "settings": run.config.identity(),
@@ -128,6 +128,7 @@ def _facts(run: Run, command: str) -> dict[str, Any]:
         },
         **{name: getattr(settings, name) for name in ("mask_block", "decoder_width", "decoder_depth", "decoder_heads")},
         "name": config.objective.encoder,
+        "licence": config.licence,
         "objective": config.objective.name,
         "parameters": sum(parameter.numel() for parameter in run.model.vit.parameters()) / 1e6,
         "mask_percent": 100 * settings.mask_ratio,

@@ -89,6 +89,7 @@ class RunConfig:
 
     Attributes:
         data: A zarr group of frames, or a folder of images.
+        licence: Licence of the encoder, for its model card: yours to choose, as far as the frames' allows.
         folder: Where log, checkpoint and encoder go; a run that was stopped there is taken up again.
         steps: Optimiser steps.
         batch_size: Images per step.
@@ -104,6 +105,7 @@ class RunConfig:
 
     data: str = MISSING
     folder: str = MISSING
+    licence: str = "unknown"
     steps: int = MISSING
     batch_size: int = 128
     seed: int = 0
@@ -137,7 +139,16 @@ class RunConfig:
 
         Where the data lies, where results go, and how often a run looks at itself do not count.
         """
-        incidental = {"data", "folder", "threads", "workers", "log_every", "evaluate_every", "checkpoint_every"}
+        incidental = {
+            "data",
+            "folder",
+            "licence",
+            "threads",
+            "workers",
+            "log_every",
+            "evaluate_every",
+            "checkpoint_every",
+        }
         flat: dict[str, Any] = {}
         for key, value in asdict(self).items():
             if isinstance(value, dict):

@@ -1,7 +1,6 @@
 """Pictures for the model card: how the loss fell, and what the model makes of frames it never saw."""
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +8,6 @@ from einops import rearrange
 from PIL import Image
 
 from pixio_pretrain.pixio import Reconstruction
-from pixio_robot.errors import MissingPackageError
-
-
-def require_matplotlib() -> None:
-    """Complain before the long work rather than after it.
-
-    Raises:
-        MissingPackageError: If matplotlib is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise MissingPackageError("matplotlib", purpose="The loss curve", command="pip install matplotlib")
 
 
 def draw_loss(file: Path, rows: Sequence[Mapping[str, float]], baselines: Mapping[str, float]) -> None:

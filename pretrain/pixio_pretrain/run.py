@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,12 +64,17 @@ class Run:
         return torch.autocast(self.config.device, torch.bfloat16, enabled=self.config.precision == "bf16")
 
 
+def identity(config: RunConfig, frames: Frames) -> dict[str, Any]:
+    """What decides a run's result: its settings and its frames."""
+    return config.identity() | {"frames": frames.describe()}
+
+
 def start(config: RunConfig) -> Run:
     """Build a run, at its last checkpoint where there is one; errors as for ``train``."""
     model = create_objective(**config.objective.arguments(), seed=config.seed).to(config.device)
     checkpoint = Path(config.folder).expanduser() / "checkpoint.pt"
-    state = load_checkpoint(checkpoint, identity=config.identity())
     frames = open_frames(config.data)
+    state = load_checkpoint(checkpoint, identity=identity(config, frames))
     train_indices, held_out_indices = split_episodes(frames.episodes, config.views.held_out)
     sizes = {"image_size": model.settings.encoder.image_size, "mask_blocks": model.settings.mask_blocks}
     run = Run(

@@ -13,9 +13,8 @@ from pixio_pretrain.card import write_encoder
 from pixio_pretrain.checkpoint import save_checkpoint
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.evaluate import held_out_loss
-from pixio_pretrain.figures import require_matplotlib
 from pixio_pretrain.optim import learning_rate
-from pixio_pretrain.run import Run, start
+from pixio_pretrain.run import Run, identity, start
 from pixio_pretrain.views import Batch
 from pixio_robot.errors import SettingError
 
@@ -36,7 +35,6 @@ def train(config: RunConfig, *, command: str = "pixio_pretrain.train(config)") -
         SettingError: If settings do not fit together, or the loss is no longer finite.
         UnknownNameError: If objective or encoder are unknown.
     """
-    require_matplotlib()
     if config.threads:
         torch.set_num_threads(config.threads)
     run = start(config)
@@ -109,4 +107,4 @@ def _save(run: Run) -> None:
         "step": run.step,
         "elapsed": run.elapsed,
     }
-    save_checkpoint(run.folder / "checkpoint.pt", state, identity=run.config.identity())
+    save_checkpoint(run.folder / "checkpoint.pt", state, identity=identity(run.config, run.frames))

@@ -11,7 +11,6 @@ from pixio_robot import PixioRobotError, errors
     "error",
     [
         errors.UnknownNameError("camera", "corner", ["corner2", "topview"]),
-        errors.MissingPackageError("timm", purpose="Loading timm models", command="pip install timm"),
         errors.ImageError("too dark"),
     ],
 )
@@ -23,7 +22,7 @@ def test_an_error_arrives_from_a_worker_process_as_it_left(error: PixioRobotErro
 
 def test_every_error_has_our_root() -> None:
     ours = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(ours) == 9
+    assert len(ours) == 8
     assert all(issubclass(error, PixioRobotError) for error in ours)
 
 

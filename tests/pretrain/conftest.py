@@ -41,6 +41,7 @@ def make_config(store: Path, tmp_path: Path) -> Callable[..., RunConfig]:
         settings: dict[str, Any] = {
             "data": str(store),
             "folder": str(tmp_path / "run"),
+            "licence": "cc-by-4.0",
             "steps": 6,
             "batch_size": 8,
             "log_every": 1,

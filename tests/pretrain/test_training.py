@@ -11,8 +11,9 @@ from transformers import PixioModel
 from pixio_pretrain import RunConfig, train, training
 from pixio_pretrain.checkpoint import load_checkpoint, save_checkpoint
 from pixio_pretrain.config import ObjectiveConfig, OptimizerConfig, ViewsConfig
+from pixio_pretrain.data import open_frames
 from pixio_pretrain.optim import learning_rate, make_optimizer
-from pixio_pretrain.run import start
+from pixio_pretrain.run import identity, start
 from pixio_robot import load_encoder
 from pixio_robot.errors import CheckpointError, SettingError, UnknownNameError
 
@@ -64,7 +65,8 @@ def test_a_killed_run_ends_bit_equal_to_an_unbroken_one(
     train(killed)
 
     whole, resumed = (
-        load_checkpoint(Path(c.folder, "checkpoint.pt"), identity=c.identity()) for c in (unbroken, killed)
+        load_checkpoint(Path(c.folder, "checkpoint.pt"), identity=identity(c, open_frames(c.data)))
+        for c in (unbroken, killed)
     )
     assert whole is not None
     assert resumed is not None
@@ -101,7 +103,7 @@ def test_the_encoder_folder_loads_here_and_in_transformers_with_equal_features(m
         expected = theirs((images - mean) / std).last_hidden_state
     tokens = ours(images)
     torch.testing.assert_close(torch.cat([tokens.classes, tokens.patches], dim=1), expected, rtol=0, atol=1e-5)
-    assert ours.provenance["licence"] == "apache-2.0"
+    assert ours.provenance["licence"] == "cc-by-4.0"
     assert ours.provenance["data"]["suite"] == "squares"
     assert ours.provenance["settings"]["steps"] == 2
 
@@ -110,7 +112,7 @@ def test_the_model_card_tells_what_was_measured(make_config: MakeConfig) -> None
     config = make_config(steps=2)
     folder = train(config, command="pixio-pretrain run=tiny data=PATH")
     card = (folder / "README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert card.startswith("---\nlicense: cc-by-4.0\n")
     assert f"**{log_of(config)[-1]['held_out_loss']:.3f}**" in card
     assert "`pixio-pretrain run=tiny data=PATH`" in card
     assert "Which of 3 tasks" in card
@@ -130,7 +132,7 @@ def test_a_folder_of_a_run_with_other_settings_is_refused_by_their_names(
 ) -> None:
     config = make_config()
     Path(config.folder).mkdir()
-    save_checkpoint(Path(config.folder, "checkpoint.pt"), {}, identity=config.identity())
+    save_checkpoint(Path(config.folder, "checkpoint.pt"), {}, identity=identity(config, open_frames(config.data)))
     with pytest.raises(CheckpointError, match=named):
         train(make_config(**change))
 
