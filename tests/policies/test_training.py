@@ -93,7 +93,7 @@ def test_training_from_the_cache_follows_training_from_images(
         if gathering != "tokens":
             order = frames.cameras if gathering == "images" else frames.cameras[::-1]
             see_images(demonstrations, frames, dict(zip(frames.cameras, order, strict=True)))
-        trainer = Trainer(policy, demonstrations, steps=20, batch_size=8)
+        trainer = Trainer(policy, demonstrations, steps=20, batch_size=32)
         return [trainer.step(step)["loss"] for step in range(1, 21)]
 
     live, cached, wrong = losses("images"), losses("tokens"), losses("wrong images")

@@ -32,7 +32,7 @@ def test_every_run_builds_and_opens_with_its_command(name: str) -> None:
 def test_the_settings_of_the_command_line_are_these(store: Path) -> None:
     # A new setting is a decision: add it here, and ask whether another can go.
     assert set(RunConfig.__dataclass_fields__) == {
-        *("data", "folder", "steps", "batch_size", "seed", "precision", "device", "threads", "workers"),
+        *("data", "folder", "licence", "steps", "batch_size", "seed", "precision", "device", "threads", "workers"),
         *("log_every", "evaluate_every", "checkpoint_every", "objective", "optimizer", "views"),
     }
 

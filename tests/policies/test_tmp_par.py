@@ -1,0 +1,254 @@
+"""Training from the cache: the same numbers as LeRobot's own path, and the same after a kill."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.factory import make_pre_post_processors
+from torch.utils.data import default_collate
+
+from lerobot_policy_pixio import PixioACTConfig
+from lerobot_policy_pixio.demonstrations import Demonstrations
+from lerobot_policy_pixio.frames import DatasetFrames
+from lerobot_policy_pixio.modeling_pixio_act import PixioACTPolicy
+from lerobot_policy_pixio.training import Trainer, make_policy, make_processors, sample_rows, train
+from pixio_robot import Encoder, build_cache, create_encoder
+from pixio_robot.errors import CacheError, CheckpointError, DataError, SettingError
+
+MakeConfig = Callable[..., PixioACTConfig]
+
+
+def weights(policy: PixioACTPolicy) -> list[torch.Tensor]:
+    return list(policy.state_dict().values())
+
+
+def see_images(demonstrations: Demonstrations, frames: DatasetFrames, sources: dict[str, str]) -> None:
+    """Gather decoded images in place of cached tokens: for each camera those of its source."""
+    gather, images = demonstrations.gather, {camera: frames.read(camera, 0, len(frames)) for camera in sources}
+    demonstrations.gather = lambda rows: (
+        gather(rows) | {camera: images[source][rows] for camera, source in sources.items()}
+    )
+
+
+def worst(losses: list[float], reference: list[float]) -> float:
+    """Largest relative difference."""
+    return max(abs(a / b - 1) for a, b in zip(losses, reference, strict=True))
+
+
+def apart(losses: list[float], reference: list[float]) -> float:
+    """Length of the difference of two curves, relative to the second."""
+    return math.dist(losses, reference) / math.hypot(*reference)
+
+
+def equal(left: PixioACTPolicy, right: PixioACTPolicy) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(weights(left), weights(right), strict=True))
+
+
+@pytest.fixture
+def trained(
+    make_config: MakeConfig, dataset_root: Path, cache: Path, encoder: Encoder, tmp_path: Path
+) -> Callable[..., Any]:
+    def run(name: str = "run", **changes: Any) -> tuple[PixioACTPolicy, list[dict[str, float]]]:
+        settings = {"steps": 6, "batch_size": 8, "log_every": 1, "save_every": 2, "encoder": encoder}
+        config = changes.pop("config", None) or make_config(scheduler_warmup_steps=2)
+        root, features = changes.pop("dataset_root", dataset_root), changes.pop("cache", cache)
+        return train(config, root, features, tmp_path / name, **(settings | changes))
+
+    return run
+
+
+def test_batches_are_those_of_lerobots_loader(make_config: MakeConfig, dataset_root: Path, cache: Path) -> None:
+    ahead = [step / 10 for step in range(5)]
+    dataset = LeRobotDataset("local/walks", root=dataset_root, delta_timestamps={"action": ahead}, video_backend="pyav")
+    frames = DatasetFrames(dataset_root)
+    policy = make_policy(make_config(), frames, seed=0)
+    preprocessor, _ = make_processors(policy, frames)
+    gathered = Demonstrations(frames, policy, preprocessor, cache).gather(torch.arange(len(dataset)))
+    theirs = preprocessor(default_collate([dataset[index] for index in range(len(dataset))]))
+    assert gathered["action_is_pad"].any()
+    for key in ("observation.state", "action", "action_is_pad"):
+        torch.testing.assert_close(gathered[key], theirs[key])
+    for camera in policy.config.image_features:
+        live = policy.encoder(theirs[camera]).pool(2)
+        torch.testing.assert_close(gathered[camera].patches.float(), live.patches, atol=5e-3, rtol=5e-3)
+
+
+def test_training_from_the_cache_follows_training_from_images(
+    make_config: MakeConfig, dataset_root: Path, cache: Path
+) -> None:
+    """Twenty steps with dropout on: float16 tokens, images, and images of the wrong camera to know the scale."""
+
+    def losses(gathering: str) -> list[float]:
+        frames = DatasetFrames(dataset_root)
+        policy = make_policy(make_config(use_vae=False, optimizer_lr=5e-4, scheduler_warmup_steps=20), frames, seed=0)
+        demonstrations = Demonstrations(frames, policy, make_processors(policy, frames)[0], cache)
+        if gathering != "tokens":
+            order = frames.cameras if gathering == "images" else frames.cameras[::-1]
+            see_images(demonstrations, frames, dict(zip(frames.cameras, order, strict=True)))
+        trainer = Trainer(policy, demonstrations, steps=20, batch_size=32)
+        return [trainer.step(step)["loss"] for step in range(1, 21)]
+
+    live, cached, wrong = losses("images"), losses("tokens"), losses("wrong images")
+    assert live != cached
+    assert worst(cached[:10], live[:10]) < 1e-4  # before training, which is chaotic, has amplified the rounding
+    assert apart(cached, live) < 1e-3 < apart(wrong, live)
+
+
+def test_a_killed_run_continues_bit_for_bit(trained: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, log = trained("whole")
+    step = Trainer.step
+
+    def step_until_killed(self: Trainer, number: int) -> Any:
+        if number == 6:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    monkeypatch.setattr(Trainer, "step", step_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained("killed")
+    monkeypatch.undo()
+    continued, its_log = trained("killed")
+    assert equal(continued, whole)
+    assert [(row["step"], row["loss"], row["lr"]) for row in its_log] == [
+        (row["step"], row["loss"], row["lr"]) for row in log
+    ]
+    assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
+    finished, _ = trained("killed")  # once more: nothing is left to do
+    assert equal(finished, whole)
+
+
+def test_a_run_is_a_lerobot_run(trained: Callable[..., Any], tmp_path: Path) -> None:
+    policy, log = trained()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["000002", "000004", "000006", "last"]
+    assert (checkpoints / "last").resolve() == checkpoints / "000006"
+    reloaded = PixioACTPolicy.from_pretrained(checkpoints / "last" / "pretrained_model")
+    assert equal(reloaded, policy)
+    pipelines = make_pre_post_processors(
+        reloaded.config, pretrained_path=str(checkpoints / "last" / "pretrained_model")
+    )
+    state = pipelines[0]({"observation.state": torch.full((3,), 0.5)})["observation.state"]
+    assert state.shape == (1, 3)
+    assert not torch.allclose(state, torch.full((1, 3), 0.5))
+    assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1]) == log[-1]
+    assert log[-1]["gather_samples_per_s"] > log[-1]["samples_per_s"] > 0
+
+
+def test_the_seed_decides_everything(trained: Callable[..., Any]) -> None:
+    first, _ = trained("first")
+    torch.rand(3)  # what happens outside does not matter
+    again, _ = trained("again")
+    other, _ = trained("other", seed=1)
+    assert equal(first, again)
+    assert not equal(first, other)
+
+
+def test_every_pass_sees_every_frame_once_in_an_order_of_its_own() -> None:
+    passes = [
+        torch.cat([sample_rows(12, 4, seed=3, step=3 * number + step) for step in (1, 2, 3)]) for number in range(2)
+    ]
+    for rows in passes:
+        assert rows.sort().values.tolist() == list(range(12))
+    assert passes[0].tolist() != passes[1].tolist()
+    assert len(sample_rows(3, 8, seed=0, step=5)) == 3
+
+
+def test_a_blind_policy_trains_without_a_cache(trained: Callable[..., Any], make_config: MakeConfig) -> None:
+    policy, log = trained("blind", config=make_config(blind=True), cache=None, encoder=None)
+    assert not hasattr(policy, "encoder")
+    assert math.isfinite(log[-1]["loss"])
+
+
+def test_bf16_is_amp(trained: Callable[..., Any], make_config: MakeConfig) -> None:
+    exact, _ = trained("exact", config=make_config())
+    mixed, log = trained("mixed", config=make_config(use_amp=True))
+    assert not equal(exact, mixed)
+    assert {weight.dtype for weight in mixed.parameters()} == {torch.float32}
+    assert math.isfinite(log[-1]["loss"])
+
+
+def test_what_does_not_belong_together_is_refused(
+    trained: Callable[..., Any],
+    make_config: MakeConfig,
+    make_dataset: Callable[..., Path],
+    dataset_root: Path,
+    encoder: Encoder,
+    tmp_path: Path,
+) -> None:
+    trained("run", steps=1)
+    with pytest.raises(SettingError, match=r"another run \(batch_size is 8 there, 4 here\)"):
+        trained("run", batch_size=4)
+    other = make_dataset(tmp_path / "other", seed=1)
+    with pytest.raises(CacheError, match=r"another data set"):
+        trained("a", dataset_root=other)
+    stranger = create_encoder("pixio_vitt16", seed=9, width=32, depth=2, heads=2, image_size=64)
+    with pytest.raises(CacheError, match=r"not by 'pixio_vitt16'"):
+        trained("b", encoder=stranger)
+    with pytest.raises(CheckpointError, match=r"trained on the encoder"):
+        trained("c", encoder=stranger, config=make_config(encoder_hash=encoder.fingerprint))
+    with pytest.raises(CacheError, match=r"averaged to 2 x 2.*grid=4"):
+        trained("d", config=make_config(grid=4))
+    with pytest.raises(CacheError, match=r"at 64 x 64 pixels.*128 x 128"):
+        trained("e", config=make_config(image_size=128))
+    with pytest.raises(SettingError, match=r"trains from a feature cache"):
+        trained("f", cache=None)
+    one_eyed = make_dataset(tmp_path / "one_eyed", cameras=("observation.images.top",))
+    features = make_policy(make_config(), DatasetFrames(dataset_root), seed=0).config.input_features
+    with pytest.raises(DataError, match=r"no camera 'observation.images.wrist'.*observation.images.top"):
+        trained("g", dataset_root=one_eyed, config=make_config(input_features=features))
+
+
+def test_nan_in_the_demonstrations_is_found_before_training(
+    trained: Callable[..., Any], make_config: MakeConfig, make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_dataset(tmp_path / "spoilt", spoilt=11)
+    with pytest.raises(DataError, match=r"'action' holds NaN or infinity in 1 frames.*first in 11"):
+        trained(dataset_root=root, config=make_config(blind=True), cache=None)
+
+
+def test_attention_reads_a_cache_of_every_patch(
+    trained: Callable[..., Any], make_config: MakeConfig, dataset_root: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    build_cache(tmp_path / "every.zarr", encoder, DatasetFrames(dataset_root))
+    _, log = trained("attention", config=make_config(patches="attention"), cache=tmp_path / "every.zarr")
+    assert math.isfinite(log[-1]["loss"])
+
+
+@pytest.mark.slow
+def test_lerobots_commands_train_and_reload_the_policy(
+    dataset_root: Path, encoder_folder: Path, tmp_path: Path
+) -> None:
+    """In processes of their own, without a flag that names the plug-in."""
+    script = Path(sys.executable).with_name("lerobot-train")
+    common = [
+        script,
+        "--policy.device=cpu",
+        "--dataset.repo_id=local/walks",
+        f"--dataset.root={dataset_root}",
+        "--dataset.video_backend=pyav",
+        *("--batch_size=4", "--steps=2", "--save_freq=2", "--log_freq=1", "--env_eval_freq=0", "--num_workers=0"),
+    ]
+    small = ["--policy.dim_model=32", "--policy.n_heads=2", "--policy.chunk_size=5", "--policy.n_action_steps=5"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+    first, second = tmp_path / "first", tmp_path / "second"
+    for command in (
+        [*common, "--policy.type=pixio_act", f"--policy.encoder={encoder_folder}", *small, f"--output_dir={first}"],
+        [
+            *common,
+            f"--policy.path={first / 'checkpoints' / 'last' / 'pretrained_model'}",
+            "--policy.push_to_hub=false",
+            f"--output_dir={second}",
+        ],
+    ):
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr[-3000:]
+    policy = PixioACTPolicy.from_pretrained(second / "checkpoints" / "last" / "pretrained_model")
+    assert policy.config.encoder == str(encoder_folder)
