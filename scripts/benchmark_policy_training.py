@@ -67,23 +67,31 @@ class Result:
 
 
 class Stopwatch:
-    """Seconds spent in methods that were wrapped, by label."""
+    """Seconds spent in the parts of a step, by label."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._began: list[float] = []
 
     def wrap(self, owner: Any, method: str, label: str) -> None:
         """Time every call of a method of one object."""
         call = getattr(owner, method)
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                self.seconds[label] += time.perf_counter() - began
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self.start()
+            result = call(*args, **kwargs)
+            self.stop(label)
+            return result
 
-        setattr(owner, method, timed)
+        setattr(owner, method, watched)
+
+    def start(self) -> None:
+        """Begin to time; calls nest."""
+        self._began.append(time.perf_counter())
+
+    def stop(self, label: str) -> None:
+        """Book the time since the matching start."""
+        self.seconds[label] += time.perf_counter() - self._began.pop()
 
 
 class StockLoop:
@@ -149,7 +157,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--live-steps", type=int, default=2, help="steps of the stock loop per turn")
     parser.add_argument("--cached-steps", type=int, default=50, help="steps from the cache per turn")
     parser.add_argument("--batch-size", type=int, default=32, help="samples per step of both loops")
-    parser.add_argument("--parity-batch", type=int, default=4, help="samples per step of the 20 that compare losses")
+    parser.add_argument("--parity-batch", type=int, default=16, help="samples per step of the 20 that compare losses")
     parser.add_argument("--workers", type=int, default=0, help="decoding processes of the stock loop")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of the arithmetic")
     parser.add_argument("--device", default="cpu", help="where both loops run")
@@ -208,7 +216,8 @@ def watch(policy: PixioACTPolicy, optimizer: Any, data: Any, method: str = "gath
     stopwatch.wrap(data, method, "data")
     stopwatch.wrap(policy, "forward", "forward")
     stopwatch.wrap(policy, "_encode", "encoder")
-    stopwatch.wrap(optimizer, "step", "optimizer")
+    optimizer.register_step_pre_hook(lambda *_: stopwatch.start())
+    optimizer.register_step_post_hook(lambda *_: stopwatch.stop("optimizer"))
     return stopwatch
 
 

@@ -95,6 +95,7 @@ def reading(arms: Sequence[ArmResult]) -> list[str]:
         sentences.append("Pre-training hurts here: random weights do better, beyond chance.")
     else:
         sentences.append("Pre-trained and random weights cannot be told apart here: their intervals overlap.")
+    sentences.append("Each policy was trained once: the intervals speak of scenes, not of the luck of training.")
     return sentences
 
 

@@ -82,24 +82,28 @@ def test_batches_are_those_of_lerobots_loader(make_config: MakeConfig, dataset_r
 
 
 def test_training_from_the_cache_follows_training_from_images(
-    make_config: MakeConfig, dataset_root: Path, cache: Path
+    make_config: MakeConfig, make_dataset: Callable[..., Path], encoder: Encoder, tmp_path: Path
 ) -> None:
-    """Twenty steps with dropout on: float16 tokens, images, and images of the wrong camera to know the scale."""
+    """Twenty steps with dropout on, from images and from float16 tokens; the wrong camera's images show the scale.
 
-    def losses(gathering: str) -> list[float]:
-        frames = DatasetFrames(dataset_root)
-        policy = make_policy(make_config(use_vae=False, optimizer_lr=5e-4, scheduler_warmup_steps=20), frames, seed=0)
+    Frames are stored as PNG here, since video encoders do not give the same bits every time.
+    """
+    frames = DatasetFrames(make_dataset(tmp_path / "data", dtype="image"))
+    cache = build_cache(tmp_path / "cache.zarr", encoder, frames, grid=2).path
+    top, wrist = frames.cameras
+
+    def losses(images_of: dict[str, str] | None) -> list[float]:
+        config = make_config(use_vae=False, optimizer_lr=5e-4, scheduler_warmup_steps=75)
+        policy = make_policy(config, frames, seed=0, encoder=encoder)
         demonstrations = Demonstrations(frames, policy, make_processors(policy, frames)[0], cache)
-        if gathering != "tokens":
-            order = frames.cameras if gathering == "images" else frames.cameras[::-1]
-            see_images(demonstrations, frames, dict(zip(frames.cameras, order, strict=True)))
-        trainer = Trainer(policy, demonstrations, steps=20, batch_size=32)
+        if images_of is not None:
+            see_images(demonstrations, frames, images_of)
+        trainer = Trainer(policy, demonstrations, steps=1500, batch_size=32)
         return [trainer.step(step)["loss"] for step in range(1, 21)]
 
-    live, cached, wrong = losses("images"), losses("tokens"), losses("wrong images")
+    live, cached, wrong = losses({top: top, wrist: wrist}), losses(None), losses({top: wrist, wrist: top})
     assert live != cached
-    assert worst(cached[:10], live[:10]) < 1e-4  # before training, which is chaotic, has amplified the rounding
-    assert apart(cached, live) < 1e-3 < apart(wrong, live)
+    assert worst(cached, live) < 1e-3 < worst(wrong, live)
 
 
 def test_a_killed_run_continues_bit_for_bit(trained: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
