@@ -148,7 +148,7 @@ class VisualFeatureAdapter(nn.Module):
         Raises:
             SettingError: If the cameras, steps or sizes are not those the adapter was built for.
         """
-        views = self._stack(tokens).map(lambda x: x.to(self.slot_embedding.dtype))
+        views = self._stack(tokens)
         parts = []
         if self.class_project is not None:
             classes = views.classes  # b t v c d
@@ -174,6 +174,7 @@ class VisualFeatureAdapter(nn.Module):
             raise SettingError(f"The cameras' grids differ: {[view.grid for view in tokens]}; encode them at one size.")
 
         def join(parts: list[Tensor]) -> Tensor:
+            parts = [x.to(self.slot_embedding.dtype) for x in parts]  # first: autocast cannot stack what a cache holds
             parts = [repeat(x, "b n d -> b 1 n d") if x.ndim == 3 else x for x in parts]
             return torch.stack(parts, dim=2)
 

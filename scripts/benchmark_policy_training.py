@@ -157,7 +157,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--live-steps", type=int, default=2, help="steps of the stock loop per turn")
     parser.add_argument("--cached-steps", type=int, default=50, help="steps from the cache per turn")
     parser.add_argument("--batch-size", type=int, default=32, help="samples per step of both loops")
-    parser.add_argument("--parity-batch", type=int, default=16, help="samples per step of the 20 that compare losses")
     parser.add_argument("--workers", type=int, default=0, help="decoding processes of the stock loop")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of the arithmetic")
     parser.add_argument("--device", default="cpu", help="where both loops run")
@@ -206,7 +205,7 @@ def measure(name: str, encoder: Encoder, root: Path, options: argparse.Namespace
         cached_parts=parts(turns[1][2], samples[1]),
         gather_only=sum(map(len, rows)) / gather_seconds,
         cache_frames_per_s=len(frames) / cache_seconds,
-        parity=parity(frames, encoder, cache, config, options.parity_batch),
+        parity=parity(frames, encoder, cache, config, options.batch_size),
     )
 
 

@@ -43,6 +43,14 @@ def test_tokens_that_a_cache_pooled_give_the_same_output():
     torch.testing.assert_close(adapter([tokens.pool(2)]), adapter([tokens]))
 
 
+def test_cached_half_precision_is_read_under_autocast():
+    adapter = VisualFeatureAdapter(16, dim=24, cameras=2, class_tokens=3, grid=2)
+    half = [fake_tokens(5, seed=seed).map(lambda x: x.half()) for seed in (0, 1)]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = adapter(half)
+    torch.testing.assert_close(out.float(), adapter(half), atol=0.05, rtol=0.05)
+
+
 def test_average_pooling_is_the_mean_of_each_cell():
     tokens = fake_tokens(1, grid=(4, 4))
     cell = tokens.patches.view(1, 4, 4, 16)[:, 2:, :2].mean(dim=(1, 2))

@@ -43,11 +43,6 @@ def worst(losses: list[float], reference: list[float]) -> float:
     return max(abs(a / b - 1) for a, b in zip(losses, reference, strict=True))
 
 
-def apart(losses: list[float], reference: list[float]) -> float:
-    """Length of the difference of two curves, relative to the second."""
-    return math.dist(losses, reference) / math.hypot(*reference)
-
-
 def equal(left: PixioACTPolicy, right: PixioACTPolicy) -> bool:
     return all(torch.equal(a, b) for a, b in zip(weights(left), weights(right), strict=True))
 
