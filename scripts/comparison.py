@@ -34,6 +34,7 @@ from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import train
 from pixio_robot import Encoder, build_cache, create_encoder, load_encoder
 from pixio_robot.checkpoints import SHIPPED
+from pixio_robot.errors import SettingError
 
 SUITE = "metaworld"
 CAMERAS = ("corner2", "gripperPOV")
@@ -65,6 +66,10 @@ class Plan:
     batch_size: int = 32
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if min(self.demonstrations, self.steps, self.rollouts, self.batch_size) < 1:
+            raise SettingError(f"{self}: demonstrations, steps, rollouts and batch_size must be at least 1.")
+
 
 def run(plans: Sequence[Plan], folder: Path, *, workers: int) -> None:
     """Run every stage of every plan, print the tables, and write ``report.html``."""
@@ -93,7 +98,7 @@ def run(plans: Sequence[Plan], folder: Path, *, workers: int) -> None:
             "policy": {key: str(value) for key, value in vars(small_act(arms[0].source, steps=plans[0].steps)).items()},
             "encoders": {arm.name: arm.encoder.provenance for arm in arms if arm.encoder},
             "demonstrations": json.loads((demonstrations / "generation.json").read_text()),
-            "evaluation_seeds": [seeds.draw(seeds.EVALUATION, plan.rollouts)[:: plan.rollouts - 1] for plan in plans],
+            "evaluation_seeds": [str(seeds.EVALUATION[: plan.rollouts]) for plan in plans],
             "packages": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         },
     )
@@ -191,7 +196,10 @@ def measure(plan: Plan, arm: Arm, home: Path, workers: int) -> list[EpisodeRecor
         videos=1,
         video_folder=home / "videos",
     )
-    write_records(path, records)
+    draft = path.with_suffix(".writing")
+    draft.unlink(missing_ok=True)
+    write_records(draft, records)
+    draft.replace(path)  # a kill must not leave half of the episodes where all are expected
     return records
 
 
