@@ -1,21 +1,23 @@
-"""What a finished run hands over: the encoder, and a model card with the evidence beside it."""
+"""What a finished run hands over: its encoders, each with a model card and the evidence beside it."""
 
 import datetime as dt
 import os
 import platform
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pixio_pretrain.evaluate import baseline_losses, mean_patch
-from pixio_pretrain.figures import draw_loss, draw_reconstructions
+from pixio_pretrain.evaluate import batches
+from pixio_pretrain.figures import draw_loss
 from pixio_pretrain.probe import ProbeResult, probe_task
 from pixio_pretrain.run import Run
 from pixio_robot.encoder import Encoder
 
-PICTURES = 6
+PICTURES = 8
 
 CARD = """---
 license: {licence}
@@ -26,8 +28,7 @@ tags: [pixio, robotics]
 
 # {name}
 
-A Pixio encoder (arXiv 2512.15715): {width} wide, {depth} blocks, {heads} heads, patches of {patch_size},
-{class_tokens} class tokens, {image_size} px, {parameters:.1f} M parameters.
+{parameters:.1f} M parameters: {sizes}.
 
 ```python
 from pixio_robot import load_encoder
@@ -35,37 +36,29 @@ from pixio_robot import load_encoder
 tokens = load_encoder("<this folder>")(images)  # uint8 or float [0, 1], [b 3 h w]
 ```
 
-`transformers.PixioModel.from_pretrained` reads the same folder.
+transformers reads the same folder.
 
 ## Training
 
 | | |
 |---|---|
-| objective | {objective}: {mask_block} x {mask_block} blocks, {mask_percent:.0f} % hidden; \
-decoder {decoder_width} wide, {decoder_depth} blocks, {decoder_heads} heads |
+| objective | {objective} |
 | frames | {frames} |
-| seen | {steps} steps of {batch_size} crops = {views} views |
+| seen | {steps} steps of {batch_size} = {views} views |
 | optimiser | AdamW, peak learning rate {lr:.3g}, {warmup} steps of warm-up, cosine to 0 |
 | time | {minutes:.0f} minutes, {precision}, {machine}, {date} |
 | command | `{command}` |
 
 ## Measured on {held_out} held-out frames of {held_out_episodes} whole episodes
 
-Loss: squared error on hidden patches, each normalised by its own mean and deviation; the same {held_out_views}
-crops and masks throughout.
+Loss: {loss_meaning}; the same {held_out_views} views throughout.
 
 | prediction | loss |
 |---|---|
-| **this model, end of training** | **{loss:.3f}** |
-| mean training patch at each place | {mean_patch:.3f} |
-| each patch's own mean colour | {flat:.3f} |
+{losses}
 {probe}
 ![Loss](loss_curve.png)
-
-Seen, rebuilt, true (hidden patches carry their true mean and contrast, as the loss is blind to both):
-
-![Reconstructions](reconstructions.png)
-"""
+{picture}"""
 
 PROBE = """
 Which of {classes} tasks a frame shows, read linearly from the mean class token ({frames} frames, {episodes} episodes,
@@ -78,43 +71,58 @@ none trained on):
 """
 
 
-def write_encoder(folder: Path, run: Run, *, command: str) -> None:
-    """Measure a finished run and write encoder, model card and pictures; ``config.json`` comes last.
+def write_encoders(folder: Path, run: Run, *, command: str) -> None:
+    """Measure a finished run and write each encoder with model card and pictures; ``config.json`` comes last.
 
     Args:
-        folder: Made if absent.
+        folder: Comes to hold one folder per encoder.
         run: At its last step.
         command: What the run was started with.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     run.model.eval()
-    encoder, held_out = run.model.encoder, run.held_out_views
-    count = run.config.views.held_out_views
-    patch = mean_patch(run.model, run.train_views, 4 * count)
-    baselines = baseline_losses(run.model, held_out, count, patch=patch)
-    rows = run.rows()
-    draw_loss(folder / "loss_curve.png", rows, baselines)
+    config, rows = run.config, run.rows()
+    count = config.views.held_out_views
+    with torch.no_grad():
+        baselines = run.model.baselines(batches(run.train_views, 4 * count), batches(run.held_out_views, count))
+    loss = rows[-1]["held_out_loss"]
+    facts = _facts(run, command) | {"losses": _losses(loss, baselines)}
     random = np.random.default_rng(0)
-    shown = random.permutation(held_out.indices)[:PICTURES]
-    images, noise = held_out.load(shown, random)
-    draw_reconstructions(folder / "reconstructions.png", run.model.reconstruct(images, noise=noise))
-    measured = {"loss": rows[-1]["held_out_loss"], "mean_patch": baselines["mean patch"], "flat": baselines["flat"]}
-    facts = _facts(run, command) | measured
-    (folder / "README.md").write_text(CARD.format(**facts, probe=_probe(encoder, run)))
-    encoder.provenance = {
-        "name": facts["name"],
-        "licence": run.config.licence,
-        "weights": "trained",
-        "command": command,
-        "settings": run.config.identity(),
-        "data": run.frames.describe(),
-        "held_out": measured,
+    shown = run.held_out_views.load(random.permutation(run.held_out_views.indices)[:PICTURES], random)
+    picture = run.model.picture(shown)
+    for name, encoder in run.model.encoders.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        draw_loss(folder / name / "loss_curve.png", rows, baselines)
+        facts["picture"] = ""
+        if picture:
+            picture.save(folder / name / "reconstructions.png", optimize=True)
+            facts["picture"] = f"\n{run.model.picture_meaning}\n\n![Reconstructions](reconstructions.png)\n"
+        (folder / name / "README.md").write_text(CARD.format(**facts, **_describe(encoder), probe=_probe(encoder, run)))
+        encoder.provenance |= {
+            "licence": config.licence,
+            "weights": "trained",
+            "command": command,
+            "settings": config.identity(),
+            "data": run.frames.describe(),
+            "held_out": {"loss": loss, **baselines},
+        }
+        encoder.save_pretrained(folder / name)
+
+
+def _describe(encoder: Encoder) -> dict[str, Any]:
+    return {
+        "name": encoder.provenance["name"],
+        "sizes": ", ".join(f"{key} {value}" for key, value in asdict(encoder.spec).items()),
+        "parameters": sum(parameter.numel() for parameter in encoder.parameters()) / 1e6,
     }
-    encoder.save_pretrained(folder)
+
+
+def _losses(loss: float, baselines: Mapping[str, float]) -> str:
+    rows = [f"| **this model, end of training** | **{loss:.3f}** |"]
+    return "\n".join(rows + [f"| {name} | {value:.3f} |" for name, value in baselines.items()])
 
 
 def _facts(run: Run, command: str) -> dict[str, Any]:
-    config, settings, spec = run.config, run.model.settings, run.model.settings.encoder
+    config, settings = run.config, asdict(run.config.objective)
     described = run.frames.describe()
     names = [f"{len(run.frames)} frames", f"{len(np.unique(run.frames.episodes))} episodes"]
     names += [f"{len(run.frames.task_names)} tasks"] if run.frames.task_names else []
@@ -122,16 +130,8 @@ def _facts(run: Run, command: str) -> dict[str, Any]:
         value = described.get(key)
         names += [f"{key} {' and '.join(value) if isinstance(value, list) else value}"] if value else []
     return {
-        **{
-            name: getattr(spec, name)
-            for name in ("width", "depth", "heads", "patch_size", "class_tokens", "image_size")
-        },
-        **{name: getattr(settings, name) for name in ("mask_block", "decoder_width", "decoder_depth", "decoder_heads")},
-        "name": config.objective.encoder,
         "licence": config.licence,
-        "objective": config.objective.name,
-        "parameters": sum(parameter.numel() for parameter in run.model.vit.parameters()) / 1e6,
-        "mask_percent": 100 * settings.mask_ratio,
+        "objective": ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None),
         "frames": ", ".join(names),
         "steps": run.step,
         "batch_size": config.batch_size,
@@ -143,6 +143,7 @@ def _facts(run: Run, command: str) -> dict[str, Any]:
         "machine": _machine(config.device),
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "command": command,
+        "loss_meaning": run.model.loss_meaning,
         "held_out": len(run.held_out_views.indices),
         "held_out_episodes": len(np.unique(run.frames.episodes[run.held_out_views.indices])),
         "held_out_views": config.views.held_out_views,

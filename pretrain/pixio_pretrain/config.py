@@ -12,35 +12,6 @@ from pixio_robot.errors import SettingError
 
 
 @dataclass(kw_only=True)
-class ObjectiveConfig:
-    """What is trained; see ``create_objective``. A size that is None is that of the encoder's row.
-
-    Attributes:
-        name: A row of ``OBJECTIVES``.
-        encoder: A row of ``ENCODERS``.
-    """
-
-    name: str = "pixio"
-    encoder: str = "pixio_vitt16"
-    width: int | None = None
-    depth: int | None = None
-    heads: int | None = None
-    patch_size: int | None = None
-    image_size: int | None = None
-    class_tokens: int | None = None
-    decoder_width: int = 512
-    decoder_depth: int = 32
-    decoder_heads: int = 16
-    mask_block: int = 4
-    mask_ratio: float = 0.75
-    drop_path: float = 0.0
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments for ``create_objective``."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
-
-
-@dataclass(kw_only=True)
 class OptimizerConfig:
     """AdamW and its schedule.
 
@@ -101,6 +72,9 @@ class RunConfig:
         log_every: Steps between lines of the log.
         evaluate_every: Steps between measurements on held-out frames.
         checkpoint_every: Steps between checkpoints.
+        objective: What is trained; a value of ``OBJECTIVES``.
+        optimizer: See ``OptimizerConfig``.
+        views: See ``ViewsConfig``.
     """
 
     data: str = MISSING
@@ -116,7 +90,7 @@ class RunConfig:
     log_every: int = 10
     evaluate_every: int = 250
     checkpoint_every: int = 100
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Any = MISSING
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
 

@@ -1,13 +1,8 @@
-"""Pictures for the model card: how the loss fell, and what the model makes of frames it never saw."""
+"""Pictures for the model card."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
-
-import numpy as np
-from einops import rearrange
-from PIL import Image
-
-from pixio_pretrain.pixio import Reconstruction
 
 
 def draw_loss(file: Path, rows: Sequence[Mapping[str, float]], baselines: Mapping[str, float]) -> None:
@@ -27,14 +22,8 @@ def draw_loss(file: Path, rows: Sequence[Mapping[str, float]], baselines: Mappin
     axes.plot(
         [row["step"] for row in measured], [row["held_out_loss"] for row in measured], "o-", ms=3, label="held out"
     )
-    for (name, loss), style in zip(baselines.items(), ("--", ":"), strict=True):
+    for (name, loss), style in zip(baselines.items(), cycle(("--", ":")), strict=False):
         axes.axhline(loss, ls=style, color="0.3", lw=1, label=f"held out, {name}")
-    axes.set(xlabel="step", ylabel="normalised squared error on hidden patches", ylim=(0, None))
+    axes.set(xlabel="step", ylabel="loss")
     axes.legend(frameon=False)
     figure.savefig(file, dpi=110)
-
-
-def draw_reconstructions(file: Path, pictures: Reconstruction) -> None:
-    """Lay pictures out as three rows: what the encoder saw, what the decoder made of it, the truth."""
-    rows = [rearrange(row.cpu().numpy(), "b c h w -> h (b w) c") for row in pictures]
-    Image.fromarray(np.concatenate(rows)).save(file, optimize=True)

@@ -11,10 +11,9 @@ import torch
 from pixio_pretrain.checkpoint import load_checkpoint
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.data import Frames, open_frames, split_episodes
-from pixio_pretrain.objectives import create_objective
+from pixio_pretrain.data.views import Views
+from pixio_pretrain.objectives import Objective, ObjectiveConfig
 from pixio_pretrain.optim import make_optimizer
-from pixio_pretrain.pixio import Pixio
-from pixio_pretrain.views import Views
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class Run:
     frames: Frames
     train_views: Views
     held_out_views: Views
-    model: Pixio
+    model: Objective
     optimizer: torch.optim.AdamW
     step: int = 0
     elapsed: float = 0.0
@@ -71,12 +70,14 @@ def identity(config: RunConfig, frames: Frames) -> dict[str, Any]:
 
 def start(config: RunConfig) -> Run:
     """Build a run, at its last checkpoint where there is one; errors as for ``train``."""
-    model = create_objective(**config.objective.arguments(), seed=config.seed).to(config.device)
+    objective: ObjectiveConfig = config.objective
+    model = objective.build()
+    model.initialize(torch.Generator().manual_seed(config.seed))
+    model.to(config.device)
     checkpoint = Path(config.folder).expanduser() / "checkpoint.pt"
     frames = open_frames(config.data)
     state = load_checkpoint(checkpoint, identity=identity(config, frames))
     train_indices, held_out_indices = split_episodes(frames.episodes, config.views.held_out)
-    sizes = {"image_size": model.settings.encoder.image_size, "mask_blocks": model.settings.mask_blocks}
     run = Run(
         config=config,
         frames=frames,
@@ -84,12 +85,15 @@ def start(config: RunConfig) -> Run:
             frames=frames,
             indices=train_indices,
             batch_size=config.batch_size,
-            crop_scale=config.views.crop_scale,
+            samples=model.samples(crop_scale=config.views.crop_scale),
             seed=config.seed,
-            **sizes,
         ),
         held_out_views=Views(
-            frames=frames, indices=held_out_indices, batch_size=config.batch_size, crop_scale=1.0, seed=0, **sizes
+            frames=frames,
+            indices=held_out_indices,
+            batch_size=config.batch_size,
+            samples=model.samples(crop_scale=1.0),
+            seed=0,
         ),
         model=model,
         optimizer=make_optimizer(model, config.optimizer),

@@ -9,13 +9,13 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pixio_pretrain.card import write_encoder
+from pixio_pretrain.card import write_encoders
 from pixio_pretrain.checkpoint import save_checkpoint
 from pixio_pretrain.config import RunConfig
+from pixio_pretrain.data.samples import Batch
 from pixio_pretrain.evaluate import held_out_loss
 from pixio_pretrain.optim import learning_rate
 from pixio_pretrain.run import Run, identity, start
-from pixio_pretrain.views import Batch
 from pixio_robot.errors import SettingError
 
 
@@ -41,7 +41,7 @@ def train(config: RunConfig, *, command: str = "pixio_pretrain.train(config)") -
     if not (run.folder / "encoder" / "config.json").is_file() or run.step < config.steps:
         run.log.write_text("".join(json.dumps(row) + "\n" for row in run.rows()))
         _fit(run)
-        write_encoder(run.folder / "encoder", run, command=command)
+        write_encoders(run.folder, run, command=command)
     return run.folder / "encoder"
 
 
@@ -86,8 +86,9 @@ def _train_step(run: Run, batch: Batch) -> dict[str, float]:
         group["lr"] = rate
     torch.manual_seed(config.seed + run.step)  # for drop path; inside fork_rng, so the caller's generator is untouched
     run.model.train()
+    run.model.before_step(run.step, config.steps)
     with run.autocast():
-        loss = run.model(batch.images, noise=batch.noise).loss
+        loss = run.model(**batch).loss
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None])
     if not math.isfinite(loss.item() + norm.item()):

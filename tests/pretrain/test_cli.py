@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from pixio_pretrain import RunConfig, cli, create_objective
+from pixio_pretrain import RunConfig, cli
 
 RUNS = sorted(path.stem for path in Path(cli.__file__).parent.glob("conf/run/*.yaml"))
 TINY = "width=32 depth=2 heads=2 class_tokens=2 image_size=32 patch_size=8 decoder_width=32 decoder_depth=2"
@@ -22,7 +23,7 @@ def test_every_run_builds_and_opens_with_its_command(name: str) -> None:
     with initialize_config_module("pixio_pretrain.conf", version_base="1.3"):
         config = OmegaConf.to_object(compose("config", [f"run={name}", "data=somewhere"]))
     assert isinstance(config, RunConfig)
-    create_objective(**{**config.objective.arguments(), "width": 24, "depth": 1, "heads": 3, "decoder_depth": 1})
+    replace(config.objective, width=24, depth=1, heads=3).build()
     text = (Path(cli.__file__).parent / f"conf/run/{name}.yaml").read_text()
     assert text.splitlines()[1].startswith(f"# pixio-pretrain run={name} data=PATH")
     assert "   -> " in text.splitlines()[1]
@@ -57,7 +58,7 @@ def test_the_command_trains_where_it_is_told_and_litters_nowhere(
     [
         (["run=vitt16_metaworl"], "Available options in 'run':\n\tvitt16_metaworld"),
         (["run=vitt16_metaworld", "stepps=2"], "Key 'stepps' not in 'RunConfig'"),
-        (["run=vitt16_metaworld", "objective.mask_blok=2"], "Key 'mask_blok' not in 'ObjectiveConfig'"),
+        (["run=vitt16_metaworld", "objective.mask_blok=2"], "Key 'mask_blok' not in 'PixioConfig'"),
         (["run=vitt16_metaworld", "+stepps=2"], "Key 'stepps' not in 'RunConfig'"),
         (["run=vitt16_metaworld", "+views.crop=1"], "Key 'crop' not in 'ViewsConfig'"),
         (["run=vitt16_metaworld", "steps=many"], "Value 'many' of type 'str' could not be converted to Integer"),

@@ -9,17 +9,19 @@ import zarr
 from PIL import Image
 
 from pixio_pretrain.config import RunConfig
-from pixio_pretrain.data import FrameStore, ImageFolder, open_frames, split_episodes
+from pixio_pretrain.data.crops import draw_box
+from pixio_pretrain.data.frames import FrameStore, ImageFolder, open_frames, split_episodes
+from pixio_pretrain.data.views import Views
+from pixio_pretrain.objectives import create_objective
 from pixio_pretrain.run import start
-from pixio_pretrain.views import Views, draw_box
 from pixio_robot.errors import DataError, ImageError
 
 
-def views(store: Path, **changes: object) -> Views:
+def views(store: Path, *, seed: int = 0, crop_scale: float = 0.5, image_size: int = 32) -> Views:
     frames = open_frames(store)
-    settings = {"frames": frames, "indices": np.arange(len(frames)), "batch_size": 5, "image_size": 32}
-    settings |= {"mask_blocks": 4, "crop_scale": 0.5, "seed": 0}
-    return Views(**(settings | changes))  # pyright: ignore[reportArgumentType]
+    objective = create_objective("pixio", image_size=image_size, patch_size=8, mask_block=1, depth=1, decoder_depth=1)
+    samples = objective.samples(crop_scale=crop_scale)
+    return Views(frames=frames, indices=np.arange(len(frames)), batch_size=5, samples=samples, seed=seed)
 
 
 def test_a_store_is_read_with_its_episodes_and_tasks(store: Path) -> None:
@@ -108,12 +110,12 @@ def test_a_run_measures_on_episodes_that_it_does_not_train_on(make_config: Calla
 
 def test_a_batch_follows_from_seed_and_step_alone(store: Path) -> None:
     first, again = views(store)[7], views(store)[7]
-    assert first.images.dtype == torch.uint8
-    assert first.images.shape == (5, 3, 32, 32)
-    assert torch.equal(first.images, again.images)
-    assert torch.equal(first.noise, again.noise)
-    assert not torch.equal(first.images, views(store)[8].images)
-    assert not torch.equal(first.noise, views(store, seed=1)[7].noise)
+    assert first["images"].dtype == torch.uint8
+    assert first["images"].shape == (5, 3, 32, 32)
+    assert torch.equal(first["images"], again["images"])
+    assert torch.equal(first["noise"], again["noise"])
+    assert not torch.equal(first["images"], views(store)[8]["images"])
+    assert not torch.equal(first["noise"], views(store, seed=1)[7]["noise"])
 
 
 def test_every_frame_is_seen_once_per_pass_and_each_pass_has_its_own_order(store: Path) -> None:
@@ -140,6 +142,6 @@ def test_crops_lie_inside_the_image_and_keep_their_share_of_it() -> None:
 def test_a_crop_scale_of_one_takes_the_whole_of_a_square_frame(store: Path) -> None:
     whole = views(store, crop_scale=1.0, image_size=40)
     frame = np.asarray(whole.frames.image(3))
-    images, _ = whole.load(np.array([3]), np.random.default_rng(0))
+    images = whole.load(np.array([3]), np.random.default_rng(0))["images"]
     assert np.array_equal(images[0].permute(1, 2, 0).numpy(), frame)
     assert draw_box((100, 60), 1.0, np.random.default_rng(0)) == (20, 0, 80, 60)

@@ -10,8 +10,9 @@ from transformers import PixioModel
 
 from pixio_pretrain import RunConfig, train, training
 from pixio_pretrain.checkpoint import load_checkpoint, save_checkpoint
-from pixio_pretrain.config import ObjectiveConfig, OptimizerConfig, ViewsConfig
+from pixio_pretrain.config import OptimizerConfig, ViewsConfig
 from pixio_pretrain.data import open_frames
+from pixio_pretrain.objectives.masked import PixioConfig
 from pixio_pretrain.optim import learning_rate, make_optimizer
 from pixio_pretrain.run import identity, start
 from pixio_robot import load_encoder
@@ -199,4 +200,4 @@ def test_settings_that_cannot_be_are_refused(wrong: Callable[[], object]) -> Non
 
 def test_an_unknown_encoder_is_refused_before_any_frame_is_read(make_config: MakeConfig) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'pixio_vits16'"):
-        train(make_config(data="/nowhere", objective=ObjectiveConfig(encoder="pixio_vit_s16")))
+        train(make_config(data="/nowhere", objective=PixioConfig(encoder="pixio_vit_s16")))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pixio_pretrain.objectives import OBJECTIVES, create_objective
-from pixio_pretrain.pixio import Pixio
+from pixio_pretrain.objectives.masked import MaskedAutoencoder
 from pixio_robot.errors import ImageError, SettingError, UnknownNameError
 from pixio_robot.images import normalize
 
@@ -13,7 +13,7 @@ TINY: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "patch_size": 2, "i
 TINY |= {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2, "mask_block": 2, "mask_ratio": 0.5}
 
 
-def tiny(**changes: Any) -> Pixio:
+def tiny(**changes: Any) -> MaskedAutoencoder:
     return create_objective("pixio", seed=0, **(TINY | changes))
 
 

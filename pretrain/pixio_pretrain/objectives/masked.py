@@ -5,15 +5,21 @@ there are several class tokens, which the decoder keeps, and the target images a
 """
 
 import copy
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from einops import rearrange
+from PIL import Image
 from torch import Tensor, nn
 
-from pixio_pretrain.masking import check_mask, count_visible, shuffle_patches, take
-from pixio_robot.encoder import Encoder, EncoderSpec
+from pixio_pretrain.data.crops import crop_image, draw_box
+from pixio_pretrain.data.samples import Batch, Sample, SampleMaker
+from pixio_pretrain.objectives.base import EncoderConfig, Objective, ObjectiveConfig
+from pixio_pretrain.objectives.masking import check_mask, count_visible, shuffle_patches, take
+from pixio_robot.encoder import Encoder
 from pixio_robot.errors import ImageError, SettingError
 from pixio_robot.images import check_images, denormalize, normalize
 from pixio_robot.nn import NORM_EPS, Block, VisionTransformer, initialize_blocks
@@ -21,51 +27,36 @@ from pixio_robot.nn import NORM_EPS, Block, VisionTransformer, initialize_blocks
 TARGET_EPS = 1e-6
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PixioSettings:
-    """Sizes of the objective; the defaults are those of Pixio's own pre-training.
+@dataclass(kw_only=True)
+class PixioConfig(EncoderConfig, ObjectiveConfig):
+    """Settings of Pixio; the defaults are those of its own pre-training.
 
     Attributes:
-        encoder: Sizes of the encoder that is trained.
         decoder_width: Token width of the decoder.
         decoder_depth: Blocks of the decoder.
         decoder_heads: Attention heads of the decoder; must divide its width.
         mask_block: Side of the hidden blocks, in patches; must divide the grid. 1 is MAE's masking.
         mask_ratio: Share of the blocks that is hidden.
-        drop_path: Stochastic depth of the encoder's last block; it grows linearly from 0 at the first.
     """
 
-    encoder: EncoderSpec
+    name: str = "pixio"
     decoder_width: int = 512
     decoder_depth: int = 32
     decoder_heads: int = 16
     mask_block: int = 4
     mask_ratio: float = 0.75
-    drop_path: float = 0.0
 
-    def __post_init__(self) -> None:
+    def build(self) -> "MaskedAutoencoder":
+        """Build the model; errors as for every objective."""
         if min(self.decoder_width, self.decoder_depth, self.decoder_heads) < 1:
             raise SettingError("decoder_width, decoder_depth and decoder_heads must be at least 1.")
         if self.decoder_width % self.decoder_heads:
             raise SettingError(f"{self.decoder_heads} heads do not divide a decoder width of {self.decoder_width}.")
         if not 0 <= self.drop_path < 1:
             raise SettingError(f"drop_path={self.drop_path} must lie in [0, 1).")
-        check_mask(self.grid, self.mask_block, self.mask_ratio)
-
-    @property
-    def grid(self) -> int:
-        """Patches per image side."""
-        return self.encoder.image_size // self.encoder.patch_size
-
-    @property
-    def mask_blocks(self) -> int:
-        """Blocks per image."""
-        return (self.grid // self.mask_block) ** 2
-
-    @property
-    def visible_patches(self) -> int:
-        """Patches per image that the encoder sees."""
-        return count_visible(self.mask_blocks, self.mask_ratio) * self.mask_block**2
+        spec = self.spec()
+        check_mask(spec.image_size // spec.patch_size, self.mask_block, self.mask_ratio)
+        return MaskedAutoencoder(self)
 
 
 class MaskedOutput(NamedTuple):
@@ -96,24 +87,38 @@ class Reconstruction(NamedTuple):
     original: Tensor
 
 
-class Pixio(nn.Module):
-    """A Pixio encoder with the decoder that trains it.
+class MaskedAutoencoder(Objective):
+    """An encoder with the decoder that trains it.
 
     Args:
-        settings: All sizes.
+        config: All settings.
+
+    Attributes:
+        config: All settings.
+        spec: Sizes of the encoder.
+        grid: Patches per image side.
+        mask_blocks: Blocks per image.
+        visible_patches: Patches per image that the encoder sees.
     """
 
-    Settings = PixioSettings
+    loss_meaning = "squared error on hidden patches, each normalised by its own mean and deviation"
+    picture_meaning = (
+        "Seen, rebuilt, true (hidden patches carry their true mean and contrast, as the loss is blind to both):"
+    )
 
-    def __init__(self, settings: PixioSettings) -> None:
+    def __init__(self, config: PixioConfig) -> None:
         super().__init__()
-        self.settings = settings
-        spec, width = settings.encoder, settings.decoder_width
-        self.vit = VisionTransformer(**asdict(spec), drop_path=settings.drop_path)
+        self.config: PixioConfig = config
+        self.spec = spec = config.spec()
+        self.grid = spec.image_size // spec.patch_size
+        self.mask_blocks = (self.grid // config.mask_block) ** 2
+        self.visible_patches = count_visible(self.mask_blocks, config.mask_ratio) * config.mask_block**2
+        width = config.decoder_width
+        self.vit = VisionTransformer(**asdict(spec), drop_path=config.drop_path)
         self.decoder_embed = nn.Linear(spec.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, spec.class_tokens + settings.grid**2, width))
-        self.decoder_blocks = nn.ModuleList(Block(width, settings.decoder_heads) for _ in range(settings.decoder_depth))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, spec.class_tokens + self.grid**2, width))
+        self.decoder_blocks = nn.ModuleList(Block(width, config.decoder_heads) for _ in range(config.decoder_depth))
         self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(width, spec.patch_size**2 * 3)
         self.initialize()
@@ -127,9 +132,24 @@ class Pixio(nn.Module):
         nn.init.normal_(self.decoder_pos_embed, std=0.02, generator=generator)
 
     @property
-    def encoder(self) -> Encoder:
-        """A frozen copy of the encoder as it is now; the caller says where its weights come from."""
-        return Encoder(self.settings.encoder, copy.deepcopy(self.vit))
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.spec.image_size
+
+    @property
+    def encoders(self) -> dict[str, Encoder]:
+        """A frozen copy of the encoder as it is now."""
+        name = {"name": self.config.encoder}
+        return {"encoder": Encoder(self.spec, copy.deepcopy(self.vit), provenance=name)}
+
+    def samples(self, *, crop_scale: float) -> SampleMaker:
+        """Crops, and the noise that decides which blocks are hidden."""
+
+        def make(image: Image.Image, random: np.random.Generator) -> Sample:
+            crop = crop_image(image, draw_box(image.size, crop_scale, random), self.spec.image_size)
+            return {"images": crop, "noise": random.random(self.mask_blocks, dtype=np.float32)}
+
+        return make
 
     def forward(self, images: Tensor, *, noise: Tensor | None = None) -> MaskedOutput:
         """Hide blocks, rebuild them, and measure the error.
@@ -146,7 +166,7 @@ class Pixio(nn.Module):
         images = self._check(images)
         order = self._order(images, noise)
         pixels = normalize(images, torch.float32)
-        prediction = self.decode(self.encode(pixels, order[:, : self.settings.visible_patches]), order)
+        prediction = self.decode(self.encode(pixels, order[:, : self.visible_patches]), order)
         mask = self._mask(order)
         error = (prediction.float() - self.targets(pixels)).square().mean(dim=-1)  # b n
         return MaskedOutput((error * mask).sum() / mask.sum(), prediction, mask)
@@ -174,7 +194,7 @@ class Pixio(nn.Module):
         Returns:
             [b n p*p*3], row-major.
         """
-        c = self.settings.encoder.class_tokens
+        c = self.spec.class_tokens
         tokens = self.decoder_embed(latent)
         classes, patches = tokens[:, :c], tokens[:, c:]
         hidden = self.mask_token.to(tokens.dtype).expand(len(tokens), order.shape[1] - patches.shape[1], -1)
@@ -204,8 +224,37 @@ class Pixio(nn.Module):
         rebuilt = denormalize(self._unpatchify(torch.where(hidden, predicted, patches)))
         return Reconstruction(masked, rebuilt, denormalize(pixels))
 
+    @torch.no_grad()
+    def baselines(self, train: Iterable[Batch], held_out: Iterable[Batch]) -> dict[str, float]:
+        """Held-out losses of two predictions that look at no visible patch.
+
+        Returns:
+            "mean training patch at each place": averaged over the training crops; "each patch's own mean colour":
+            flat patches of the right colour, which no model is told.
+        """
+        mean = torch.zeros((), device=self.mask_token.device)
+        for number, batch in enumerate(train, start=1):
+            patches = self.targets(normalize(self._check(batch["images"]), torch.float32)).mean(dim=0)
+            mean = mean + (patches - mean) / number
+        guesses = {"mean training patch at each place": mean, "each patch's own mean colour": torch.zeros_like(mean)}
+        totals, count = dict.fromkeys(guesses, 0.0), 0
+        for batch in held_out:
+            images = self._check(batch["images"])
+            targets, mask = self.targets(normalize(images, torch.float32)), self.mask(images, batch["noise"])
+            for name, guess in guesses.items():
+                error = (targets - guess).square().mean(dim=-1)  # b n
+                totals[name] += (error * mask).sum().item() / mask.sum().item() * len(images)
+            count += len(images)
+        return {name: total / count for name, total in totals.items()}
+
+    def picture(self, batch: Batch) -> Image.Image:
+        """Three rows: what the encoder saw, what the decoder made of it, the truth."""
+        pictures = self.reconstruct(batch["images"], noise=batch["noise"])
+        rows = [rearrange(row.cpu().numpy(), "b c h w -> h (b w) c") for row in pictures]
+        return Image.fromarray(np.concatenate(rows))
+
     def _check(self, images: Tensor) -> Tensor:
-        spec = self.settings.encoder
+        spec = self.spec
         check_images(images, spec.patch_size)
         if images.shape[2:] != (spec.image_size, spec.image_size):
             raise ImageError(
@@ -215,23 +264,23 @@ class Pixio(nn.Module):
         return images.to(self.mask_token.device)
 
     def _order(self, images: Tensor, noise: Tensor | None) -> Tensor:
-        shape = (len(images), self.settings.mask_blocks)
+        shape = (len(images), self.mask_blocks)
         if noise is None:
             noise = torch.rand(shape, device=images.device)
         elif noise.shape != shape:
             raise SettingError(f"The noise must be [images, mask blocks], here {list(shape)}, not {list(noise.shape)}.")
-        return shuffle_patches(noise.to(images.device), grid=self.settings.grid, block=self.settings.mask_block)
+        return shuffle_patches(noise.to(images.device), grid=self.grid, block=self.config.mask_block)
 
     def _mask(self, order: Tensor) -> Tensor:
-        visible = order[:, : self.settings.visible_patches]
+        visible = order[:, : self.visible_patches]
         return torch.ones(order.shape, device=order.device).scatter(1, visible, 0.0)
 
     def _patchify(self, pixels: Tensor) -> Tensor:
-        p = self.settings.encoder.patch_size
+        p = self.spec.patch_size
         return rearrange(pixels, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
 
     def _unpatchify(self, patches: Tensor) -> Tensor:
-        p, h = self.settings.encoder.patch_size, self.settings.grid
+        p, h = self.spec.patch_size, self.grid
         return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p, q=p)
 
 

@@ -1,0 +1,18 @@
+"""What passes between data and objectives."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+Sample = dict[str, NDArray[Any]]
+"""What an objective makes of one image; the arrays of a batch are stacked by key."""
+
+Batch = dict[str, Tensor]
+"""Stacked samples: the arguments of an objective's forward. Every objective has "images"."""
+
+SampleMaker = Callable[[Image.Image, np.random.Generator], Sample]
+"""Crops, augments and draws noise; all chance comes from the generator."""

@@ -1,0 +1,140 @@
+"""The interface of an objective: samples out of images, a loss out of a batch of samples, encoders at the end."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pixio_pretrain.data.samples import Batch, SampleMaker
+from pixio_robot.encoder import ENCODERS, Encoder, EncoderSpec
+from pixio_robot.errors import UnknownNameError
+
+
+class Output(Protocol):
+    """What an objective says about a batch; its own class names the intermediates."""
+
+    @property
+    def loss(self) -> Tensor:
+        """Scalar, float32."""
+        ...
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig(ABC):
+    """Settings of an objective; not frozen, because OmegaConf would make a frozen node read-only.
+
+    Attributes:
+        name: The row of ``OBJECTIVES``.
+    """
+
+    name: str = ""
+
+    @abstractmethod
+    def build(self) -> "Objective":
+        """Build the objective, with random weights.
+
+        Raises:
+            UnknownNameError: If there is no such encoder.
+            SettingError: If the settings do not fit together.
+        """
+
+
+@dataclass(kw_only=True)
+class EncoderConfig:
+    """An encoder to be trained: a row of ``ENCODERS``, and the sizes in which it differs from that row.
+
+    Attributes:
+        encoder: A row of ``ENCODERS``.
+        width: Token width.
+        depth: Transformer blocks.
+        heads: Attention heads.
+        patch_size: Patch side in pixels.
+        image_size: Side of the training images in pixels.
+        class_tokens: Class tokens.
+        drop_path: Stochastic depth of the last block; it grows linearly from 0 at the first.
+    """
+
+    encoder: str = "pixio_vitt16"
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    patch_size: int | None = None
+    image_size: int | None = None
+    class_tokens: int | None = None
+    drop_path: float = 0.0
+
+    def spec(self) -> EncoderSpec:
+        """The sizes.
+
+        Raises:
+            UnknownNameError: If there is no such row.
+            SettingError: If the sizes do not fit together.
+        """
+        if self.encoder not in ENCODERS:
+            raise UnknownNameError("encoder", self.encoder, ENCODERS)
+        sizes = {key: getattr(self, key) for key in asdict(ENCODERS[self.encoder]) if hasattr(self, key)}
+        return replace(ENCODERS[self.encoder], **{key: size for key, size in sizes.items() if size is not None})
+
+
+class Objective(nn.Module, ABC):
+    """A model under training.
+
+    ``objective(**batch)`` gives an ``Output``. All parameters that take a gradient are trained; others (a momentum
+    network, a teacher) are the objective's own affair.
+
+    Attributes:
+        config: All settings; an ``ObjectiveConfig`` of the objective's own class.
+        loss_meaning: Half a sentence on the loss, for the model card.
+        picture_meaning: A sentence on ``picture``, for the model card.
+    """
+
+    config: Any
+    loss_meaning: ClassVar[str]
+    picture_meaning: ClassVar[str] = ""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+
+    @property
+    @abstractmethod
+    def encoders(self) -> Mapping[str, Encoder]:
+        """Frozen copies of what is trained, as it is now, by the name of the folder each one goes to.
+
+        Their provenance says "name"; whoever writes them adds the rest.
+        """
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, or the first of several."""
+        return next(iter(self.encoders.values()))
+
+    @abstractmethod
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Draw fresh weights."""
+
+    @abstractmethod
+    def samples(self, *, crop_scale: float) -> SampleMaker:
+        """Say how an image becomes a sample.
+
+        Args:
+            crop_scale: Smallest area of a crop as a share of the image; 1 takes whole images, for measuring.
+        """
+
+    def before_step(self, step: int, steps: int) -> None:
+        """Do what must be done before each optimiser step, such as moving a momentum network."""
+
+    def baselines(self, train: Iterable[Batch], held_out: Iterable[Batch]) -> dict[str, float]:
+        """Held-out losses of predictions that look at nothing, by name; none unless the objective knows some."""
+        del train, held_out
+        return {}
+
+    def picture(self, batch: Batch) -> Image.Image | None:
+        """Show what the model makes of a batch; None where there is nothing to see."""
+        del batch
+        return None
