@@ -1,8 +1,6 @@
-"""Reading and writing encoder weights: our folders, Hugging Face's layout, Meta's ``.pth``.
+"""Reading and writing encoder weights: our folders, Hugging Face's layout, Meta's ``.pth``."""
 
-Inside the library, weights carry Meta's key names; every other spelling is renamed on the way in.
-"""
-
+import copy
 import json
 import logging
 import os
@@ -23,41 +21,16 @@ from torch import Tensor
 
 from pixio_robot.encoder import ENCODERS, Encoder, EncoderSpec
 from pixio_robot.errors import CheckpointError, SettingError, UnknownNameError
+from pixio_robot.foreign import READERS, ForeignBackbone, read_folder, wrap_model
+from pixio_robot.layouts import MODEL_TYPES, config_of, is_encoder_key, spec_of, to_hub_layout, to_meta_layout
 
 logger = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parent / "shipped"
 HUB_NAMES = {f"pixio_{size}": f"facebook/pixio-{size}" for size in ("vitb16", "vitl16", "vith16", "vit1b16", "vit5b16")}
+HUB_NAMES |= {"mae_vitb16": "facebook/vit-mae-base", "mae_vitl16": "facebook/vit-mae-large"}
+HUB_NAMES |= {"mae_vith14": "facebook/vit-mae-huge"}
 OUR_BLOCK = "pixio_robot"
-
-# Hugging Face's spelling -> Meta's. transformers renamed its modules more than once; files keep any of these names.
-_RENAMES = [
-    (r"^pixio\.", ""),
-    (r"^embeddings\.cls_token$", "cls_token"),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^layernorm\.", "norm."),
-    (r"^(?:encoder\.layer|encoder\.layers|layers|layer)\.(\d+)\.", r"blocks.\1."),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
-    (r"\.attention\.output\.dense\.|\.attention\.o_proj\.", ".attn.proj."),
-    (r"\.attention\.(?:attention\.)?(query|key|value)\.", r".attn.\1."),
-    (r"\.attention\.q_proj\.", ".attn.query."),
-    (r"\.attention\.k_proj\.", ".attn.key."),
-    (r"\.attention\.v_proj\.", ".attn.value."),
-    (r"\.intermediate\.dense\.", ".mlp.fc1."),
-    (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-]
-# Meta's spelling -> the one of the files on the hub.
-_HUB_RENAMES = [
-    (r"^cls_token$", "embeddings.cls_token"),
-    (r"^pos_embed$", "embeddings.position_embeddings"),
-    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
-    (r"^norm\.", "layernorm."),
-    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layer.\1.attention.output.dense."),
-    (r"^blocks\.(\d+)\.attn\.(query|key|value)\.", r"encoder.layer.\1.attention.attention.\2."),
-    (r"^blocks\.(\d+)\.", r"encoder.layer.\1."),
-]
 
 
 def load_encoder(
@@ -86,13 +59,12 @@ def load_encoder(
     """
     path, provenance = _locate(str(name_or_path))
     if path.is_dir():
-        spec, state, facts = _read_folder(path)
-        provenance |= facts
+        encoder = _read_folder(path, provenance)
     else:
         spec, state = _read_meta_file(path, heads)
-    encoder = _build(spec, state, provenance, source=path)
+        encoder = _build(spec, state, provenance, source=path)
     fingerprint = encoder.fingerprint  # of the weights as stored, before any cast
-    if provenance.get("sha256", fingerprint) != fingerprint:
+    if encoder.provenance.get("sha256", fingerprint) != fingerprint:
         logger.warning("%s: the weights were changed after the sha256 in config.json was written.", path)
         encoder.provenance["sha256"] = fingerprint
     logger.info("Loaded %s, licence: %s.", name_or_path, encoder.provenance.get("licence", "not stated"))
@@ -100,32 +72,21 @@ def load_encoder(
 
 
 def write_folder(encoder: Encoder, folder: Path, *, dtype: torch.dtype | None) -> None:
-    """Write an encoder in Hugging Face's Pixio layout; see ``Encoder.save_pretrained``."""
-    state = {key: value.detach().cpu() for key, value in encoder.vit.state_dict().items()}
-    state = {key: value.to(dtype or value.dtype).contiguous() for key, value in state.items()}
-    stored = _build(encoder.spec, state, {}, source=folder)
-    spec = encoder.spec
-    config = {
-        "architectures": ["PixioModel"],
-        "model_type": "pixio",
-        "hidden_size": spec.width,
-        "num_hidden_layers": spec.depth,
-        "num_attention_heads": spec.heads,
-        "mlp_ratio": spec.mlp_ratio,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
-        "image_size": spec.image_size,
-        "patch_size": spec.patch_size,
-        "num_channels": 3,
-        "qkv_bias": True,
-        "n_cls_tokens": spec.class_tokens,
-        "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
-        OUR_BLOCK: encoder.provenance | {"sha256": stored.fingerprint},
-    }
+    """Write an encoder in Hugging Face's layout of its family; see ``Encoder.save_pretrained``."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
         weights, text = Path(scratch, "model.safetensors"), Path(scratch, "config.json")
-        save_file(_to_hub_layout(state), weights, metadata={"format": "pt"})
+        if isinstance(encoder.backbone, ForeignBackbone):
+            stored = copy.deepcopy(encoder.backbone.model).cpu().to(dtype)
+            stored.save_pretrained(scratch, max_shard_size="1TB")
+            config, fingerprint = json.loads(text.read_text()), wrap_model(stored.float()).fingerprint
+        else:
+            state = {key: value.detach().cpu() for key, value in encoder.backbone.state_dict().items()}
+            state = {key: value.to(dtype or value.dtype).contiguous() for key, value in state.items()}
+            save_file(to_hub_layout(state, encoder.spec.family), weights, metadata={"format": "pt"})
+            config = config_of(encoder.spec) | {"dtype": str(next(iter(state.values())).dtype).removeprefix("torch.")}
+            fingerprint = _build(encoder.spec, state, {}, source=folder).fingerprint
+        config[OUR_BLOCK] = encoder.provenance | {"sha256": fingerprint}
         text.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         shutil.copymode(text, weights)  # safetensors lets nobody else read what it writes
         os.replace(weights, folder / weights.name)
@@ -171,7 +132,7 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _read_folder(folder: Path) -> tuple[EncoderSpec, dict[str, Tensor], dict[str, Any]]:
+def _read_folder(folder: Path, provenance: Mapping[str, Any]) -> Encoder:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise CheckpointError(f"{folder} holds no config.json; an encoder folder has one beside its safetensors.")
@@ -179,23 +140,17 @@ def _read_folder(folder: Path) -> tuple[EncoderSpec, dict[str, Tensor], dict[str
         config = json.loads(config_file.read_text())
     except ValueError as error:
         raise CheckpointError(f"{config_file} is not JSON: {error}.") from error
-    if config.get("model_type") != "pixio":
-        raise CheckpointError(
-            f"{folder} holds a model of type {config.get('model_type')!r}; this reads 'pixio' folders."
-        )
+    kind, facts = config.get("model_type"), {**provenance, **_facts(folder, config)}
+    if kind in READERS:
+        return read_folder(folder, facts)
+    if kind not in MODEL_TYPES:
+        known = ", ".join(sorted([*MODEL_TYPES, *READERS]))
+        raise CheckpointError(f"{folder} holds a model of type {kind!r}; those that are read: {known}.")
     try:
-        spec = EncoderSpec(
-            width=config["hidden_size"],
-            depth=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            patch_size=config["patch_size"],
-            image_size=config["image_size"],
-            class_tokens=config["n_cls_tokens"],
-            mlp_ratio=config.get("mlp_ratio", 4),
-        )
+        spec = spec_of(config)
     except (KeyError, SettingError) as error:
-        raise CheckpointError(f"{config_file} does not describe a Pixio encoder: {error}") from error
-    return spec, _to_meta_layout(_read_safetensors(folder)), _facts(folder, config)
+        raise CheckpointError(f"{config_file} does not describe an encoder of type {kind!r}: {error}") from error
+    return _build(spec, to_meta_layout(_read_safetensors(folder)), facts, source=folder)
 
 
 def _facts(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,14 +192,12 @@ def _read_meta_file(path: Path, heads: int | None) -> tuple[EncoderSpec, dict[st
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint: {error}") from error
     state = loaded.get("model", loaded) if isinstance(loaded, Mapping) else {}
-    state = {key: value for key, value in state.items() if isinstance(value, Tensor) and _is_encoder_key(key)}
+    state = {key: value for key, value in state.items() if isinstance(value, Tensor) and is_encoder_key(key)}
     if not {"cls_token", "pos_embed", "patch_embed.proj.weight"} <= state.keys():
-        raise CheckpointError(f"{path} is not a Pixio encoder: it lacks cls_token, pos_embed or patch_embed.proj.")
+        raise CheckpointError(
+            f"{path} is neither a Pixio nor an MAE encoder: it lacks cls_token, pos_embed or patch_embed.proj."
+        )
     return _spec_of(state, heads, path), state
-
-
-def _is_encoder_key(key: str) -> bool:
-    return key in ("cls_token", "pos_embed") or key.startswith(("patch_embed.", "blocks.", "norm."))
 
 
 def _spec_of(state: Mapping[str, Tensor], heads: int | None, path: Path) -> EncoderSpec:
@@ -253,6 +206,8 @@ def _spec_of(state: Mapping[str, Tensor], heads: int | None, path: Path) -> Enco
     depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
     class_tokens = state["cls_token"].shape[1]
     side = round((state["pos_embed"].shape[1] - class_tokens) ** 0.5)
+    positions = state["pos_embed"][:, :class_tokens]
+    family = "mae" if class_tokens == 1 and not positions.any() else "pixio"  # MAE's class token has no position
     known = [spec.heads for spec in ENCODERS.values() if (spec.width, spec.depth) == (width, depth)]
     if heads is None and not known:
         raise CheckpointError(
@@ -261,6 +216,7 @@ def _spec_of(state: Mapping[str, Tensor], heads: int | None, path: Path) -> Enco
         )
     try:
         return EncoderSpec(
+            family=family,
             width=width,
             depth=depth,
             heads=heads or known[0],
@@ -270,7 +226,7 @@ def _spec_of(state: Mapping[str, Tensor], heads: int | None, path: Path) -> Enco
             mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] // width,
         )
     except (KeyError, SettingError) as error:
-        raise CheckpointError(f"{path} is not a Pixio encoder: {error}") from error
+        raise CheckpointError(f"{path} is neither a Pixio nor an MAE encoder: {error}") from error
 
 
 def _build(spec: EncoderSpec, state: dict[str, Tensor], provenance: Mapping[str, Any], *, source: Path) -> Encoder:
@@ -278,36 +234,8 @@ def _build(spec: EncoderSpec, state: dict[str, Tensor], provenance: Mapping[str,
         encoder = Encoder(spec, provenance=provenance)
     state = {key: value.float() for key, value in state.items()}
     try:
-        encoder.vit.load_state_dict(state, assign=True)
+        encoder.backbone.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{source} does not hold the weights that its sizes promise: {error}") from error
     encoder.requires_grad_(False)
     return encoder
-
-
-def _rename(key: str, renames: list[tuple[str, str]]) -> str:
-    for pattern, replacement in renames:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
-def _to_meta_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename Hugging Face's keys, and fuse query, key and value."""
-    renamed = {_rename(key, _RENAMES): value for key, value in state.items()}
-    for key in [key for key in renamed if ".attn.query." in key]:
-        parts = [key.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-        if all(part in renamed for part in parts):
-            renamed[key.replace(".query.", ".qkv.")] = torch.cat([renamed.pop(part) for part in parts])
-    return renamed
-
-
-def _to_hub_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Split the fused projection, and rename Meta's keys as the files on the hub spell them."""
-    split: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if ".attn.qkv." in key:
-            for part, rows in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                split[key.replace(".qkv.", f".{part}.")] = rows.contiguous()
-        else:
-            split[key] = value
-    return {_rename(key, _HUB_RENAMES): value for key, value in split.items()}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.images import check_images, normalize
-from pixio_robot.nn import VisionTransformer
+from pixio_robot.nn import Backbone, VisionTransformer
 from pixio_robot.tokens import Tokens
 
 
@@ -21,15 +21,17 @@ class EncoderSpec:
     """The sizes of an encoder: everything needed to build it, nothing about its weights.
 
     Attributes:
+        family: Kind of network: "pixio", "mae", or a key of ``foreign.READERS``.
         width: Token width d.
-        depth: Number of transformer blocks.
-        heads: Attention heads per block; must divide the width.
-        patch_size: Patch side in pixels.
+        depth: Number of transformer blocks, or stages of a convolutional network.
+        heads: Attention heads per block; must divide the width. 1 where there are none.
+        patch_size: Side in pixels of the square that one patch token stands for.
         image_size: Native image side in pixels; other sizes interpolate the positions.
-        class_tokens: Number of class tokens.
+        class_tokens: Number of class tokens; 0 where the family has none.
         mlp_ratio: Hidden width of each MLP as a multiple of d.
     """
 
+    family: str = "pixio"
     width: int
     depth: int
     heads: int
@@ -40,8 +42,9 @@ class EncoderSpec:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not isinstance(value, int) or value < 1:
-                raise SettingError(f"An encoder's {name} must be a whole number of at least 1, not {value!r}.")
+            least = 0 if name == "class_tokens" and self.family not in ("pixio", "mae") else 1
+            if name != "family" and (not isinstance(value, int) or value < least):
+                raise SettingError(f"An encoder's {name} must be a whole number of at least {least}, not {value!r}.")
         if self.width % self.heads:
             raise SettingError(f"{self.heads} heads do not divide a width of {self.width}.")
         if self.image_size % self.patch_size:
@@ -51,7 +54,10 @@ class EncoderSpec:
             )
 
 
-# Pixio's published sizes (arXiv 2512.15715; the first five of Hugging Face's facebook/pixio-*) and two small ones.
+_MAE: dict[str, Any] = {"family": "mae", "image_size": 224, "class_tokens": 1}
+
+# Pixio's published sizes (arXiv 2512.15715; the first five of Hugging Face's facebook/pixio-*) and two small ones;
+# MAE's (arXiv 2111.06377) and the same small ones.
 ENCODERS: dict[str, EncoderSpec] = {
     "pixio_vit5b16": EncoderSpec(width=3072, depth=48, heads=32),
     "pixio_vit1b16": EncoderSpec(width=1536, depth=48, heads=24),
@@ -60,36 +66,47 @@ ENCODERS: dict[str, EncoderSpec] = {
     "pixio_vitb16": EncoderSpec(width=768, depth=12, heads=12),
     "pixio_vits16": EncoderSpec(width=384, depth=12, heads=6),
     "pixio_vitt16": EncoderSpec(width=192, depth=12, heads=3),
+    "mae_vith14": EncoderSpec(width=1280, depth=32, heads=16, patch_size=14, **_MAE),
+    "mae_vitl16": EncoderSpec(width=1024, depth=24, heads=16, **_MAE),
+    "mae_vitb16": EncoderSpec(width=768, depth=12, heads=12, **_MAE),
+    "mae_vits16": EncoderSpec(width=384, depth=12, heads=6, **_MAE),
+    "mae_vitt16": EncoderSpec(width=192, depth=12, heads=3, **_MAE),
 }
 
 
 class Encoder(nn.Module):
-    """A frozen Pixio encoder.
+    """A frozen encoder.
 
     Frozen means frozen: it stays in evaluation mode whatever ``train()`` is called around it, its parameters take no
     gradient, and its outputs carry none.
 
     Args:
         spec: The sizes.
-        vit: The backbone; built from the spec, with fresh weights, when absent.
+        backbone: The network; built from the spec, with fresh weights, when absent.
         provenance: What is known of the weights: name, licence, training facts. Written to ``config.json``.
 
     Attributes:
         spec: The sizes.
+        backbone: The network.
         provenance: What is known of the weights.
+
+    Raises:
+        SettingError: If the backbone is absent and the family is not one that is built here.
     """
 
     def __init__(
         self,
         spec: EncoderSpec,
-        vit: VisionTransformer | None = None,
+        backbone: Backbone | None = None,
         *,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.provenance = dict(provenance or {})
-        self.vit = VisionTransformer(**asdict(spec)) if vit is None else vit
+        if backbone is None and spec.family not in ("pixio", "mae"):
+            raise SettingError(f"Encoders of family {spec.family!r} are not built from sizes; load one.")
+        self.backbone: Backbone = VisionTransformer(**asdict(spec)) if backbone is None else backbone
         self.requires_grad_(False)
         self.eval()
         self._fingerprint: str | None = None
@@ -133,16 +150,9 @@ class Encoder(nn.Module):
             raise SettingError(f"blocks={list(blocks)}: choose from 0 to {depth - 1}, or -{depth} to -1.")
         if not torch.compiler.is_compiling():
             check_images(images, self.spec.patch_size)
-        device, dtype = self.vit.cls_token.device, self.vit.cls_token.dtype
-        grid = (images.shape[2] // self.spec.patch_size, images.shape[3] // self.spec.patch_size)
-        x = torch.cat(self.vit.embed(normalize(images.to(device), dtype)), dim=1)
-        found: dict[int, Tokens] = {}
-        for index, block in enumerate(self.vit.blocks[: max(wanted) + 1]):
-            x = block(x)
-            if index in wanted:
-                out = self.vit.norm(x) if norm else x
-                found[index] = Tokens(out[:, : self.spec.class_tokens], out[:, self.spec.class_tokens :], grid)
-        return [found[block] for block in wanted]
+        weight = next(self.backbone.parameters())
+        pixels = normalize(images.to(weight.device), weight.dtype)
+        return self.backbone.tokens_after(pixels, wanted, norm=norm)
 
     @property
     def fingerprint(self) -> str:
@@ -152,16 +162,16 @@ class Encoder(nn.Module):
         """
         if self._fingerprint is None:
             digest = hashlib.sha256(json.dumps(asdict(self.spec), sort_keys=True).encode())
-            for key, value in sorted(self.vit.state_dict().items()):
+            for key, value in sorted(self.backbone.state_dict().items()):
                 digest.update(f"{key}{list(value.shape)}".encode())
                 digest.update(value.detach().float().cpu().contiguous().numpy().data)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write ``config.json`` and ``model.safetensors`` in Hugging Face's Pixio layout.
+        """Write ``config.json`` and ``model.safetensors`` in Hugging Face's layout of the family.
 
-        ``transformers.PixioModel.from_pretrained(folder)`` reads it, and so does ``load_encoder(folder)``.
+        ``transformers.AutoModel.from_pretrained(folder)`` reads it, and so does ``load_encoder(folder)``.
 
         Args:
             folder: Made if absent. Both files appear whole or not at all.
@@ -193,5 +203,5 @@ def create_encoder(name: str, *, seed: int | None = None, **overrides: int) -> E
     spec = replace(ENCODERS[name], **overrides)
     encoder = Encoder(spec, provenance={"name": name, "weights": f"random, seed {seed}"})
     if seed is not None:
-        encoder.vit.initialize(torch.Generator().manual_seed(seed))
+        encoder.backbone.initialize(torch.Generator().manual_seed(seed))
     return encoder

@@ -8,9 +8,15 @@ Letters used for sizes in comments and docstrings, all over the library:
 Parameter names are those of Meta's Pixio checkpoints, so weights move by key, never by a copied class.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pixio_robot.errors import SettingError
+from pixio_robot.tokens import Tokens
 
 NORM_EPS = 1e-6
 
@@ -116,10 +122,57 @@ def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     return table.permute(0, 2, 3, 1).reshape(1, grid[0] * grid[1], d).to(positions.dtype)
 
 
-class VisionTransformer(nn.Module):
-    """The Pixio backbone (arXiv 2512.15715, section 3): several class tokens, learned absolute positions.
+def sincos_positions(width: int, grid: int, class_tokens: int = 0) -> Tensor:
+    """Build MAE's fixed position table: two-dimensional sines and cosines.
+
+    The first half of the channels encodes the column and the second half the row; each half is [sin | cos] of the
+    coordinate times 10000^(-k / (width / 4)), k = 0 .. width / 4 - 1 (arXiv 1706.03762, section 3.5, once per axis).
 
     Args:
+        width: Token width d; a multiple of 4.
+        grid: Patches per image side.
+        class_tokens: Rows of zeros in front.
+
+    Returns:
+        float32 [1 c+n d], patches row-major.
+
+    Raises:
+        SettingError: If the width is not a multiple of 4.
+    """
+    if width % 4:
+        raise SettingError(
+            f"4 must divide the width of sin-cos positions, not {width}; nearest: {round(width / 4) * 4}."
+        )
+    rates = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * rates  # grid d/4
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # grid d/2
+    columns, rows = axis.repeat(grid, 1), axis.repeat_interleave(grid, dim=0)
+    table = F.pad(torch.cat([columns, rows], dim=1), (0, 0, class_tokens, 0))
+    return table.float()[None]
+
+
+class Backbone(nn.Module, ABC):
+    """The network inside an encoder."""
+
+    @abstractmethod
+    def tokens_after(self, images: Tensor, blocks: Sequence[int], *, norm: bool) -> list[Tokens]:
+        """Encode normalised images [b 3 h w] and give the tokens after each of ``blocks``, counted from 0.
+
+        The final norm, where there is one, is applied to each of them, or to none.
+        """
+
+    @abstractmethod
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Draw fresh weights."""
+
+
+class VisionTransformer(Backbone):
+    """The backbone of Pixio (arXiv 2512.15715, section 3) and of MAE (arXiv 2111.06377).
+
+    Pixio has several class tokens and learned absolute positions; MAE's positions are fixed (``sincos_positions``).
+
+    Args:
+        family: "pixio" or "mae": which positions.
         width: Token width d.
         depth: Number of blocks.
         heads: Attention heads per block.
@@ -136,6 +189,7 @@ class VisionTransformer(nn.Module):
         width: int,
         depth: int,
         heads: int,
+        family: str = "pixio",
         patch_size: int = 16,
         image_size: int = 256,
         class_tokens: int = 8,
@@ -143,10 +197,12 @@ class VisionTransformer(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        self.family = family
         self.patch_size = patch_size
         self.class_tokens = class_tokens
         self.cls_token = nn.Parameter(torch.zeros(1, class_tokens, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, class_tokens + (image_size // patch_size) ** 2, width))
+        positions = torch.zeros(1, class_tokens + (image_size // patch_size) ** 2, width)
+        self.pos_embed = nn.Parameter(positions, requires_grad=family != "mae")
         self.patch_embed = PatchEmbed(width, patch_size)
         rates = [drop_path * index / max(1, depth - 1) for index in range(depth)]
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in rates)
@@ -162,7 +218,11 @@ class VisionTransformer(nn.Module):
             bound = proj.weight[0].numel() ** -0.5
             nn.init.uniform_(proj.bias, -bound, bound, generator=generator)
         nn.init.normal_(self.cls_token, std=0.02, generator=generator)
-        nn.init.normal_(self.pos_embed, std=0.02, generator=generator)
+        if self.family == "mae":
+            grid = round((self.pos_embed.shape[1] - self.class_tokens) ** 0.5)
+            self.pos_embed.copy_(sincos_positions(self.pos_embed.shape[2], grid, self.class_tokens))
+        else:
+            nn.init.normal_(self.pos_embed, std=0.02, generator=generator)
         initialize_blocks(self.blocks, generator)
         nn.init.ones_(self.norm.weight)
         nn.init.zeros_(self.norm.bias)
@@ -180,6 +240,18 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Encode normalised images [b 3 h w] into tokens [b c+n d], class tokens first, final norm applied."""
         return self.transform(torch.cat(self.embed(images), dim=1))
+
+    def tokens_after(self, images: Tensor, blocks: Sequence[int], *, norm: bool) -> list[Tokens]:
+        """Encode normalised images; see ``Backbone``."""
+        grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
+        x = torch.cat(self.embed(images), dim=1)
+        found: dict[int, Tokens] = {}
+        for index, block in enumerate(self.blocks[: max(blocks) + 1]):
+            x = block(x)
+            if index in blocks:
+                out = self.norm(x) if norm else x
+                found[index] = Tokens(out[:, : self.class_tokens], out[:, self.class_tokens :], grid)
+        return [found[block] for block in blocks]
 
     def transform(self, x: Tensor) -> Tensor:
         """Run all blocks and the final norm on embedded tokens [b n d], whichever were kept."""

@@ -34,7 +34,7 @@ class PixioACTConfig(ACTConfig):
 
     encoder: str = "shipped:pixio_vitt16"
     encoder_hash: str | None = None
-    encoder_spec: dict[str, int] | None = None
+    encoder_spec: dict[str, int | str] | None = None
     image_size: int | None = None
     classes: Literal["each", "mean", "concat", "none"] = "each"
     patches: Literal["average", "attention", "spatial_softmax", "none"] = "average"

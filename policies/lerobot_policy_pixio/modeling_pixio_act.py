@@ -7,7 +7,7 @@ adapter has done all three before ACT starts, for all cameras at once, so the at
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -145,7 +145,9 @@ class PixioACTPolicy(ACTPolicy):
 def _find_encoder(config: PixioACTConfig, given: Encoder | None) -> Encoder:
     """Get the encoder of a new policy and note who it is, or that of an old one and check that it is the same."""
     if given is None and config.encoder_spec is not None:
-        return Encoder(EncoderSpec(**config.encoder_spec))  # the checkpoint will fill it; its first use checks that
+        return Encoder(
+            EncoderSpec(**cast("Any", config.encoder_spec))
+        )  # the checkpoint will fill it; its first use checks that
     encoder = given or load_encoder(config.encoder)
     config.encoder_hash = config.encoder_hash or encoder.fingerprint
     config.encoder_spec = asdict(encoder.spec) if config.save_backbone else None

@@ -155,7 +155,7 @@ def _probe(encoder: Encoder, run: Run) -> str:
     if run.frames.tasks is None:
         return ""
     random = Encoder(encoder.spec)
-    random.vit.initialize(torch.Generator().manual_seed(0))
+    random.backbone.initialize(torch.Generator().manual_seed(0))
     results: dict[str, ProbeResult] = {}
     for name, candidate in (("trained", encoder), ("random", random.to(run.config.device))):
         results[name] = probe_task(candidate, run.frames, run.train_views.indices, run.held_out_views.indices)

@@ -14,7 +14,7 @@ def encoder() -> Encoder:
     made = create_encoder("pixio_vitt16", seed=0, **TINY)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
-        for parameter in made.vit.parameters():
+        for parameter in made.backbone.parameters():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
     return made
 

@@ -128,6 +128,6 @@ def test_rows_and_cameras_that_do_not_exist_are_refused(encoder, tmp_path):
 
 def test_features_that_overflow_are_refused_before_they_are_stored(encoder, tmp_path):
     with torch.no_grad():
-        encoder.vit.norm.weight.fill_(1e6)
+        encoder.backbone.norm.weight.fill_(1e6)
     with pytest.raises(CacheError, match="overflows float16"):
         build_cache(tmp_path / "cache", encoder, Frames())

@@ -13,7 +13,7 @@ from pixio_robot.errors import CheckpointError, UnknownNameError
 
 
 def states_equal(one, other) -> bool:
-    left, right = one.vit.state_dict(), other.vit.state_dict()
+    left, right = one.backbone.state_dict(), other.backbone.state_dict()
     return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
@@ -44,7 +44,10 @@ def test_both_spellings_of_query_key_value_are_read(encoder, tmp_path, spelling)
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_metas_layout_is_read_bit_equal_and_its_decoder_ignored(encoder, tmp_path, wrapped):
-    state = dict(encoder.vit.state_dict()) | {"mask_token": torch.zeros(1, 1, 8), "decoder_norm.weight": torch.ones(8)}
+    state = dict(encoder.backbone.state_dict()) | {
+        "mask_token": torch.zeros(1, 1, 8),
+        "decoder_norm.weight": torch.ones(8),
+    }
     torch.save({"model": state, "epoch": 3} if wrapped else state, tmp_path / "pixio.pth")
     back = load_encoder(tmp_path / "pixio.pth", heads=4)
     assert states_equal(encoder, back)
@@ -53,12 +56,12 @@ def test_metas_layout_is_read_bit_equal_and_its_decoder_ignored(encoder, tmp_pat
 
 def test_metas_layout_of_a_published_size_needs_no_head_count(tmp_path):
     encoder = create_encoder("pixio_vitt16", seed=0)
-    torch.save(encoder.vit.state_dict(), tmp_path / "tiny.pth")
+    torch.save(encoder.backbone.state_dict(), tmp_path / "tiny.pth")
     assert load_encoder(tmp_path / "tiny.pth").spec == encoder.spec
 
 
 def test_metas_layout_of_an_unknown_size_asks_for_the_head_count(encoder, tmp_path):
-    torch.save(encoder.vit.state_dict(), tmp_path / "pixio.pth")
+    torch.save(encoder.backbone.state_dict(), tmp_path / "pixio.pth")
     with pytest.raises(CheckpointError, match="pass heads="):
         load_encoder(tmp_path / "pixio.pth")
 
@@ -125,7 +128,7 @@ def test_truncated_files_are_refused(encoder, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match="truncated"):
         load_encoder(tmp_path / "folder")
-    torch.save(encoder.vit.state_dict(), tmp_path / "whole.pth")
+    torch.save(encoder.backbone.state_dict(), tmp_path / "whole.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match="truncated"):
         load_encoder(tmp_path / "cut.pth")
@@ -133,7 +136,7 @@ def test_truncated_files_are_refused(encoder, tmp_path):
 
 def test_foreign_checkpoints_are_refused(encoder, tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "linear.pth")
-    with pytest.raises(CheckpointError, match="not a Pixio encoder"):
+    with pytest.raises(CheckpointError, match="neither a Pixio nor an MAE encoder"):
         load_encoder(tmp_path / "linear.pth")
     encoder.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

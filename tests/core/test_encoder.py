@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import PixioConfig, PixioModel
+from transformers import PixioConfig, PixioModel, ViTMAEConfig, ViTMAEModel
 
 from pixio_robot import ENCODERS, create_encoder
 from pixio_robot.errors import ImageError, SettingError, UnknownNameError
@@ -76,11 +76,14 @@ def test_published_sizes_have_the_published_number_of_parameters(name):
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_row_matches_a_transformers_configuration(name):
     spec = ENCODERS[name]
-    config = PixioConfig(
-        hidden_size=spec.width, num_hidden_layers=spec.depth, num_attention_heads=spec.heads, image_size=256
-    )
+    sizes = {"hidden_size": spec.width, "num_hidden_layers": spec.depth, "num_attention_heads": spec.heads}
+    if name.startswith("mae"):
+        sizes |= {"image_size": 224, "patch_size": spec.patch_size, "intermediate_size": 4 * spec.width}
+    else:
+        sizes |= {"image_size": 256}
     with torch.device("meta"):
-        ours, theirs = create_encoder(name), PixioModel(config)
+        ours = create_encoder(name)
+        theirs = ViTMAEModel(ViTMAEConfig(**sizes)) if name.startswith("mae") else PixioModel(PixioConfig(**sizes))
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 

@@ -77,7 +77,7 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoders") / "tiny"
     made = create_encoder("pixio_vitt16", seed=0, width=32, depth=2, heads=2, image_size=SIDE)
     with torch.no_grad():
-        for parameter in made.vit.parameters():
+        for parameter in made.backbone.parameters():
             parameter.mul_(4.0)  # fresh weights are so small that all pictures look alike
     made.save_pretrained(folder)
     return folder
