@@ -1,6 +1,5 @@
 """Reading and writing encoder weights: our folders, Hugging Face's layout, Meta's ``.pth``."""
 
-import copy
 import json
 import logging
 import os
@@ -19,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pixio_robot import foreign
 from pixio_robot.encoder import ENCODERS, Encoder, EncoderSpec
 from pixio_robot.errors import CheckpointError, SettingError, UnknownNameError
-from pixio_robot.foreign import READERS, ForeignBackbone, read_folder, wrap_model
 from pixio_robot.layouts import MODEL_TYPES, config_of, is_encoder_key, spec_of, to_hub_layout, to_meta_layout
 
 logger = logging.getLogger(__name__)
@@ -46,9 +45,11 @@ def load_encoder(
         name_or_path: One of
 
             - "shipped:pixio_vitt16": an encoder that comes with this package;
-            - a folder written by ``Encoder.save_pretrained`` or by transformers;
-            - a ``.pth`` file in Meta's layout;
-            - a name of the Hugging Face Hub, such as "facebook/pixio-vitb16", or its short form "pixio_vitb16".
+            - a folder written by ``Encoder.save_pretrained`` or by transformers: Pixio, ViTMAE, or a model type in
+              ``foreign.READERS`` (DINOv2, DINOv3, SigLIP, ViT, ResNet, timm), which needs the extra "transformers";
+            - a ``.pth`` file in Meta's layout of Pixio or MAE;
+            - a name of the Hugging Face Hub, such as "facebook/pixio-vitb16", or its short form "pixio_vitb16";
+            - "timm:NAME", a model of timm, such as "timm:vit_small_patch16_224.augreg_in21k".
         device: Where the encoder lives; the CPU when absent.
         dtype: What it computes in; float32 when absent, whatever the file stores.
         heads: Attention heads, for a ``.pth`` whose sizes are not in ``ENCODERS`` (the file does not say).
@@ -76,10 +77,9 @@ def write_folder(encoder: Encoder, folder: Path, *, dtype: torch.dtype | None) -
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
         weights, text = Path(scratch, "model.safetensors"), Path(scratch, "config.json")
-        if isinstance(encoder.backbone, ForeignBackbone):
-            stored = copy.deepcopy(encoder.backbone.model).cpu().to(dtype)
-            stored.save_pretrained(scratch, max_shard_size="1TB")
-            config, fingerprint = json.loads(text.read_text()), wrap_model(stored.float()).fingerprint
+        if isinstance(encoder.backbone, foreign.ForeignBackbone):
+            fingerprint = foreign.write_folder(encoder, Path(scratch), dtype=dtype)
+            config = json.loads(text.read_text())
         else:
             state = {key: value.detach().cpu() for key, value in encoder.backbone.state_dict().items()}
             state = {key: value.to(dtype or value.dtype).contiguous() for key, value in state.items()}
@@ -89,8 +89,8 @@ def write_folder(encoder: Encoder, folder: Path, *, dtype: torch.dtype | None) -
         config[OUR_BLOCK] = encoder.provenance | {"sha256": fingerprint}
         text.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         shutil.copymode(text, weights)  # safetensors lets nobody else read what it writes
-        os.replace(weights, folder / weights.name)
-        os.replace(text, folder / text.name)
+        for file in sorted(Path(scratch).iterdir(), key=lambda file: file == text):  # config.json comes last
+            os.replace(file, folder / file.name)
 
 
 def _locate(name: str) -> tuple[Path, dict[str, Any]]:
@@ -100,6 +100,8 @@ def _locate(name: str) -> tuple[Path, dict[str, Any]]:
         if name.removeprefix("shipped:") not in shipped:
             raise UnknownNameError("shipped encoder", name, [f"shipped:{key}" for key in shipped])
         return shipped[name.removeprefix("shipped:")], {"name": name}
+    if name.startswith("timm:"):
+        return _download(f"timm/{name.removeprefix('timm:')}"), {"name": name}
     path = Path(name).expanduser()
     if path.exists():
         return path, {"name": path.name}
@@ -118,7 +120,7 @@ def _locate(name: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _download(name: str) -> Path:
-    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", "README.md"]
+    wanted = ["config.json", foreign.PROCESSOR, "*.safetensors", "*.safetensors.index.json", "README.md"]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except LocalEntryNotFoundError as error:
@@ -140,11 +142,11 @@ def _read_folder(folder: Path, provenance: Mapping[str, Any]) -> Encoder:
         config = json.loads(config_file.read_text())
     except ValueError as error:
         raise CheckpointError(f"{config_file} is not JSON: {error}.") from error
-    kind, facts = config.get("model_type"), {**provenance, **_facts(folder, config)}
-    if kind in READERS:
-        return read_folder(folder, facts)
+    kind, facts = foreign.model_type(config), {**provenance, **_facts(folder, config)}
+    if foreign.readable(kind):
+        return foreign.read_folder(folder, str(kind), facts)
     if kind not in MODEL_TYPES:
-        known = ", ".join(sorted([*MODEL_TYPES, *READERS]))
+        known = ", ".join(sorted([*MODEL_TYPES, *foreign.READERS]))
         raise CheckpointError(f"{folder} holds a model of type {kind!r}; those that are read: {known}.")
     try:
         spec = spec_of(config)

@@ -151,17 +151,18 @@ class Encoder(nn.Module):
         if not torch.compiler.is_compiling():
             check_images(images, self.spec.patch_size)
         weight = next(self.backbone.parameters())
-        pixels = normalize(images.to(weight.device), weight.dtype)
+        pixels = normalize(images.to(weight.device), weight.dtype, self.backbone.statistics)
         return self.backbone.tokens_after(pixels, wanted, norm=norm)
 
     @property
     def fingerprint(self) -> str:
-        """Sha-256 over the sizes and the weights: equal if and only if two encoders compute the same features.
+        """Sha-256 over sizes, pixel statistics and weights: equal if two encoders compute the same features, else not.
 
         Taken once, over the weights as they were loaded, so that casting the encoder does not change its name.
         """
         if self._fingerprint is None:
-            digest = hashlib.sha256(json.dumps(asdict(self.spec), sort_keys=True).encode())
+            facts = asdict(self.spec) | {"statistics": self.backbone.statistics}
+            digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
             for key, value in sorted(self.backbone.state_dict().items()):
                 digest.update(f"{key}{list(value.shape)}".encode())
                 digest.update(value.detach().float().cpu().contiguous().numpy().data)

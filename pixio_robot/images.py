@@ -1,13 +1,27 @@
 """Images on their way into an encoder: checked and normalised here and nowhere else."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pixio_robot.errors import ImageError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+
+class PixelStatistics(NamedTuple):
+    """What pixels in [0, 1] are normalised by, per channel: red, green, blue."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def like(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Give both as float32 [3 1 1], on the images' device."""
+        mean, std = (torch.tensor(row, device=images.device).view(3, 1, 1) for row in self)
+        return mean, std
+
+
+IMAGENET_STATISTICS = PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def check_images(images: Tensor, patch_size: int) -> None:
@@ -48,18 +62,16 @@ def check_images(images: Tensor, patch_size: int) -> None:
         raise ImageError(f"Float images must lie in [0, 1]; these span [{low:.4g}, {high:.4g}].{hint}")
 
 
-def normalize(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Map uint8 or float [0, 1] RGB [b 3 h w] to zero mean and unit variance over ImageNet, in ``dtype``."""
+def normalize(images: Tensor, dtype: torch.dtype, statistics: PixelStatistics = IMAGENET_STATISTICS) -> Tensor:
+    """Map uint8 or float [0, 1] RGB [b 3 h w] to zero mean and unit variance by ``statistics``, in ``dtype``."""
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
-    mean = images.new_tensor(IMAGENET_MEAN, dtype=torch.float32).view(3, 1, 1)
-    std = images.new_tensor(IMAGENET_STD, dtype=torch.float32).view(3, 1, 1)
+    mean, std = statistics.like(images)
     return ((images.float() / scale - mean) / std).to(dtype)
 
 
-def denormalize(pixels: Tensor) -> Tensor:
+def denormalize(pixels: Tensor, statistics: PixelStatistics = IMAGENET_STATISTICS) -> Tensor:
     """Undo ``normalize``: to uint8 RGB [b 3 h w], values beyond white and black clipped."""
-    mean = pixels.new_tensor(IMAGENET_MEAN, dtype=torch.float32).view(3, 1, 1)
-    std = pixels.new_tensor(IMAGENET_STD, dtype=torch.float32).view(3, 1, 1)
+    mean, std = statistics.like(pixels)
     return ((pixels.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixio_robot.errors import SettingError
+from pixio_robot.images import IMAGENET_STATISTICS, PixelStatistics
 from pixio_robot.tokens import Tokens
 
 NORM_EPS = 1e-6
@@ -152,7 +153,13 @@ def sincos_positions(width: int, grid: int, class_tokens: int = 0) -> Tensor:
 
 
 class Backbone(nn.Module, ABC):
-    """The network inside an encoder."""
+    """The network inside an encoder.
+
+    Attributes:
+        statistics: What its images are normalised by.
+    """
+
+    statistics: PixelStatistics = IMAGENET_STATISTICS
 
     @abstractmethod
     def tokens_after(self, images: Tensor, blocks: Sequence[int], *, norm: bool) -> list[Tokens]:

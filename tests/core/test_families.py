@@ -4,12 +4,35 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModel, ResNetConfig, ResNetModel, ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel
+from transformers import (
+    AutoModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    ResNetConfig,
+    ResNetModel,
+    SiglipConfig,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    TimmWrapperConfig,
+    TimmWrapperModel,
+    ViTConfig,
+    ViTMAEConfig,
+    ViTMAEModel,
+    ViTModel,
+)
 
 from pixio_robot import create_encoder, load_encoder
 from pixio_robot.errors import CheckpointError, SettingError
 from pixio_robot.foreign import wrap_model
-from pixio_robot.images import normalize
+from pixio_robot.images import PixelStatistics, normalize
 from pixio_robot.nn import sincos_positions
 
 TINY = {"width": 32, "depth": 3, "heads": 4, "image_size": 64, "patch_size": 16}
@@ -104,7 +127,11 @@ def test_a_resnet_folder_comes_back_and_opens_in_transformers(resnet, tmp_path, 
     assert back.provenance["sha256"] == back.fingerprint
     assert (back.fingerprint == encoder.fingerprint) == (dtype is None)
     assert isinstance(AutoModel.from_pretrained(tmp_path), ResNetModel)
-    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
 
 
 def test_fresh_weights_of_a_resnet_follow_the_seed(resnet):
@@ -116,18 +143,99 @@ def test_fresh_weights_of_a_resnet_follow_the_seed(resnet):
     assert names[0] == names[1] != names[2]
 
 
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 64, "patch_size": 16}
+MODELS = {
+    "vit": lambda: ViTModel(ViTConfig(**SIZES, intermediate_size=64)),
+    "dinov2": lambda: Dinov2Model(Dinov2Config(**SIZES, mlp_ratio=2)),
+    "dinov2_with_registers": lambda: Dinov2WithRegistersModel(
+        Dinov2WithRegistersConfig(**SIZES, num_register_tokens=4)
+    ),
+    "dinov3_vit": lambda: DINOv3ViTModel(DINOv3ViTConfig(**SIZES, intermediate_size=64, num_register_tokens=4)),
+    "siglip_vision_model": lambda: SiglipVisionModel(SiglipVisionConfig(**SIZES, intermediate_size=64)),
+}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 48)])
+@pytest.mark.parametrize("kind", MODELS)
+def test_transformers_of_other_families_speak_in_tokens(kind, size):
+    model = MODELS[kind]()
+    encoder = wrap_model(model)
+    images = torch.rand(2, 3, *size)
+    tokens, (first, last) = encoder(images), encoder.intermediate(images, blocks=[0, 2], norm=False)
+    pixels = normalize(images, torch.float32, encoder.backbone.statistics)
+    with torch.no_grad():
+        expected = model(pixels, output_hidden_states=True, **encoder.backbone.options)
+    n, c = tokens.grid[0] * tokens.grid[1], encoder.spec.class_tokens
+    assert tokens.grid == (size[0] // 16, size[1] // 16)
+    assert c == (0 if "siglip" in kind else 1)
+    assert torch.equal(tokens.patches, expected.last_hidden_state[:, -n:])
+    assert torch.equal(tokens.classes, expected.last_hidden_state[:, :c])
+    assert torch.equal(first.patches, expected.hidden_states[1][:, -n:])
+    assert torch.equal(last.patches, expected.hidden_states[3][:, -n:])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_folders_of_other_families_come_back_with_their_statistics(kind, tmp_path):
+    encoder = wrap_model(MODELS[kind](), provenance={"name": kind})
+    encoder.backbone.statistics = PixelStatistics((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    name = encoder.fingerprint
+    encoder.save_pretrained(tmp_path)
+    back = load_encoder(tmp_path)
+    assert back.backbone.statistics == encoder.backbone.statistics
+    assert back.fingerprint == name
+    assert back.provenance["sha256"] == name
+
+
+def test_siglips_encoder_is_taken_out_of_the_whole_model(tmp_path):
+    text = SiglipTextConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=9
+    )
+    vision = SiglipVisionConfig(**SIZES, intermediate_size=64)
+    whole = SiglipModel(SiglipConfig(text_config=text.to_dict(), vision_config=vision.to_dict())).eval()
+    whole.save_pretrained(tmp_path)
+    encoder = load_encoder(tmp_path)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = whole.vision_model((images - 0.5) / 0.5).last_hidden_state
+    torch.testing.assert_close(encoder(images).patches, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "classes", "grid"),
+    [("vit_tiny_patch16_224", {"img_size": 64, "depth": 3}, 1, (4, 4)), ("resnet10t", {}, 0, (2, 2))],
+)
+def test_models_of_timm_speak_in_tokens_and_come_back(name, arguments, classes, grid, tmp_path):
+    pytest.importorskip("timm")
+    model = TimmWrapperModel(TimmWrapperConfig(architecture=name, model_args=arguments)).eval()
+    encoder = wrap_model(model, provenance={"name": name})
+    images = torch.rand(2, 3, 64, 64)
+    tokens, earlier = encoder.intermediate(images, blocks=[-1, 0])
+    assert tokens.classes.shape[1] == encoder.spec.class_tokens == classes
+    assert tokens.grid == grid
+    assert tokens.width == encoder.spec.width
+    assert not torch.equal(tokens.patches, earlier.patches) or earlier.grid != grid
+    mean, std = encoder.backbone.statistics.like(images)
+    with torch.no_grad():
+        features = model.timm_model.forward_features((images - mean) / std)
+    expected = features[:, 1:] if classes else features.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tokens.patches, expected, atol=1e-5, rtol=0)
+    encoder.save_pretrained(tmp_path)
+    assert load_encoder(tmp_path).fingerprint == encoder.fingerprint
+
+
 def test_other_types_are_refused_by_name(tmp_path):
-    model = ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+    model = CLIPVisionModel(CLIPVisionConfig(**SIZES, intermediate_size=64))
     model.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="type 'vit'; those that are read: pixio, resnet, vit_mae"):
+    with pytest.raises(CheckpointError, match=r"type 'clip_vision_model'; those that are read: dinov2, .*pixio"):
         load_encoder(tmp_path)
-    with pytest.raises(SettingError, match=r"type 'vit' cannot be wrapped; one of \['resnet'\] can"):
+    with pytest.raises(SettingError, match=r"type 'clip_vision_model' cannot be wrapped; one of \['dinov2', "):
         wrap_model(model)
 
 
-def test_a_resnet_folder_that_lacks_weights_is_refused(resnet, tmp_path):
+@pytest.mark.parametrize("change", [{"depths": [1, 1, 2, 2]}, {"hidden_sizes": [8, 16, 24, 40]}])
+def test_a_resnet_folder_without_the_weights_it_promises_is_refused(resnet, tmp_path, change):
     wrap_model(resnet).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"depths": [1, 1, 2, 2]}))
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(CheckpointError, match="lacks weights"):
         load_encoder(tmp_path)
