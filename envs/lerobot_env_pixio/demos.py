@@ -177,6 +177,7 @@ def _write(folder: Path, staging: Path, good: list[int], *, env: ManipulationEnv
         features=_features(env),
         root=begun,
         rgb_encoder=RGBEncoderConfig(**_VIDEO),
+        video_backend="pyav",  # LeRobot would try another decoder first, and complain at length
         streaming_encoding=True,
         encoder_queue_maxsize=env.max_episode_steps,
         encoder_threads=1,  # the same bytes on every machine
