@@ -86,7 +86,7 @@ def run(plans: Sequence[Plan], folder: Path, *, workers: int) -> None:
         folder / "report.html",
         tasks=tasks,
         pca=report.pca_picture(sample_frames(demonstrations), [arm.encoder for arm in arms if arm.encoder]),
-        reconstructions=SHIPPED / "pixio_vitt16" / "reconstructions.png",
+        reconstructions=SHIPPED / "pixio_vitt16" / "picture.png",
         facts={
             "date": datetime.now(UTC).date().isoformat(),
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
