@@ -3,11 +3,14 @@
 They are a zarr v3 group with one row per picture: ``frames`` uint8 [n h w 3], ``episode`` int32 [n], ``task`` int16
 [n] and ``camera`` int8 [n], the last two being indices into the attributes ``tasks`` and ``cameras``. One chunk is one
 episode. Rows whose episode is -1 are still to be rendered; the attribute ``complete`` says that there are none.
+
+On request the exact answers stand beside them, float32: ``hand`` and ``object`` [n 3], ``depth`` [n g g],
+``intrinsics`` [n 3 3] and ``cam2world`` [n 4 4]; units and axes are in each array's attributes (see `truth`).
 """
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,11 @@ from lerobot_env_pixio.environment import DEFAULT_CAMERAS, ManipulationEnv, make
 from lerobot_env_pixio.processes import run_jobs
 from lerobot_env_pixio.provenance import package_versions, refuse_other_settings
 from lerobot_env_pixio.tasks import find_suite, find_task
+from lerobot_env_pixio.truth import MEANINGS, Oracle, answer_shapes
 from pixio_robot.errors import DataError, SettingError
 
 logger = logging.getLogger(__name__)
 
-_STRIDE = (4, 9)  # steps from one picture to the next, drawn per episode: 50 to 100 ms
 _WANDER = 30  # steps of undirected motion before the expert takes over, at most
 _NOISE = (0.2, 1.0)  # standard deviation of the noise on the expert's actions, drawn per episode
 
@@ -42,6 +45,8 @@ class _Settings:
     render: str
     shift: str | None
     first_seed: int
+    stride: list[int] = field(default_factory=lambda: [4, 8])
+    truth: bool = False
 
     @property
     def rows(self) -> int:
@@ -61,6 +66,8 @@ def render_frames(
     render: str = "fast",
     shift: str | None = "strong",
     first_seed: int = 0,
+    stride: tuple[int, int] = (4, 8),
+    truth: bool = False,
     workers: int = 2,
 ) -> Path:
     """Render pre-training pictures into a zarr group; a killed run is taken up where it stopped.
@@ -76,6 +83,9 @@ def render_frames(
         render: A key of ``RENDER_PRESETS``.
         shift: A key of ``SHIFTS``, or None.
         first_seed: Position in the range of seeds kept for pictures; a held-out set starts beyond another's end.
+        stride: Fewest and most steps of the expert from one picture to the next, drawn per episode; (4, 8) is 50 to
+            100 ms. Pictures that are to differ want more.
+        truth: Store the exact answers, too: positions, depth and calibration.
         workers: Processes.
 
     Returns:
@@ -90,6 +100,13 @@ def render_frames(
     names = list(find_suite(suite)) if tasks is None else [find_task(suite, task).name for task in tasks]
     if min(episodes_per_task, frames_per_episode, workers) < 1 or not names:
         raise SettingError("Tasks, episodes_per_task, frames_per_episode and workers must be at least 1.")
+    longest = max(stride) * (frames_per_episode - 1) + _WANDER
+    horizon = min(find_task(suite, name).horizon for name in names)
+    if not 1 <= stride[0] <= stride[1] or longest > horizon:
+        raise SettingError(
+            f"stride={tuple(stride)} with {frames_per_episode} pictures: strides rise from at least 1, and an episode "
+            f"lasts at most {horizon} steps, of which this takes up to {longest}."
+        )
     height, width = (size, size) if isinstance(size, int) else size
     settings = _Settings(
         suite=suite,
@@ -101,6 +118,8 @@ def render_frames(
         render=render,
         shift=shift,
         first_seed=first_seed,
+        stride=list(stride),
+        truth=truth,
     )
     seeds.draw(seeds.FRAMES, len(names) * episodes_per_task, first=first_seed)
     _make(settings, names[0]).close()  # bad names fail here, before long work
@@ -130,7 +149,8 @@ def _open(folder: Path, settings: _Settings) -> Any:
             group = zarr.open_group(folder, mode="r+")
         except FileNotFoundError as error:
             raise DataError(f"{folder} is not empty and holds no zarr group. Choose another folder.") from error
-        found = {key: value for key, value in group.attrs.asdict().items() if key != "complete"}
+        unnamed = {"stride": [4, 8], "truth": False}  # by older versions
+        found = unnamed | {key: value for key, value in group.attrs.asdict().items() if key != "complete"}
         refuse_other_settings(folder, found=found, wanted=made_by)
         return group
     rows, count = settings.rows, settings.rows * len(settings.tasks) * settings.episodes_per_task
@@ -141,6 +161,9 @@ def _open(folder: Path, settings: _Settings) -> Any:
     )
     for name, dtype in (("episode", "int32"), ("task", "int16"), ("camera", "int8")):
         group.create_array(name, shape=(count,), chunks=(rows,), dtype=dtype, fill_value=-1, compressors=None)
+    for name, shape in answer_shapes(*settings.size).items() if settings.truth else ():
+        array = {"shape": (count, *shape), "chunks": (rows, *shape), "dtype": "float32", "fill_value": np.nan}
+        group.create_array(name, **array, compressors=ZstdCodec(level=1), attributes={"meaning": MEANINGS[name]})
     return group
 
 
@@ -160,32 +183,39 @@ def _render_task(job: tuple[Path, _Settings, int, list[int]]) -> int:
     folder, settings, task, missing = job
     group: Any = zarr.open_group(folder, mode="r+")
     env = _make(settings, settings.tasks[task])
+    oracle = Oracle(env) if settings.truth else None
     for number in missing:
         episode = task * settings.episodes_per_task + number
         where = slice(episode * settings.rows, (episode + 1) * settings.rows)
         seed = seeds.FRAMES[settings.first_seed + episode]
-        group["frames"][where] = _render_episode(env, seed, settings)
+        for name, rows in _render_episode(env, oracle, seed, settings).items():
+            group[name][where] = rows
         group["task"][where] = task
         group["camera"][where] = np.tile(np.arange(len(settings.cameras)), settings.frames_per_episode)
         group["episode"][where] = episode  # last: it marks the episode as whole
     env.close()
+    if oracle:
+        oracle.close()
     return len(missing)
 
 
-def _render_episode(env: ManipulationEnv, seed: int, settings: _Settings) -> NDArray[np.uint8]:
-    """Play one episode, first wandering, then with a noisy expert: [frames*cameras h w 3]."""
+def _render_episode(
+    env: ManipulationEnv, oracle: Oracle | None, seed: int, settings: _Settings
+) -> dict[str, NDArray[Any]]:
+    """Play one episode, first wandering, then with a noisy expert: each array [frames*cameras ...]."""
     random = np.random.default_rng([seed, 2])
-    stride, wander = int(random.integers(*_STRIDE)), int(random.integers(_WANDER))
+    stride, wander = int(random.integers(settings.stride[0], settings.stride[1] + 1)), int(random.integers(_WANDER))
     noise, drift = random.uniform(*_NOISE), np.zeros(4)
     env.reset(seed=seed)
-    pictures = []
-    for step in range(wander + settings.frames_per_episode * stride):
+    looks: list[dict[str, NDArray[Any]]] = []
+    for step in range(wander + (settings.frames_per_episode - 1) * stride + 1):
         drift = 0.9 * drift + random.normal(scale=0.4, size=4)  # smooth: white noise would keep the arm in place
         if step < wander:
             action = drift
         else:
             action = env.simulation.expert_action() + noise * drift
             if (step - wander) % stride == 0:
-                pictures += env.observe()["pixels"].values()
+                pictures = np.stack(list(env.observe()["pixels"].values()))
+                looks.append({"frames": pictures, **(oracle.answer() if oracle else {})})
         env.act(np.clip(action, -1, 1).astype(np.float32))
-    return np.stack(pictures)
+    return {name: np.concatenate([look[name] for look in looks]) for name in looks[0]}

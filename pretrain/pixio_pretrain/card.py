@@ -10,20 +10,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
-from pixio_pretrain.evaluate import batches
+from pixio_pretrain.data import Frames, Loader, Source, split_episodes
+from pixio_pretrain.distributed import World
+from pixio_pretrain.evaluate import mean_loss, take
 from pixio_pretrain.figures import draw_loss
-from pixio_pretrain.probe import ProbeResult, probe_task
+from pixio_pretrain.logs import read_rows
+from pixio_pretrain.objectives import Objective
+from pixio_pretrain.probe import probe_task
 from pixio_pretrain.run import Run
 from pixio_robot.encoder import Encoder
 
 PICTURES = 8
+SHORT = 6
 
 CARD = """---
 license: {licence}
 library_name: transformers
 pipeline_tag: image-feature-extraction
-tags: [pixio, robotics]
+tags: [{kind}, robotics]
 ---
 
 # {name}
@@ -43,15 +49,16 @@ transformers reads the same folder.
 | | |
 |---|---|
 | objective | {objective} |
-| frames | {frames} |
-| seen | {steps} steps of {batch_size} = {views} views |
-| optimiser | AdamW, peak learning rate {lr:.3g}, {warmup} steps of warm-up, cosine to 0 |
+| images | {images} |
+| seen | {steps} steps of {batch_size} = {views} views{left_out} |
+| optimiser | {optimizer} |
 | time | {minutes:.0f} minutes, {precision}, {machine}, {date} |
 | command | `{command}` |
 
-## Measured on {held_out} held-out frames of {held_out_episodes} whole episodes
+## Measured on held-out images
 
-Loss: {loss_meaning}; the same {held_out_views} views throughout.
+{share} of the data, whole episodes or shards of it, were never trained on. Loss: {loss_meaning}; the same
+{held_out_views} views throughout.
 
 | prediction | loss |
 |---|---|
@@ -71,41 +78,48 @@ none trained on):
 """
 
 
-def write_encoders(folder: Path, run: Run, *, command: str) -> None:
+@torch.no_grad()
+def write_encoders(run: Run, model: Objective, *, command: str) -> float:
     """Measure a finished run and write each encoder with model card and pictures; ``config.json`` comes last.
 
     Args:
-        folder: Comes to hold one folder per encoder.
-        run: At its last step.
+        run: At its last step; its folder comes to hold one folder per encoder.
+        model: The whole model, in evaluation mode.
         command: What the run was started with.
+
+    Returns:
+        The held-out loss.
     """
-    run.model.eval()
-    config, rows = run.config, run.rows()
-    count = config.views.held_out_views
-    with torch.no_grad():
-        baselines = run.model.baselines(batches(run.train_views, 4 * count), batches(run.held_out_views, count))
-    loss = rows[-1]["held_out_loss"]
-    facts = _facts(run, command) | {"losses": _losses(loss, baselines)}
-    random = np.random.default_rng(0)
-    shown = run.held_out_views.load(random.permutation(run.held_out_views.indices)[:PICTURES], random)
-    picture = run.model.picture(shown)
-    for name, encoder in run.model.encoders.items():
+    config, folder, rows = run.config, run.folder, read_rows(run.folder, run.step)
+    loss = mean_loss(model, run.held_out, run.autocast())
+    samples = model.samples(crop_scale=config.views.crop_scale)
+    views = Loader(run.train, samples, batch_size=run.loader.batch_size, seed=config.seed)
+    baselines = model.baselines(take(views, 4 * config.views.held_out_views), run.held_out)
+    facts = _facts(run, model, command) | {"losses": _losses(loss, baselines), "picture": ""}
+    picture = model.picture({key: value[:PICTURES] for key, value in run.held_out[0].items()})
+    if picture:
+        facts["picture"] = f"\n{model.picture_meaning}\n\n![What the model makes of them](picture.png)\n"
+    for name, encoder in model.encoders.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         draw_loss(folder / name / "loss_curve.png", rows, baselines)
-        facts["picture"] = ""
         if picture:
-            picture.save(folder / name / "reconstructions.png", optimize=True)
-            facts["picture"] = f"\n{run.model.picture_meaning}\n\n![Reconstructions](reconstructions.png)\n"
-        (folder / name / "README.md").write_text(CARD.format(**facts, **_describe(encoder), probe=_probe(encoder, run)))
+            picture.save(folder / name / "picture.png", optimize=True)
+        (folder / name / "README.md").write_text(
+            CARD.format(**facts, **_describe(encoder), probe=_probe(encoder, name, run))
+        )
         encoder.provenance |= {
             "licence": config.licence,
             "weights": "trained",
             "command": command,
             "settings": config.identity(),
-            "data": run.frames.describe(),
+            "data": run.source.describe(),
             "held_out": {"loss": loss, **baselines},
         }
         encoder.save_pretrained(folder / name)
+    for file, state in model.extra_weights.items():
+        state = {key: value.cpu().contiguous() for key, value in state.items()}
+        save_file(state, folder / next(iter(model.encoders)) / f"{file}.safetensors")
+    return loss
 
 
 def _describe(encoder: Encoder) -> dict[str, Any]:
@@ -121,53 +135,63 @@ def _losses(loss: float, baselines: Mapping[str, float]) -> str:
     return "\n".join(rows + [f"| {name} | {value:.3f} |" for name, value in baselines.items()])
 
 
-def _facts(run: Run, command: str) -> dict[str, Any]:
+def _facts(run: Run, model: Objective, command: str) -> dict[str, Any]:
     config, settings = run.config, asdict(run.config.objective)
-    described = run.frames.describe()
-    names = [f"{len(run.frames)} frames", f"{len(np.unique(run.frames.episodes))} episodes"]
-    names += [f"{len(run.frames.task_names)} tasks"] if run.frames.task_names else []
-    for key in ("suite", "cameras", "render", "shift"):
-        value = described.get(key)
-        names += [f"{key} {' and '.join(value) if isinstance(value, list) else value}"] if value else []
+    optimizer = config.optimizer
     return {
         "licence": config.licence,
+        "kind": settings["name"],
         "objective": ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None),
-        "frames": ", ".join(names),
+        "images": _images(run.source),
         "steps": run.step,
         "batch_size": config.batch_size,
         "views": run.step * config.batch_size,
-        "lr": config.lr,
-        "warmup": config.optimizer.warmup,
+        "optimizer": f"{optimizer.name}, peak learning rate {config.lr:.3g}, {optimizer.warmup} steps of warm-up, "
+        f"cosine to {optimizer.min_lr:g}",
+        "left_out": f"; {run.bad_steps} steps left out, as not finite" if run.bad_steps else "",
         "minutes": run.elapsed / 60,
         "precision": config.precision,
-        "machine": _machine(config.device),
+        "machine": _machine(run.world),
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "command": command,
-        "loss_meaning": run.model.loss_meaning,
-        "held_out": len(run.held_out_views.indices),
-        "held_out_episodes": len(np.unique(run.frames.episodes[run.held_out_views.indices])),
+        "loss_meaning": model.loss_meaning,
+        "share": f"{100 * config.views.held_out:g} %",
         "held_out_views": config.views.held_out_views,
     }
 
 
-def _probe(encoder: Encoder, run: Run) -> str:
-    """The card's paragraph on the task probe; empty where frames do not say their task."""
-    if run.frames.tasks is None:
+def _images(source: Source) -> str:
+    """What the data says of itself, as far as it is short, in one line."""
+    described = source.describe()
+    facts = [f"{key} {value}" for key, value in described.items() if isinstance(value, str | int | float)]
+    lists = {key: value for key, value in described.items() if isinstance(value, list)}
+    facts += [f"{key} {' and '.join(map(str, value))}" for key, value in lists.items() if len(value) <= SHORT]
+    facts += [f"{len(value)} {key}" for key, value in lists.items() if len(value) > SHORT]
+    if isinstance(source, Frames):
+        facts += [f"{len(np.unique(source.episodes))} episodes"]
+    return ", ".join(facts)
+
+
+def _probe(encoder: Encoder, name: str, run: Run) -> str:
+    """The card's paragraph on the task probe; empty where images do not say their task."""
+    source = run.source
+    if not isinstance(source, Frames) or source.tasks is None:
         return ""
-    random = Encoder(encoder.spec)
-    random.backbone.initialize(torch.Generator().manual_seed(0))
-    results: dict[str, ProbeResult] = {}
-    for name, candidate in (("trained", encoder), ("random", random.to(run.config.device))):
-        results[name] = probe_task(candidate, run.frames, run.train_views.indices, run.held_out_views.indices)
+    fresh: Objective = run.config.objective.build()
+    fresh.initialize(torch.Generator().manual_seed(0))
+    split = split_episodes(source.episodes, run.config.views.held_out)
+    candidates = {"trained": encoder, "random": fresh.encoders[name].to(run.world.device)}
+    results = {title: probe_task(candidate, source, *split) for title, candidate in candidates.items()}
     trained = results["trained"]
     return PROBE.format(classes=trained.classes, frames=trained.frames, episodes=trained.episodes, **results)
 
 
-def _machine(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
+def _machine(world: World) -> str:
+    if world.device.type == "cuda":
+        return f"{world.size} x {torch.cuda.get_device_name(world.device)}"
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     kind = f"{models[0] if models else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
-    return f"{kind}, {torch.get_num_threads()} of {len(models) or os.cpu_count()} cores, no GPU"
+    processes = f"{world.size} processes with " if world.size > 1 else ""
+    return f"{kind}, {processes}{torch.get_num_threads()} of {len(models) or os.cpu_count()} cores, no GPU"

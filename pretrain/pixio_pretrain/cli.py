@@ -1,37 +1,167 @@
-"""The door: ``pixio-pretrain run=NAME data=PATH``, with every setting of ``RunConfig`` to override."""
+"""The door: ``pixio-pretrain [train] run=NAME data=PATH``, ``pixio-pretrain plan ...``, ``pixio-pretrain score``."""
 
 import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from pixio_pretrain.config import RunConfig
+from pixio_pretrain.manual import plan_help, train_help
 from pixio_pretrain.objectives import OBJECTIVES
-from pixio_pretrain.training import train
-from pixio_robot.errors import PixioRobotError
+from pixio_pretrain.plan import PlanConfig, memory, plan
+from pixio_robot.errors import PixioRobotError, UnknownNameError
 
 logger = logging.getLogger(__name__)
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
+ConfigStore.instance().store(name="plan_schema", node=PlanConfig)
 for _name, _node in OBJECTIVES.items():
     ConfigStore.instance().store(group="objective", name=_name, node=_node)
 
+WRONG_WORDS, FAILED = 2, 1
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(settings: DictConfig) -> None:
-    """Train as the settings say; what the user got wrong is one line, not a traceback."""
+def _train(settings: DictConfig) -> None:
+    """Train as the settings say."""
+    from pixio_pretrain.training import train
+
+    _in_one_line(lambda: _join_slurm() or train(_typed(settings, RunConfig), command=_command()))
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="plan")
+def _plan(settings: DictConfig) -> None:
+    """Print what a run would cost."""
+    _in_one_line(lambda: sys.stdout.write(plan(_typed(settings, PlanConfig)) + "\n"))
+
+
+def _score(words: Sequence[str]) -> None:
+    from pixio_pretrain.curation.command import main as score
+
+    score(words)
+
+
+def _with_hydra(task: Callable[[], None], manual: Callable[[], str]) -> Callable[[Sequence[str]], None]:
+    """Make a command of a hydra task; hydra reads its words where the interpreter puts them."""
+
+    def start(words: Sequence[str]) -> None:
+        if {"-h", "--help"} & set(words):
+            sys.stdout.write(manual())
+            return
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, instead of being printed
+        sys.argv[1:] = words
+        try:
+            task()
+        except (HydraException, OmegaConfBaseException, PixioRobotError) as error:
+            _say(error)
+            raise SystemExit(FAILED if isinstance(error, PixioRobotError) else WRONG_WORDS) from error
+
+    return start
+
+
+class Command(NamedTuple):
+    """A word after ``pixio-pretrain``.
+
+    Attributes:
+        meaning: One line.
+        start: Takes the other words.
+    """
+
+    meaning: str
+    start: Callable[[Sequence[str]], None]
+
+
+COMMANDS = {
+    "train": Command("train an encoder on your own frames (the default)", _with_hydra(_train, train_help)),
+    "plan": Command("say what a run would cost: size, memory, hours", _with_hydra(_plan, lambda: plan_help(_doc()))),
+    "score": Command("score images, so that training can pick among them", _score),
+}
+
+
+def _doc() -> str:
+    return memory.__doc__ or ""
+
+
+def main() -> None:
+    """Start the command that the words name; what the user got wrong is one line, not a traceback."""
+    first, *others = sys.argv[1:] or ["--help"]
+    if first in COMMANDS:
+        COMMANDS[first].start(others)
+    elif first in ("-h", "--help"):
+        listed = "".join(f"  {name:8}{command.meaning}\n" for name, command in COMMANDS.items())
+        sys.stdout.write(f"usage: pixio-pretrain [COMMAND] ...   (pixio-pretrain COMMAND --help)\n\n{listed}")
+    elif "=" in first or first.startswith("-"):
+        COMMANDS["train"].start([first, *others])
+    else:
+        _say(UnknownNameError("command", first, COMMANDS))
+        raise SystemExit(WRONG_WORDS)
+
+
+def _in_one_line(task: Callable[[], object]) -> None:
+    """Run a task; in a sweep, errors go to hydra, which says whose they are."""
     try:
-        # Hydra lets "+stepps=2" pass; merging into the bare schema refuses it.
-        schema = OmegaConf.structured(RunConfig)
-        schema.objective = OBJECTIVES[settings.objective.name]()
-        config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.to_container(settings)))
-        assert isinstance(config, RunConfig)  # the schema sees to it
-        logger.info("The encoder is in %s.", train(config, command=_command()))
+        task()
     except (PixioRobotError, OmegaConfBaseException) as error:
-        raise SystemExit(f"pixio-pretrain: {error}") from error
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise
+        _say(error)
+        raise SystemExit(FAILED) from error
+
+
+def _typed[Config: RunConfig](settings: DictConfig, kind: type[Config]) -> Config:
+    """Make plain dataclasses of the settings. Hydra lets "+stepps=2" pass; merging into the bare schema refuses it."""
+    schema = OmegaConf.structured(kind)
+    if settings.objective.name not in OBJECTIVES:
+        raise UnknownNameError("objective", settings.objective.name, OBJECTIVES)
+    schema.objective = OBJECTIVES[settings.objective.name]()
+    config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.to_container(settings)))
+    assert isinstance(config, kind)  # the schema sees to it
+    return config
+
+
+def _say(error: Exception) -> None:
+    sys.stderr.write(f"pixio-pretrain: {_explain(error)}\n")
+
+
+def _explain(error: Exception) -> str:
+    """What was given, what would be right, the nearest right thing; hydra spreads this over several errors."""
+    if isinstance(error, PixioRobotError):
+        return str(error)
+    cause: Any = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and is_dataclass(cause.object_type):
+        group = str(cause.full_key).rpartition(".")[0]
+        kind = f"setting of {group}" if group else "setting"
+        return str(UnknownNameError(kind, str(cause.key), [field.name for field in fields(cause.object_type)]))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        if name.startswith("submitit"):
+            return "launcher=slurm needs a plug-in of hydra: pip install 'pixio-pretrain[slurm]'."
+        return str(UnknownNameError(group, name, error.options or []))
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key} is missing: add {cause.full_key}=..."
+    setting = f"{cause.full_key}: " if getattr(cause, "full_key", None) else ""
+    lines = [line.strip() for line in str(cause).splitlines()]
+    skipped = ("full_key", "object_type", "reference_type", "See https")
+    return setting + " ".join(line for line in lines if line and not line.startswith(skipped))
+
+
+def _join_slurm() -> None:
+    """Tell PyTorch of the other tasks of a SLURM job, as ``torchrun`` would."""
+    if "SUBMITIT_EXECUTOR" in os.environ and "WORLD_SIZE" not in os.environ:
+        import submitit
+
+        if submitit.JobEnvironment().num_tasks > 1:
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
 def _command() -> str:

@@ -8,28 +8,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from pixio_pretrain.curation.selection import CurationConfig
+from pixio_pretrain.optim import OptimizerConfig, learning_rate
 from pixio_robot.errors import SettingError
-
-
-@dataclass(kw_only=True)
-class OptimizerConfig:
-    """AdamW and its schedule.
-
-    Attributes:
-        base_lr: Learning rate per 256 images of batch; Pixio's is 2.5e-5 for ImageNet.
-        warmup: Steps over which the rate rises linearly from 0; it then falls to 0 along a cosine.
-        weight_decay: Decoupled decay of matrices, tokens and positions; biases and norms have none.
-        betas: Decay of the moments.
-    """
-
-    base_lr: float = 2.5e-5
-    warmup: int = 500
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-
-    def __post_init__(self) -> None:
-        if self.base_lr <= 0 or self.warmup < 0 or self.weight_decay < 0:
-            raise SettingError("optimizer: base_lr must be above 0; warmup and weight_decay must not be below 0.")
 
 
 @dataclass(kw_only=True)
@@ -55,26 +36,94 @@ class ViewsConfig:
 
 
 @dataclass(kw_only=True)
+class LoadingConfig:
+    """How samples get into memory; none of it changes what a run learns, but for the buffer of a stream.
+
+    Attributes:
+        workers: Processes per training process that prepare batches; 0 prepares them in the training process.
+        shuffle_buffer: Samples of a stream, per process and worker, among which the order is random; other sources
+            shuffle everything.
+        max_skipped: Samples that may turn out unreadable before the run gives up; below 1, their share.
+    """
+
+    workers: int = 0
+    shuffle_buffer: int = 2048
+    max_skipped: float = 100
+
+    def __post_init__(self) -> None:
+        if min(self.workers, self.max_skipped) < 0 or self.shuffle_buffer < 1:
+            raise SettingError(
+                "loading: workers and max_skipped must not be negative, and shuffle_buffer must be at least 1."
+            )
+
+
+@dataclass(kw_only=True)
+class ParallelConfig:
+    """How a step is spread over processes and over time; the result is the same up to rounding.
+
+    Attributes:
+        strategy: What the processes of ``torchrun`` share: "ddp" (each holds all weights) or "fsdp" (FSDP2; weights,
+            gradients and moments are split). A process on its own needs neither.
+        accumulate: Forward and backward passes per optimiser step, each on its part of the batch.
+        checkpoint_activations: Compute the inside of each block again in the backward pass rather than keep it.
+        compile: Compile each block with ``torch.compile``.
+    """
+
+    strategy: str = "ddp"
+    accumulate: int = 1
+    checkpoint_activations: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.strategy not in ("ddp", "fsdp"):
+            raise SettingError(f"parallel.strategy must be ddp or fsdp, not {self.strategy!r}.")
+        if self.accumulate < 1:
+            raise SettingError(f"parallel.accumulate must be at least 1, not {self.accumulate}.")
+
+
+@dataclass(kw_only=True)
+class LogConfig:
+    """Where a run can be watched, besides ``log.jsonl`` and ``pictures/`` in its folder.
+
+    Attributes:
+        every: Steps between lines.
+        trackers: Any of "tensorboard", "wandb", "trackio".
+        project: The project's name at wandb and trackio.
+    """
+
+    every: int = 10
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    project: str = "pixio-pretrain"
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise SettingError(f"log.every must be at least 1, not {self.every}.")
+
+
+@dataclass(kw_only=True)
 class RunConfig:
     """One pre-training run.
 
     Attributes:
-        data: A zarr group of frames, or a folder of images.
+        data: Where the images are; see ``open_source``.
         licence: Licence of the encoder, for its model card: yours to choose, as far as the frames' allows.
-        folder: Where log, checkpoint and encoder go; a run that was stopped there is taken up again.
+        folder: Where logs, checkpoints and encoders go; a run that was stopped there is taken up again.
         steps: Optimiser steps.
-        batch_size: Images per step.
+        batch_size: Images per step, of all processes together.
         seed: Fixes weights, order, crops and masks.
         precision: "bf16" (autocast; weights stay float32) or "fp32".
-        device: "cpu", "cuda", ...
+        device: "cpu", "cuda", ...; a process of ``torchrun`` takes the "cuda" device of its rank.
         threads: CPU threads of PyTorch; 0 leaves its own choice.
-        workers: Processes that prepare batches; 0 prepares them in the training process.
-        log_every: Steps between lines of the log.
-        evaluate_every: Steps between measurements on held-out frames.
+        max_bad_steps: Steps in a row with a non-finite loss or gradient, all of them left out, that end the run.
+        evaluate_every: Steps between measurements on held-out samples, with a picture.
         checkpoint_every: Steps between checkpoints.
         objective: What is trained; a value of ``OBJECTIVES``.
         optimizer: See ``OptimizerConfig``.
         views: See ``ViewsConfig``.
+        curation: See ``CurationConfig``.
+        loading: See ``LoadingConfig``.
+        parallel: See ``ParallelConfig``.
+        log: See ``LogConfig``.
     """
 
     data: str = MISSING
@@ -86,47 +135,59 @@ class RunConfig:
     precision: str = "bf16"
     device: str = "cpu"
     threads: int = 0
-    workers: int = 0
-    log_every: int = 10
+    max_bad_steps: int = 10
     evaluate_every: int = 250
     checkpoint_every: int = 100
     objective: Any = MISSING
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
+    curation: CurationConfig = field(default_factory=CurationConfig)
+    loading: LoadingConfig = field(default_factory=LoadingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "max_bad_steps", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.precision not in ("bf16", "fp32"):
             raise SettingError(f"precision must be bf16 or fp32, not {self.precision!r}.")
-        if min(self.threads, self.workers) < 0:
-            raise SettingError("threads and workers must not be negative.")
+        if self.threads < 0:
+            raise SettingError(f"threads must not be negative, as {self.threads} is.")
 
     @property
     def lr(self) -> float:
         """Peak learning rate."""
         return self.optimizer.base_lr * self.batch_size / 256
 
-    def identity(self) -> dict[str, Any]:
-        """The settings that decide the result, by dotted name: two runs that agree here end alike.
+    def learning_rate(self, step: int) -> float:
+        """Rate of one step, counted from 0; the peak is ``lr``."""
+        shape = self.optimizer
+        return learning_rate(
+            step,
+            steps=self.steps,
+            warmup=shape.warmup,
+            peak=self.lr,
+            warmup_from=shape.warmup_from,
+            min_lr=shape.min_lr,
+        )
 
-        Where the data lies, where results go, and how often a run looks at itself do not count.
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the result, by dotted name: two runs that agree here end alike, up to rounding.
+
+        Where the data lies, where results go, how often a run looks at itself, and how many processes share the work
+        do not count.
         """
-        incidental = {
-            "data",
-            "folder",
-            "licence",
-            "threads",
-            "workers",
-            "log_every",
-            "evaluate_every",
-            "checkpoint_every",
-        }
         flat: dict[str, Any] = {}
         for key, value in asdict(self).items():
-            if isinstance(value, dict):
-                flat |= {f"{key}.{inner}": entry for inner, entry in value.items()}
-            elif key not in incidental:
-                flat[key] = value
-        return flat
+            flat |= (
+                {f"{key}.{inner}": entry for inner, entry in value.items()} if isinstance(value, dict) else {key: value}
+            )
+        return {key: value for key, value in flat.items() if not key.startswith(INCIDENTAL)}
+
+
+INCIDENTAL = (
+    *("data", "folder", "licence", "device", "threads", "max_bad_steps", "evaluate_every", "checkpoint_every"),
+    *("curation.table", "loading.workers", "loading.max_skipped", "log.", "parallel."),
+)
+"""Settings, or the beginnings of their names, that do not decide a run's result."""

@@ -1,28 +1,29 @@
 """What the loss means: the same held-out samples at every look."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 
+from pixio_pretrain.data import Loader
 from pixio_pretrain.data.samples import Batch
-from pixio_pretrain.data.views import Views
 from pixio_pretrain.objectives import Objective
 
 
-def batches(views: Views, count: int) -> Iterator[Batch]:
-    """Give ``count`` samples, in batches of which the last may be short."""
-    for step in range(-(-count // views.batch_size)):
-        rest = count - step * views.batch_size
-        yield {key: value[:rest] for key, value in views[step].items()}
+def take(loader: Loader, count: int) -> Iterator[Batch]:
+    """Give the next ``count`` samples, in batches of which the last may be short."""
+    for number, loaded in enumerate(islice(loader, -(-count // loader.batch_size))):
+        rest = count - number * loader.batch_size
+        yield {key: value[:rest] for key, value in loaded.batch.items()}
 
 
 @torch.no_grad()
-def held_out_loss(model: Objective, views: Views, count: int, autocast: torch.autocast) -> float:
-    """Mean loss over ``count`` samples; the model's mode is left as it was."""
+def mean_loss(model: Objective, batches: Sequence[Batch], autocast: torch.autocast) -> float:
+    """Mean loss over all samples of some batches; the model's mode is left as it was."""
     training, total = model.training, 0.0
     model.eval()
     with autocast:
-        for batch in batches(views, count):
+        for batch in batches:
             total += model(**batch).loss.item() * len(batch["images"])
     model.train(training)
-    return total / count
+    return total / sum(len(batch["images"]) for batch in batches)

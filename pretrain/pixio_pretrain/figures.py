@@ -17,7 +17,10 @@ def draw_loss(file: Path, rows: Sequence[Mapping[str, float]], baselines: Mappin
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], lw=0.6, color="0.7", label="training batch")
+    trained = [row for row in rows if "loss" in row]  # a step that was left out has none
+    axes.plot(
+        [row["step"] for row in trained], [row["loss"] for row in trained], lw=0.6, color="0.7", label="training batch"
+    )
     measured = [row for row in rows if "held_out_loss" in row]
     axes.plot(
         [row["step"] for row in measured], [row["held_out_loss"] for row in measured], "o-", ms=3, label="held out"

@@ -1,107 +1,180 @@
-"""A run and where it stands: frames, model, optimiser, built from the settings or taken up from a checkpoint."""
+"""A run and where it stands: data, model, optimiser, built from the settings or taken up from a checkpoint."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from pixio_pretrain.checkpoint import load_checkpoint
+from pixio_pretrain.checkpoint import check_identity, checkpoints, load_checkpoint, read_facts, save_checkpoint
 from pixio_pretrain.config import RunConfig
-from pixio_pretrain.data import Frames, open_frames, split_episodes
-from pixio_pretrain.data.views import Views
-from pixio_pretrain.objectives import Objective, ObjectiveConfig
+from pixio_pretrain.curation.selection import Curation
+from pixio_pretrain.data import Loader, Source, open_source
+from pixio_pretrain.data.samples import Batch
+from pixio_pretrain.distributed import World, spread
+from pixio_pretrain.evaluate import take
+from pixio_pretrain.objectives import Objective
 from pixio_pretrain.optim import make_optimizer
+from pixio_pretrain.speed import count_flops
+from pixio_robot.errors import SettingError
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
 class Run:
-    """A run in progress.
+    """A run in progress, as one of its processes sees it.
 
     Attributes:
         config: Its settings.
-        frames: All frames.
-        train_views: Crops to train on.
-        held_out_views: Crops to measure on; always the same ones.
+        identity: What decides its result: the settings that do, and what the data says of itself.
+        world: Its processes.
+        source: All images.
+        train: Those to train on.
+        loader: Batches of them, without end.
+        held_out: Batches of ``views.held_out_views`` samples of the other images: the same at every look.
         model: The objective.
-        optimizer: Its optimiser.
-        step: Optimiser steps done.
+        shared: What all processes train together: the objective or a wrapper around it.
+        optimizer: Of the objective's parameters.
+        flops: Floating-point operations of training on one sample.
+        step: Steps done.
         elapsed: Seconds of training behind them.
+        bad_steps: How many of them were left out.
+        bad_in_a_row: How many of the last ones.
     """
 
     config: RunConfig
-    frames: Frames
-    train_views: Views
-    held_out_views: Views
+    identity: dict[str, Any]
+    world: World
+    source: Source
+    train: Source
+    loader: Loader
+    held_out: list[Batch]
     model: Objective
-    optimizer: torch.optim.AdamW
+    shared: nn.Module
+    optimizer: torch.optim.Optimizer
+    flops: float
     step: int = 0
     elapsed: float = 0.0
+    bad_steps: int = 0
+    bad_in_a_row: int = 0
 
     @property
     def folder(self) -> Path:
         """Where the run lives."""
-        return Path(self.config.folder).expanduser()
-
-    @property
-    def log(self) -> Path:
-        """One JSON object per line: step, loss, lr, images_per_s, elapsed_s and, now and then, held_out_loss."""
-        return self.folder / "log.jsonl"
-
-    def rows(self) -> list[dict[str, float]]:
-        """The log up to the run's step; what a stopped run wrote after its last checkpoint does not count."""
-        lines = self.log.read_text().splitlines(keepends=True) if self.log.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last line
-        return [row for row in rows if row["step"] <= self.step]
+        return folder_of(self.config)
 
     def autocast(self) -> torch.autocast:
         """Half precision where the run asks for it."""
-        return torch.autocast(self.config.device, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def seed(self) -> int:
+        """Seed of the chance inside the model, for the next step of this process; so no checkpoint needs to keep it."""
+        words = np.random.SeedSequence([self.config.seed, self.step, self.world.rank]).generate_state(1, np.uint64)
+        return int(words[0])
+
+    def save(self) -> None:
+        """Write a checkpoint; errors as for ``save_checkpoint``."""
+        self.world.adopt(self.model.buffers())  # unsynchronised batch norms; one of them is what a checkpoint keeps
+        counters = {name: getattr(self, name) for name in COUNTERS}
+        save_checkpoint(
+            self.folder / "checkpoints",
+            self.model,
+            self.optimizer,
+            step=self.step,
+            facts={"identity": self.identity, **counters},
+            own=self.loader.state_dict(),
+            world=self.world,
+        )
+
+    def whole_model(self) -> Objective | None:
+        """A copy of the model without wrappers and shards, in the first process; None in the others."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_model_state_dict(self.model, options=options)
+        if not self.world.first:
+            return None
+        model = self.config.objective.build()
+        model.load_state_dict(state)
+        return model.to(self.world.device).eval()
 
 
-def identity(config: RunConfig, frames: Frames) -> dict[str, Any]:
-    """What decides a run's result: its settings and its frames."""
-    return config.identity() | {"frames": frames.describe()}
+COUNTERS = ("step", "elapsed", "bad_steps", "bad_in_a_row")
 
 
-def start(config: RunConfig) -> Run:
+def folder_of(config: RunConfig) -> Path:
+    """Where a run lives."""
+    return Path(config.folder).expanduser()
+
+
+def start(config: RunConfig, world: World) -> Run:
     """Build a run, at its last checkpoint where there is one; errors as for ``train``."""
-    objective: ObjectiveConfig = config.objective
-    model = objective.build()
+    part = divide_batch(config, world)
+    model: Objective = config.objective.build()
     model.initialize(torch.Generator().manual_seed(config.seed))
-    model.to(config.device)
-    checkpoint = Path(config.folder).expanduser() / "checkpoint.pt"
-    frames = open_frames(config.data)
-    state = load_checkpoint(checkpoint, identity=identity(config, frames))
-    train_indices, held_out_indices = split_episodes(frames.episodes, config.views.held_out)
+    source, curation, identity = open_data(config)
+    found = checkpoints(folder_of(config) / "checkpoints")
+    facts = read_facts(found[-1]) if found else {}
+    if found:
+        check_identity(facts["identity"], identity, folder_of(config))
+    train, held_out = source.split(config.views.held_out)
+    samples = model.samples(crop_scale=1.0)
+    measured = list(take(Loader(held_out, samples, batch_size=part, seed=0), config.views.held_out_views))
+    flops = count_flops(model, measured[0])
+    shared = spread(model, config.parallel, world)
     run = Run(
         config=config,
-        frames=frames,
-        train_views=Views(
-            frames=frames,
-            indices=train_indices,
-            batch_size=config.batch_size,
-            samples=model.samples(crop_scale=config.views.crop_scale),
+        identity=identity,
+        world=world,
+        source=source,
+        train=train,
+        loader=Loader(
+            train,
+            model.samples(crop_scale=config.views.crop_scale),
+            batch_size=part,
             seed=config.seed,
+            rank=world.rank,
+            world=world.size,
+            workers=config.loading.workers,
+            keep=curation.keep if curation else None,
+            buffer=config.loading.shuffle_buffer,
+            max_skipped=config.loading.max_skipped,
+            pin_memory=world.device.type == "cuda",
         ),
-        held_out_views=Views(
-            frames=frames,
-            indices=held_out_indices,
-            batch_size=config.batch_size,
-            samples=model.samples(crop_scale=1.0),
-            seed=0,
-        ),
+        held_out=measured,
         model=model,
+        shared=shared,
         optimizer=make_optimizer(model, config.optimizer),
+        flops=flops,
+        **{name: facts[name] for name in COUNTERS if found},
     )
-    if state:
-        model.load_state_dict(state["model"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        run.step, run.elapsed = state["step"], state["elapsed"]
+    if found:
+        run.loader.load_state_dict(load_checkpoint(found[-1], model, run.optimizer, rank=world.rank))
         logger.info("Resuming %s at step %d of %d.", run.folder, run.step, config.steps)
-    run.folder.mkdir(parents=True, exist_ok=True)
     return run
+
+
+def open_data(config: RunConfig) -> tuple[Source, Curation | None, dict[str, Any]]:
+    """Open a run's images and the table that curates them, and say what decides its result."""
+    source, curation = open_source(config.data), config.curation.build()
+    identity = config.identity() | {"frames": source.describe()}
+    return source, curation, identity | ({"curation": curation.describe()} if curation else {})
+
+
+def divide_batch(config: RunConfig, world: World) -> int:
+    """Samples of one forward pass in one process.
+
+    Raises:
+        SettingError: If the batch cannot be divided evenly.
+    """
+    parts = world.size * config.parallel.accumulate
+    if config.batch_size % parts:
+        near = max(1, round(config.batch_size / parts)) * parts
+        raise SettingError(
+            f"batch_size={config.batch_size} cannot be divided evenly among {world.size} processes with "
+            f"parallel.accumulate={config.parallel.accumulate}; nearest: {near}."
+        )
+    return config.batch_size // parts

@@ -1,111 +1,193 @@
-"""The training loop: one process, one device, resumable at every checkpoint to the last bit."""
+"""The training loop: any number of processes, resumable at every checkpoint to the last bit."""
 
 import json
+import logging
 import math
+import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pixio_pretrain.card import write_encoders
-from pixio_pretrain.checkpoint import save_checkpoint
+from pixio_pretrain.card import PICTURES, write_encoders
+from pixio_pretrain.checkpoint import check_identity
 from pixio_pretrain.config import RunConfig
-from pixio_pretrain.data.samples import Batch
-from pixio_pretrain.evaluate import held_out_loss
-from pixio_pretrain.optim import learning_rate
-from pixio_pretrain.run import Run, identity, start
+from pixio_pretrain.data import Loaded
+from pixio_pretrain.distributed import gathered, gradient_norm, join, synchronising
+from pixio_pretrain.evaluate import mean_loss
+from pixio_pretrain.logs import Logs, Row, Silence
+from pixio_pretrain.run import Run, folder_of, open_data, start
+from pixio_pretrain.speed import Meter, matmul_ceiling
 from pixio_robot.errors import SettingError
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, *, command: str = "pixio_pretrain.train(config)") -> Path:
-    """Train, or take up a stopped run, and write its encoder.
+    """Train, or take up a stopped run, and write its encoders.
+
+    Processes that ``torchrun`` started train together; the first one writes, and the others return before it is done.
+    On SIGTERM the run saves itself at the end of the step and exits with code 143, as a terminated process does.
 
     Args:
-        config: The settings. ``config.folder`` comes to hold ``log.jsonl``, ``checkpoint.pt`` and ``encoder/``.
+        config: The settings. ``config.folder`` comes to hold ``log.jsonl``, ``pictures/``, ``checkpoints/``, a folder
+            per encoder, and at the very end ``result.json``.
         command: What started it, for the model card.
 
     Returns:
-        The encoder's folder, for ``load_encoder``.
+        The folder of the encoder, or of the first of several, for ``load_encoder``.
 
     Raises:
-        DataError: If the frames cannot be read.
-        CheckpointError: If the folder holds a run with other settings.
-        SettingError: If settings do not fit together, or the loss is no longer finite.
-        UnknownNameError: If objective or encoder are unknown.
+        DataError: If the images cannot be read.
+        CheckpointError: If the folder holds a run with other settings, or a checkpoint cannot be read or written.
+        SettingError: If settings do not fit together, or the loss stays non-finite.
+        UnknownNameError: If objective, encoder or tracker are unknown.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    run = start(config)
-    if not (run.folder / "encoder" / "config.json").is_file() or run.step < config.steps:
-        run.log.write_text("".join(json.dumps(row) + "\n" for row in run.rows()))
+    folder = folder_of(config)
+    names = _finished(config)
+    if not names:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        run = start(config, join(config.device))
         _fit(run)
-        write_encoders(run.folder, run, command=command)
-    return run.folder / "encoder"
+        model = run.whole_model()
+        names = run.world.tell(list(model.encoders) if model else [])
+        if model:
+            loss = write_encoders(run, model, command=command)
+            result = {"encoders": names, "held_out_loss": loss, "identity": run.identity}
+            (folder / "result.writing").write_text(json.dumps(result, indent=2) + "\n")
+            os.replace(folder / "result.writing", folder / "result.json")
+    return folder / names[0]
+
+
+def _finished(config: RunConfig) -> list[str]:
+    """Names of the encoders of a finished run, after a check that it is this one; none if it is not finished."""
+    file = folder_of(config) / "result.json"
+    if not file.exists():
+        return []
+    result = json.loads(file.read_text())
+    _, _, identity = open_data(config)
+    check_identity(result["identity"], identity, folder_of(config))
+    return result["encoders"]
 
 
 def _fit(run: Run) -> None:
     """Train from the run's step to its end."""
-    config = run.config
-    loader = DataLoader(
-        run.train_views,
-        batch_size=None,
-        sampler=range(run.step, config.steps),
-        num_workers=config.workers,
-        pin_memory=config.device.startswith("cuda"),
-        generator=torch.Generator(),  # the workers' seeds must not be drawn from the global generator
-    )
+    config, world = run.config, run.world
     began = time.monotonic() - run.elapsed
-    cuda = [torch.device(config.device)] if config.device.startswith("cuda") else []
-    progress = tqdm(total=config.steps * config.batch_size, initial=run.step * config.batch_size, unit="image")
-    with torch.random.fork_rng(cuda), progress, run.log.open("a", buffering=1) as log:
-        for batch in loader:
-            row = {"step": run.step + 1, **_train_step(run, batch)}
-            run.step += 1
+    gpus = [world.device] if world.device.type == "cuda" else []
+    meter = _meter(run)
+    with _logs(run) as logs, _progress(run) as progress, _termination() as asked, torch.random.fork_rng(gpus):
+        batches = iter(run.loader)
+        while run.step < config.steps:
+            with meter.timing():
+                row = _train_step(run, batches)
             run.elapsed = time.monotonic() - began
+            last, stopping = run.step == config.steps, world.any(asked.is_set())
+            if last or run.step % config.evaluate_every == 0:
+                row["held_out_loss"] = _look(run, logs)
+            if run.step % config.log.every == 0 or "held_out_loss" in row:
+                row |= meter.read() | {"elapsed_s": round(run.elapsed, 1), "unreadable": len(run.loader.skipped)}
+                logs.write(row)
+                progress.set_postfix(loss=f"{row['loss']:.4f}", mfu=f"{row['utilisation']:.0%}", refresh=False)
             progress.update(config.batch_size)
-            last = run.step == config.steps
-            if run.step % config.evaluate_every == 0 or last:
-                row["held_out_loss"] = held_out_loss(
-                    run.model, run.held_out_views, config.views.held_out_views, run.autocast()
-                )
-            if run.step % config.log_every == 0 or "held_out_loss" in row:
-                rate = float(progress.format_dict["rate"] or 0.0)
-                log.write(json.dumps(row | {"images_per_s": round(rate, 1), "elapsed_s": round(run.elapsed, 1)}) + "\n")
-                progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-            if run.step % config.checkpoint_every == 0 or last:
-                _save(run)
+            good = run.bad_in_a_row == 0  # weights that make every loss infinite must not replace better ones
+            if last or (good and (stopping or run.step % config.checkpoint_every == 0)):
+                run.save()
+            if stopping and not last:
+                logger.warning("Terminated at step %d of %d; the same command goes on.", run.step, config.steps)
+                raise SystemExit(128 + signal.SIGTERM)
 
 
-def _train_step(run: Run, batch: Batch) -> dict[str, float]:
-    """One optimiser step: loss and learning rate."""
-    config = run.config
-    rate = learning_rate(run.step, steps=config.steps, warmup=config.optimizer.warmup, peak=config.lr)
+def _train_step(run: Run, batches: Iterator[Loaded]) -> Row:
+    """One step; without a move of the weights if loss or gradient are not finite."""
+    config, model, parts = run.config, run.model, run.config.parallel.accumulate
+    rate = config.learning_rate(run.step)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    torch.manual_seed(config.seed + run.step)  # for drop path; inside fork_rng, so the caller's generator is untouched
-    run.model.train()
-    run.model.before_step(run.step, config.steps)
-    with run.autocast():
-        loss = run.model(**batch).loss
-    loss.backward()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None])
-    if not math.isfinite(loss.item() + norm.item()):
-        raise SettingError(
-            f"Loss {loss.item():.4g}, gradient norm {norm.item():.4g} at step {run.step}: the run has diverged. "
-            f"Try a smaller optimizer.base_lr than {config.optimizer.base_lr}, a longer warmup, or precision=fp32."
-        )
-    run.optimizer.step()
+    torch.manual_seed(run.seed())  # for drop path; inside fork_rng, so the caller's generator is untouched
+    model.train()
+    model.before_step(run.step, config.steps)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    total = torch.zeros((), device=run.world.device)
+    for number, loaded in enumerate(islice(batches, parts), start=1):
+        with synchronising(run.shared, number == parts):
+            with run.autocast():
+                loss = run.shared(**loaded.batch).loss / parts
+            loss.backward()
+        total += loss.detach()
+    loss, norm = run.world.average(total, gradient_norm(model))
+    if math.isfinite(loss + norm):
+        run.optimizer.step()
+        run.bad_in_a_row = 0
+    else:
+        _leave_out(run, buffers, loss, norm)
     run.optimizer.zero_grad()
-    return {"loss": loss.item(), "lr": rate}
+    run.step += 1
+    return {"step": run.step, "loss": loss, "lr": rate, "gradient_norm": norm, "bad_steps": run.bad_steps}
 
 
-def _save(run: Run) -> None:
-    state = {
-        "model": run.model.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "step": run.step,
-        "elapsed": run.elapsed,
-    }
-    save_checkpoint(run.folder / "checkpoint.pt", state, identity=identity(run.config, run.frames))
+def _leave_out(run: Run, buffers: list[torch.Tensor], loss: float, norm: float) -> None:
+    """Undo what a bad step did to the statistics of batch norms, and give up after too many bad ones in a row."""
+    for buffer, before in zip(run.model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+    run.bad_steps += 1
+    run.bad_in_a_row += 1
+    said = f"Loss {loss:.4g}, gradient norm {norm:.4g} at step {run.step + 1}"
+    if run.bad_in_a_row < run.config.max_bad_steps:
+        logger.warning("%s: left out.", said)
+        return
+    raise SettingError(
+        f"{said}, the last of {run.bad_in_a_row} bad steps in a row: the run has diverged, and stays at its last good "
+        f"checkpoint. Try, in another folder, a smaller optimizer.base_lr than {run.config.optimizer.base_lr}, a "
+        "longer warmup, or precision=fp32."
+    )
+
+
+@torch.no_grad()
+def _look(run: Run, logs: Silence) -> float:
+    """Measure the held-out loss, and keep a picture."""
+    loss = mean_loss(run.model, run.held_out, run.autocast())
+    run.model.eval()
+    with gathered(run.model):
+        picture = run.model.picture({key: value[:PICTURES] for key, value in run.held_out[0].items()})
+    if picture:
+        logs.show(picture, run.step)
+    return loss
+
+
+def _logs(run: Run) -> Silence:
+    if not run.world.first:
+        return Silence()
+    return Logs(run.folder, run.config.log, settings=run.identity, step=run.step)
+
+
+def _progress(run: Run) -> tqdm:
+    done, total = run.step * run.config.batch_size, run.config.steps * run.config.batch_size
+    return tqdm(total=total, initial=done, unit="image", disable=not run.world.first)
+
+
+def _meter(run: Run) -> Meter:
+    dtype = torch.bfloat16 if run.config.precision == "bf16" else torch.float32
+    ceiling = matmul_ceiling(run.world.device, dtype) * run.world.size
+    return Meter(batch_size=run.config.batch_size, flops=run.flops, ceiling=ceiling)
+
+
+@contextmanager
+def _termination() -> Iterator[threading.Event]:
+    """Take note of SIGTERM, rather than die of it. Only the main thread hears signals; others change nothing."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -7,6 +7,7 @@ import pytest
 import zarr
 
 from lerobot_env_pixio import frames, render_frames
+from lerobot_env_pixio.truth import depth_size
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
 
 SETTINGS: dict[str, Any] = {
@@ -27,6 +28,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return render_frames(tmp_path_factory.mktemp("frames") / "set", workers=1, **SETTINGS)
 
 
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A set with the exact answers, of one task and larger pictures."""
+    folder = tmp_path_factory.mktemp("frames") / "answered"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frames, "run_jobs", here)
+        render_frames(folder, truth=True, **(SETTINGS | {"tasks": ["reach"], "size": (64, 96)}))
+    return zarr.open_group(folder, mode="r")
+
+
+def unproject(group: Any, row: int) -> np.ndarray:
+    """The depth map of one picture as points in the world [n 3], less the sky."""
+    depth = group["depth"][row]
+    scale = np.diag([*(np.array(depth.shape) / group["frames"].shape[1:3])[::-1], 1])
+    v, u = np.indices(depth.shape) + 0.5
+    rays = np.linalg.inv(scale @ group["intrinsics"][row]) @ np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
+    points = group["cam2world"][row] @ np.vstack([rays * depth.ravel(), np.ones(u.size)])
+    return points[:3, depth.ravel() < 10].T
+
+
 def test_every_row_says_what_it_shows(folder: Path) -> None:
     group: Any = zarr.open_group(folder, mode="r")
     assert group.attrs["complete"]
@@ -41,7 +62,7 @@ def test_every_row_says_what_it_shows(folder: Path) -> None:
 def test_a_killed_run_is_finished_to_the_same_pictures(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed_in_the_second_episode(*arguments: Any) -> np.ndarray:
+    def killed_in_the_second_episode(*arguments: Any) -> dict[str, np.ndarray]:
         if (tmp_path / "set" / "episode" / "c" / "0").exists():
             raise KeyboardInterrupt
         return render(*arguments)
@@ -85,3 +106,55 @@ def test_mistakes_are_told_before_the_folder_exists(tmp_path: Path) -> None:
     with pytest.raises(SettingError):
         render_frames(tmp_path / "a", episodes_per_task=10**6)
     assert not (tmp_path / "a").exists()
+
+
+def test_the_hand_is_not_behind_what_is_seen_at_its_place(answered: Any) -> None:
+    for row in np.flatnonzero(answered["camera"][:] == 0):
+        point = np.linalg.inv(answered["cam2world"][row]) @ np.append(answered["hand"][row], 1)
+        u, v = (answered["intrinsics"][row] @ point[:3])[:2] / point[2]
+        depth = answered["depth"][row]
+        i, j = np.floor(np.array([v, u]) * np.array(depth.shape) / (64, 96)).astype(int)
+        seen = depth[i - 1 : i + 2, j - 1 : j + 2].min()  # between the fingers one sees the table
+        assert point[2] - 0.15 < seen < point[2] + 0.01
+
+
+def test_the_table_is_flat_and_the_object_lies_at_its_own_surface(answered: Any) -> None:
+    for row in np.flatnonzero(answered["camera"][:] == 0):
+        points = unproject(answered, row)
+        table = np.abs(points[:, 2]) < 0.002
+        assert table.mean() > 0.2
+        assert np.linalg.norm(points - answered["object"][row], axis=1).min() < 0.04  # a puck of 2 cm
+
+
+def test_answers_have_the_shape_of_the_pictures_and_say_what_they_mean(answered: Any, folder: Path) -> None:
+    assert answered["depth"].shape == (12, 32, 48)
+    for name in ("hand", "object", "depth", "intrinsics", "cam2world"):
+        assert np.isfinite(answered[name][:]).all()
+        assert answered[name].attrs["meaning"]
+    assert len(np.unique(answered["object"][::6], axis=0)) == 2
+    plain: Any = zarr.open_group(folder, mode="r")
+    assert set(plain) == {"frames", "episode", "task", "camera"}
+
+
+@pytest.mark.parametrize(
+    ("size", "cells"),
+    [((128, 128), (32, 32)), ((224, 224), (32, 32)), ((96, 128), (48, 64)), ((480, 640), (48, 64)), ((16, 24),) * 2],
+)
+def test_a_depth_map_has_square_cells_of_whole_pixels(size: tuple[int, int], cells: tuple[int, int]) -> None:
+    assert depth_size(*size) == cells
+
+
+def test_a_set_of_an_older_version_is_taken_for_what_it_is(folder: Path) -> None:
+    group = zarr.open_group(folder, mode="r+")
+    for name in ("stride", "truth"):
+        del group.attrs[name]
+    render_frames(folder, **SETTINGS)
+    with pytest.raises(DataError, match="truth: False there, True wanted"):
+        render_frames(folder, **SETTINGS, truth=True)
+
+
+def test_an_episode_that_would_outlast_the_simulator_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="lasts at most 500 steps, of which this takes up to 510"):
+        render_frames(tmp_path / "a", frames_per_episode=9, stride=(2, 60))
+    with pytest.raises(SettingError, match="rise from at least 1"):
+        render_frames(tmp_path / "a", stride=(8, 4))

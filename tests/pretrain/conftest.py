@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
-from pixio_pretrain.config import OptimizerConfig, RunConfig, ViewsConfig
+from pixio_pretrain.config import LogConfig, OptimizerConfig, RunConfig, ViewsConfig
 from pixio_pretrain.objectives.masked import PixioConfig
 
 TASKS, EPISODES, FRAMES, SIDE = 3, 12, 4, 40
@@ -45,12 +45,13 @@ def make_config(store: Path, tmp_path: Path) -> Callable[..., RunConfig]:
             "licence": "cc-by-4.0",
             "steps": 6,
             "batch_size": 8,
-            "log_every": 1,
+            "seed": 1,
             "evaluate_every": 3,
             "checkpoint_every": 2,
             "objective": PixioConfig(**tiny, drop_path=0.2),
             "optimizer": OptimizerConfig(base_lr=0.1, warmup=2),
             "views": ViewsConfig(held_out=0.25, held_out_views=12),
+            "log": LogConfig(every=1, trackers=[]),
         }
         return RunConfig(**(settings | changes))
 

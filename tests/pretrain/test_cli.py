@@ -1,40 +1,39 @@
+import os
+import re
 import sys
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import yaml
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from pixio_pretrain import RunConfig, cli
+from pixio_pretrain.manual import run_names, train_help
+from pixio_pretrain.objectives import OBJECTIVES
+from pixio_pretrain.optim import OptimizerConfig
+from pixio_pretrain.plan import PlanConfig
 
-RUNS = sorted(path.stem for path in Path(cli.__file__).parent.glob("conf/run/*.yaml"))
 TINY = "width=32 depth=2 heads=2 class_tokens=2 image_size=32 patch_size=8 decoder_width=32 decoder_depth=2"
+SIZES = [f"objective.{word}" for word in TINY.split()] + ["objective.decoder_heads=2"]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # set by the command; this takes it back
     monkeypatch.setattr(sys, "argv", ["pixio-pretrain", *words])
     cli.main()
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_every_run_builds_and_opens_with_its_command(name: str) -> None:
-    with initialize_config_module("pixio_pretrain.conf", version_base="1.3"):
-        config = OmegaConf.to_object(compose("config", [f"run={name}", "data=somewhere"]))
-    assert isinstance(config, RunConfig)
-    replace(config.objective, width=24, depth=1, heads=3).build()
-    text = (Path(cli.__file__).parent / f"conf/run/{name}.yaml").read_text()
-    assert text.splitlines()[1].startswith(f"# pixio-pretrain run={name} data=PATH")
-    assert "   -> " in text.splitlines()[1]
-    assert yaml.safe_load(text)["folder"] == f"outputs/pretrain/{name}"
-
-
-def test_the_settings_of_the_command_line_are_these(store: Path) -> None:
+def test_the_settings_of_the_command_line_are_these() -> None:
     # A new setting is a decision: add it here, and ask whether another can go.
-    assert set(RunConfig.__dataclass_fields__) == {
-        *("data", "folder", "licence", "steps", "batch_size", "seed", "precision", "device", "threads", "workers"),
-        *("log_every", "evaluate_every", "checkpoint_every", "objective", "optimizer", "views"),
+    assert {field.name for field in fields(RunConfig)} == {
+        *("data", "folder", "licence", "steps", "batch_size", "seed", "precision", "device", "threads"),
+        *("max_bad_steps", "evaluate_every", "checkpoint_every"),
+        *("objective", "optimizer", "views", "curation", "loading", "parallel", "log"),
+    }
+    assert {field.name for field in fields(OptimizerConfig)} == {
+        *("name", "base_lr", "min_lr", "warmup", "warmup_from", "weight_decay", "betas"),
+    }
+    assert {field.name for field in fields(PlanConfig)} - {field.name for field in fields(RunConfig)} == {
+        *("gpus", "gpu", "utilisation"),
     }
 
 
@@ -42,9 +41,8 @@ def test_the_command_trains_where_it_is_told_and_litters_nowhere(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sizes = [f"objective.{word}" for word in TINY.split()]
-    wanted = ["steps=2", "batch_size=4", "views.held_out_views=8", "folder=here"]
-    call(monkeypatch, "run=vitt16_metaworld", f"data={store}", *sizes, "objective.decoder_heads=2", *wanted)
+    wanted = ["steps=2", "batch_size=4", "views.held_out_views=8", "folder=here", "log.trackers=[]"]
+    call(monkeypatch, "train", "run=vitt16_metaworld", f"data={store}", *SIZES, *wanted)
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
     assert Path.cwd() == tmp_path
     card = (tmp_path / "here/encoder/README.md").read_text()
@@ -53,27 +51,117 @@ def test_the_command_trains_where_it_is_told_and_litters_nowhere(
     assert str(store) not in card + (tmp_path / "here/encoder/config.json").read_text()
 
 
+def test_plan_prints_what_a_run_would_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    call(monkeypatch, "plan", "run=vitt16_metaworld", *SIZES, "gpus=2", "gpu=a100", "utilisation=0.3")
+    said = capsys.readouterr().out
+    assert said.startswith("pixio in bf16: 10000 steps of 64 samples on 2 x A100")
+    assert "encoder (vit)" in said
+    assert "FSDP2" in said
+    assert "at 30% of 2 x 312 TFLOP/s" in said
+
+
 @pytest.mark.parametrize(
-    ("words", "answer"),
+    ("words", "answer", "code"),
     [
-        (["run=vitt16_metaworl"], "Available options in 'run':\n\tvitt16_metaworld"),
-        (["run=vitt16_metaworld", "stepps=2"], "Key 'stepps' not in 'RunConfig'"),
-        (["run=vitt16_metaworld", "objective.mask_blok=2"], "Key 'mask_blok' not in 'PixioConfig'"),
-        (["run=vitt16_metaworld", "+stepps=2"], "Key 'stepps' not in 'RunConfig'"),
-        (["run=vitt16_metaworld", "+views.crop=1"], "Key 'crop' not in 'ViewsConfig'"),
-        (["run=vitt16_metaworld", "steps=many"], "Value 'many' of type 'str' could not be converted to Integer"),
-        (["run=vitt16_metaworld", "data=/nowhere"], "pixio-pretrain: There is no folder at /nowhere"),
-        (["run=vitt16_metaworld", "data=.", "objective.mask_block=5"], "nearest that does: 4"),
-        (["run=vitt16_metaworld", "data=.", "steps=0"], "steps must be at least 1"),
-        (["run=vitt16_metaworld"], "missing mandatory value: data"),
+        (["run=vitt16_metaworl"], "No run is called 'vitt16_metaworl'. Did you mean 'vitt16_metaworld'?", 2),
+        (["run=vitt16_metaworld", "objective=mea"], "No objective is called 'mea'. Did you mean 'mae'?", 2),
+        (["run=vitt16_metaworld", "stepps=2"], "No setting is called 'stepps'. Did you mean 'steps'?", 2),
+        (
+            ["run=vitt16_metaworld", "objective.mask_blok=2"],
+            "No setting of objective is called 'mask_blok'. Did you mean 'mask_block'?",
+            2,
+        ),
+        (["run=vitt16_metaworld", "+stepps=2"], "No setting is called 'stepps'. Did you mean 'steps'?", 1),
+        (
+            ["run=vitt16_metaworld", "+views.crop=1"],
+            "No setting of views is called 'crop'. Did you mean 'crop_scale'?",
+            1,
+        ),
+        (
+            ["run=vitt16_metaworld", "steps=many"],
+            "steps: Value 'many' of type 'str' could not be converted to Integer",
+            2,
+        ),
+        (["run=vitt16_metaworld", "steps=[1,2"], "no viable alternative at input '[1,2'", 2),
+        (["run=vitt16_metaworld", "data=/nowhere"], "There is nothing at /nowhere", 1),
+        (["run=vitt16_metaworld", "data=/nowhere", "steps=0"], "steps must be at least 1", 1),
+        (["run=vitt16_metaworld", "objective.name=mea", "data=x"], "No objective is called 'mea'", 1),
+        (["run=vitt16_metaworld"], "data is missing: add data=...", 1),
+        (["data=x"], "You must specify 'run'", 2),
+        (["plan", "run=vitt16_metaworld", "gpu=h20"], "No gpu is called 'h20'. Did you mean 'h200'?", 1),
+        (["plan", "run=vitt16_metaworld", "gpuss=8"], "No setting is called 'gpuss'. Did you mean 'gpus'?", 2),
+        (["plann"], "No command is called 'plann'. Did you mean 'plan'?", 2),
     ],
 )
 def test_a_wrong_word_is_answered_without_a_traceback(
-    words: list[str], answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    answer: str,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_:
         call(monkeypatch, *words)
-    said = capsys.readouterr().err + str(exit_.value)
-    assert answer in said
+    said = capsys.readouterr().err
+    assert exit_.value.code == code
+    assert said.startswith(f"pixio-pretrain: {answer}")
     assert "Traceback" not in said
+
+
+def test_a_missing_launcher_is_answered_with_the_command_that_installs_it() -> None:
+    from hydra.errors import MissingConfigException
+
+    missing = MissingConfigException("...", "hydra/launcher/submitit_slurm", ["basic"])
+    assert cli._explain(missing).endswith("pip install 'pixio-pretrain[slurm]'.")
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands_a_line_each(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(monkeypatch, *words)
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines()[2:]] == ["train", "plan", "score"]
+
+
+def test_the_help_of_train_names_every_run_and_every_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(monkeypatch, "train", "--help")
+    said = capsys.readouterr().out
+    named = set(re.findall(r"^  ([\w.]+)", said, re.MULTILINE))
+    assert set(run_names()) <= named
+    assert {"steps", "batch_size", "optimizer.base_lr", "views.crop_scale", "parallel.strategy"} <= named
+    settings = {field.name for config in OBJECTIVES.values() for field in fields(config)}
+    assert {f"objective.{name}" for name in settings} <= named
+    assert all(len(line) <= 120 for line in said.splitlines())
+
+
+def test_the_help_of_plan_says_how_memory_is_reckoned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(monkeypatch, "plan", "--help")
+    said = capsys.readouterr().out
+    assert "weights 4 P, gradients 4 T, moments 4 m T" in said
+    assert "utilisation=0.4" in said
+
+
+def test_a_setting_that_is_named_is_explained() -> None:
+    assert re.search(r"steps +Optimiser steps\.", train_help())
+
+
+def test_the_tasks_of_a_slurm_job_find_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    task = {"JOB_ID": "7", "NTASKS": "2", "GLOBALID": "1", "LOCALID": "1", "NODEID": "0", "NNODES": "1"}
+    names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    for name, value in task.items():
+        monkeypatch.setenv(f"SUBMITIT_LOCAL_{name}", value)
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    cli._join_slurm()
+    assert (os.environ["WORLD_SIZE"], os.environ["RANK"], os.environ["LOCAL_RANK"]) == ("2", "1", "1")
+    assert os.environ["MASTER_PORT"].isdigit()

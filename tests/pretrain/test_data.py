@@ -1,38 +1,47 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import zarr
 from PIL import Image
 
-from pixio_pretrain.config import RunConfig
-from pixio_pretrain.data.crops import draw_box
-from pixio_pretrain.data.frames import FrameStore, ImageFolder, open_frames, split_episodes
-from pixio_pretrain.data.views import Views
-from pixio_pretrain.objectives import create_objective
-from pixio_pretrain.run import start
-from pixio_robot.errors import DataError, ImageError
+from pixio_pretrain.data import Frames, open_frames, open_source, split_episodes
+from pixio_pretrain.data.crops import crop_image, draw_box
+from pixio_pretrain.data.folder import ImageFolder
+from pixio_pretrain.data.skips import Skipped
+from pixio_pretrain.data.store import FrameStore
+from pixio_robot.errors import DataError, ImageError, SettingError
 
 
-def views(store: Path, *, seed: int = 0, crop_scale: float = 0.5, image_size: int = 32) -> Views:
+def write_images(folder: Path, *names: str, side: int = 20) -> Path:
+    random = np.random.default_rng(0)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+def test_a_store_is_read_with_its_episodes_tasks_and_keys(store: Path) -> None:
     frames = open_frames(store)
-    objective = create_objective("pixio", image_size=image_size, patch_size=8, mask_block=1, depth=1, decoder_depth=1)
-    samples = objective.samples(crop_scale=crop_scale)
-    return Views(frames=frames, indices=np.arange(len(frames)), batch_size=5, samples=samples, seed=seed)
-
-
-def test_a_store_is_read_with_its_episodes_and_tasks(store: Path) -> None:
-    frames = open_frames(store)
-    assert isinstance(frames, FrameStore)
     assert len(frames) == 48
     assert frames.task_names == ["red", "green", "blue"]
     assert frames.tasks is not None
     assert np.asarray(frames.image(0)).shape == (40, 40, 3)
     assert np.asarray(frames.image(0))[..., frames.tasks[0]].max() == 220
+    assert frames.key(5) == "1/5"
     assert json.loads(json.dumps(frames.describe()))["suite"] == "squares"
+
+
+def test_a_store_too_large_for_memory_is_read_by_chunks(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (11, 6, 5, 3), dtype=np.uint8)
+    group = zarr.create_group(tmp_path / "chunked", attributes={"complete": True})
+    group.create_array("frames", data=pixels, chunks=(4, 6, 5, 3))
+    group.create_array("episode", data=np.arange(11))
+    frames = FrameStore(tmp_path / "chunked", in_memory=0)
+    assert not isinstance(frames._pixels, np.ndarray)
+    for index in (10, 0, 7, 3, 4):
+        assert np.array_equal(np.asarray(frames.image(index)), pixels[index])
 
 
 def test_an_unfinished_store_is_refused(tmp_path: Path) -> None:
@@ -59,29 +68,105 @@ def test_a_foreign_group_is_refused(arrays: dict[str, np.ndarray], message: str,
         open_frames(tmp_path / "foreign")
 
 
-def test_a_zarr_array_in_place_of_a_group_and_an_absent_folder_are_refused(tmp_path: Path) -> None:
+def test_a_zarr_array_in_place_of_a_group_is_refused(tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "array", data=np.zeros(3))
     with pytest.raises(DataError, match="no zarr group"):
         open_frames(tmp_path / "array")
-    with pytest.raises(DataError, match="There is no folder"):
-        open_frames(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no images"):
-        open_frames(tmp_path / "empty")
+        open_source(tmp_path)
+
+
+def test_a_location_where_nothing_lies_is_answered_with_the_nearest_one_and_all_kinds(tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    with pytest.raises(DataError, match=r"Did you mean .*/frames") as error:
+        open_source(tmp_path / "fames")
+    assert "tar shards" in str(error.value)
+    assert "synthetic:" in str(error.value)
+
+
+def test_a_stride_for_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="belong to a LeRobotDataset"):
+        open_source(write_images(tmp_path, "1.png"), stride=2)
 
 
 def test_images_of_one_folder_are_one_episode_where_there_are_several_folders(tmp_path: Path) -> None:
-    for name in ("a/1.png", "a/2.jpg", "b/1.png"):
+    for name in ("a/1.png", "a/2.JPG", "b/1.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("L", (30, 20), 90).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
     frames = open_frames(tmp_path)
     assert isinstance(frames, ImageFolder)
     assert frames.episodes.tolist() == [0, 0, 1]
+    assert [frames.key(index) for index in range(3)] == ["a/1.png", "a/2.JPG", "b/1.png"]
     assert frames.image(0).mode == "RGB"
     assert open_frames(tmp_path / "a").episodes.tolist() == [0, 1]
-    (tmp_path / "a/1.png").write_bytes(b"not an image")
-    with pytest.raises(ImageError, match=r"1\.png cannot be read"):
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "empty", "foreign"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp"])
+def test_every_damaged_image_raises_one_error(damage: str, suffix: str, tmp_path: Path) -> None:
+    file = write_images(tmp_path, f"1.{suffix}", side=64) / f"1.{suffix}"
+    whole = file.read_bytes()
+    damaged = {
+        "cut": whole[: len(whole) // 2],
+        "header": whole[:8] + bytes(16) + whole[24:],
+        "empty": b"",
+        "foreign": b"not an image",
+    }
+    file.write_bytes(damaged[damage])
+    frames = open_frames(tmp_path)
+    with pytest.raises(ImageError):
         frames.image(0)
+
+
+def test_a_visit_gives_every_sample_once_and_names_what_it_skips(tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png", "b.png", "c.png")
+    (tmp_path / "b.png").write_bytes(b"not an image")
+    skipped = Skipped()
+    assert [key for key, _ in open_source(tmp_path).visit(skipped)] == ["a.png", "c.png"]
+    assert list(skipped) == ["b.png"]
+
+
+def test_a_source_of_which_nothing_can_be_read_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"Not one sample can be read\. a\.png: "):
+        list(open_source(tmp_path).visit())
+
+
+def test_too_many_unreadable_samples_are_an_error_that_names_the_first() -> None:
+    skipped = Skipped(2)
+    skipped.add("a", "torn", seen=9)
+    skipped.add("a", "torn", seen=9)
+    skipped.add("b", "torn", seen=9)
+    with pytest.raises(
+        DataError, match=r"3 samples cannot be read; max_skipped=2 allows 2\. a: torn; b: torn; c: torn\."
+    ):
+        skipped.add("c", "torn", seen=9)
+
+
+def test_a_share_of_samples_may_be_unreadable_and_ten_in_any_case() -> None:
+    skipped = Skipped(0.01)
+    for number in range(10):
+        skipped.add(str(number), "torn", seen=0)
+    skipped.add("10", "torn", seen=1100)
+    with pytest.raises(DataError, match="12 samples"):
+        skipped.add("11", "torn", seen=1199)
+
+
+def test_a_part_keeps_keys_episodes_and_tasks(store: Path) -> None:
+    frames = open_frames(store)
+    train, held_out = frames.split(0.25)
+    assert isinstance(held_out, Frames)
+    assert len(train) + len(held_out) == len(frames)
+    assert set(train.episodes).isdisjoint(held_out.episodes)
+    assert held_out.tasks is not None
+    for index in range(len(held_out)):
+        whole = int(held_out.key(index).split("/")[1])
+        assert np.array_equal(np.asarray(held_out.image(index)), np.asarray(frames.image(whole)))
+        assert held_out.episodes[index] == frames.episodes[whole]
 
 
 def test_held_out_episodes_are_whole_and_disjoint_from_those_trained_on() -> None:
@@ -101,31 +186,6 @@ def test_one_episode_cannot_be_split_and_two_always_can() -> None:
     assert held_out.size
 
 
-def test_a_run_measures_on_episodes_that_it_does_not_train_on(make_config: Callable[..., RunConfig]) -> None:
-    run = start(make_config())
-    trained, measured = (run.frames.episodes[part.indices] for part in (run.train_views, run.held_out_views))
-    assert set(trained).isdisjoint(measured)
-    assert len(set(measured)) == 3
-
-
-def test_a_batch_follows_from_seed_and_step_alone(store: Path) -> None:
-    first, again = views(store)[7], views(store)[7]
-    assert first["images"].dtype == torch.uint8
-    assert first["images"].shape == (5, 3, 32, 32)
-    assert torch.equal(first["images"], again["images"])
-    assert torch.equal(first["noise"], again["noise"])
-    assert not torch.equal(first["images"], views(store)[8]["images"])
-    assert not torch.equal(first["noise"], views(store, seed=1)[7]["noise"])
-
-
-def test_every_frame_is_seen_once_per_pass_and_each_pass_has_its_own_order(store: Path) -> None:
-    order = np.concatenate([views(store)._order(step) for step in range(20)])  # 100 places, 48 frames
-    first, second = order[:48], order[48:96]
-    assert np.array_equal(np.sort(first), np.arange(48))
-    assert np.array_equal(np.sort(second), np.arange(48))
-    assert not np.array_equal(first, second)
-
-
 def test_crops_lie_inside_the_image_and_keep_their_share_of_it() -> None:
     random = np.random.default_rng(0)
     for _ in range(200):
@@ -140,8 +200,7 @@ def test_crops_lie_inside_the_image_and_keep_their_share_of_it() -> None:
 
 
 def test_a_crop_scale_of_one_takes_the_whole_of_a_square_frame(store: Path) -> None:
-    whole = views(store, crop_scale=1.0, image_size=40)
-    frame = np.asarray(whole.frames.image(3))
-    images = whole.load(np.array([3]), np.random.default_rng(0))["images"]
-    assert np.array_equal(images[0].permute(1, 2, 0).numpy(), frame)
+    frame = open_frames(store).image(3)
+    box = draw_box(frame.size, 1.0, np.random.default_rng(0))
+    assert np.array_equal(crop_image(frame, box, 40).transpose(1, 2, 0), np.asarray(frame))
     assert draw_box((100, 60), 1.0, np.random.default_rng(0)) == (20, 0, 80, 60)

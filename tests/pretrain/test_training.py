@@ -1,103 +1,55 @@
 import json
-import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import PixioModel
 
-from pixio_pretrain import RunConfig, train, training
-from pixio_pretrain.checkpoint import load_checkpoint, save_checkpoint
-from pixio_pretrain.config import OptimizerConfig, ViewsConfig
-from pixio_pretrain.data import open_frames
-from pixio_pretrain.objectives.masked import PixioConfig
-from pixio_pretrain.optim import learning_rate, make_optimizer
-from pixio_pretrain.run import identity, start
+from pixio_pretrain import RunConfig, train
+from pixio_pretrain.checkpoint import checkpoints, read_facts
+from pixio_pretrain.config import LoadingConfig, LogConfig, OptimizerConfig, ParallelConfig, ViewsConfig
+from pixio_pretrain.distributed import World
+from pixio_pretrain.objectives.masked import MaskedAutoencoder, MaskedOutput, PixioConfig
+from pixio_pretrain.run import start
 from pixio_robot import load_encoder
-from pixio_robot.errors import CheckpointError, SettingError, UnknownNameError
+from pixio_robot.errors import SettingError, UnknownNameError
 
 MakeConfig = Callable[..., RunConfig]
-
-
-def tensors(state: Any) -> list[torch.Tensor]:
-    """Every tensor of a checkpoint, in a fixed order."""
-    if isinstance(state, torch.Tensor):
-        return [state]
-    parts = list(state.values()) if isinstance(state, dict) else state if isinstance(state, list) else []
-    return [tensor for part in parts for tensor in tensors(part)]
+ALONE = World(device=torch.device("cpu"))
 
 
 def log_of(config: RunConfig) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in Path(config.folder, "log.jsonl").read_text().splitlines()]
-    return [{key: row[key] for key in row if key not in ("images_per_s", "elapsed_s")} for row in rows]
-
-
-@pytest.mark.parametrize("killed_in", ["save", "step"])
-def test_a_killed_run_ends_bit_equal_to_an_unbroken_one(
-    killed_in: str, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unbroken, killed = make_config(), make_config(folder=str(tmp_path / "killed"))
-    train(unbroken)
-
-    class Killed(BaseException):
-        pass
-
-    def die_at_step_five(run: Any, batch: Any, step: Callable[..., Any] = training._train_step) -> dict[str, float]:
-        if run.step == 4:
-            raise Killed
-        return step(run, batch)
-
-    def die_while_writing(source: Path, target: Path, replace: Callable[..., Any] = os.replace) -> None:
-        if killed_in == "save" and torch.load(source, weights_only=True)["state"]["step"] == 4:
-            raise Killed
-        replace(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "_train_step", die_at_step_five)
-        patch.setattr("pixio_pretrain.checkpoint.os.replace", die_while_writing)
-        with pytest.raises(Killed):
-            train(killed)
-    with Path(killed.folder, "log.jsonl").open("a") as log:
-        log.write('{"step": 5, "lo')  # a line cut short
-    assert start(killed).step == (2 if killed_in == "save" else 4)
-    torch.rand(5)  # the state of the caller's generator must not matter
-    train(killed)
-
-    whole, resumed = (
-        load_checkpoint(Path(c.folder, "checkpoint.pt"), identity=identity(c, open_frames(c.data)))
-        for c in (unbroken, killed)
-    )
-    assert whole is not None
-    assert resumed is not None
-    assert len(tensors(whole)) > 100
-    assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(resumed), strict=True))
-    assert log_of(unbroken) == log_of(killed)
-    assert [row["step"] for row in log_of(killed)] == [1, 2, 3, 4, 5, 6]
+    return [json.loads(line) for line in Path(config.folder, "log.jsonl").read_text().splitlines()]
 
 
 def test_the_loss_falls_and_the_held_out_loss_is_measured(make_config: MakeConfig) -> None:
-    config = make_config(steps=40, evaluate_every=20, optimizer=OptimizerConfig(base_lr=0.1, warmup=5))
+    config = make_config(
+        steps=40, evaluate_every=20, checkpoint_every=40, optimizer=OptimizerConfig(base_lr=0.1, warmup=5)
+    )
     train(config)
     measured = [row["held_out_loss"] for row in log_of(config) if "held_out_loss" in row]
     assert len(measured) == 2
     assert measured[1] < measured[0] < 1
 
 
-def test_a_finished_run_is_left_as_it_is(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make_config(steps=2)
-    folder = train(config)
-    before = load_encoder(folder).fingerprint
-    monkeypatch.setattr(training, "_fit", lambda run: pytest.fail("trained again"))
-    assert load_encoder(train(config)).fingerprint == before
+def test_every_look_is_at_the_same_held_out_samples(make_config: MakeConfig) -> None:
+    runs = [start(make_config(folder=folder), ALONE) for folder in ("a", "b")]
+    batches = [[batch["images"] for batch in run.held_out] for run in runs]
+    assert [len(images) for images in batches[0]] == [8, 4]
+    assert all(torch.equal(one, other) for one, other in zip(*batches, strict=True))
 
 
 def test_the_encoder_folder_loads_here_and_in_transformers_with_equal_features(make_config: MakeConfig) -> None:
     config = make_config(steps=2)
     folder = train(config, command="pixio-pretrain run=tiny data=PATH")
+    assert folder == Path(config.folder, "encoder")
     ours, theirs = load_encoder(folder), PixioModel.from_pretrained(folder)
-    assert ours.fingerprint == start(config).model.encoder.fingerprint
+    assert ours.fingerprint == start(config, ALONE).model.encoder.fingerprint
     images = torch.rand(2, 3, 32, 32)
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     with torch.no_grad():
@@ -115,63 +67,78 @@ def test_the_model_card_tells_what_was_measured(make_config: MakeConfig) -> None
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlicense: cc-by-4.0\n")
     assert f"**{log_of(config)[-1]['held_out_loss']:.3f}**" in card
+    assert json.loads(Path(config.folder, "result.json").read_text())["held_out_loss"] == pytest.approx(
+        log_of(config)[-1]["held_out_loss"]
+    )
     assert "`pixio-pretrain run=tiny data=PATH`" in card
     assert "Which of 3 tasks" in card
-    assert {file.name for file in folder.iterdir()} >= {"loss_curve.png", "reconstructions.png"}
+    assert str(Path(config.data)) not in card + (folder / "config.json").read_text()
+    for picture in ("loss_curve.png", "picture.png"):
+        assert f"({picture})" in card
+        with Image.open(folder / picture) as image:
+            assert image.width > 100
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"batch_size": 4}, r"batch_size \(there 8, now 4\)"),
-        ({"views": ViewsConfig(crop_scale=0.9)}, r"views.crop_scale \(there 0.5, now 0.9\), views.held_out \("),
-        ({"optimizer": OptimizerConfig(base_lr=1.0, warmup=2)}, r"optimizer.base_lr \(there 0.1, now 1.0\)"),
-    ],
-)
-def test_a_folder_of_a_run_with_other_settings_is_refused_by_their_names(
-    change: dict[str, Any], named: str, make_config: MakeConfig
+def test_pictures_of_the_same_samples_are_kept_while_training(make_config: MakeConfig) -> None:
+    config = make_config(steps=4, evaluate_every=2)
+    train(config)
+    files = sorted(Path(config.folder, "pictures").iterdir())
+    assert [file.name for file in files] == ["step-00000002.png", "step-00000004.png"]
+    early, late = (np.asarray(Image.open(file)) for file in files)
+    truth = slice(2 * early.shape[0] // 3, None)  # rows of images: seen, rebuilt, true
+    assert np.array_equal(early[truth], late[truth])
+    assert not np.array_equal(early, late)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[int], bool], value: float = float("nan")) -> None:
+    """Make the loss of some training steps, counted from 1, what no loss should be."""
+    step = 0
+
+    def forward(self: MaskedAutoencoder, *args: Any, plain: Any = MaskedAutoencoder.forward, **batch: Any) -> Any:
+        nonlocal step
+        output: MaskedOutput = plain(self, *args, **batch)
+        step += self.training and output.loss.requires_grad
+        return output._replace(loss=output.loss * value) if self.training and spoiled(step) else output
+
+    monkeypatch.setattr(MaskedAutoencoder, "forward", forward)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_without_a_finite_loss_is_left_out_and_reported(
+    value: float, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = make_config()
-    Path(config.folder).mkdir()
-    save_checkpoint(Path(config.folder, "checkpoint.pt"), {}, identity=identity(config, open_frames(config.data)))
-    with pytest.raises(CheckpointError, match=named):
-        train(make_config(**change))
+    config = make_config(steps=4, checkpoint_every=1)
+    monkeypatch.setattr("pixio_pretrain.run.count_flops", lambda *_: 1.0)  # it runs the model, too
+    spoil(monkeypatch, lambda step: step == 3, value)
+    folder = train(config)
+    rows = log_of(config)
+    assert [row["bad_steps"] for row in rows] == [0, 0, 1, 1]
+    assert ["loss" in row for row in rows] == [True, True, False, True]
+    assert "at step 3: left out." in caplog.text
+    assert "1 steps left out" in (folder / "README.md").read_text()
+    places = checkpoints(Path(config.folder, "checkpoints"))
+    assert [place.name for place in places] == ["step-00000002", "step-00000004"]
+    assert all(parameter.isfinite().all() for parameter in load_encoder(folder).parameters())
 
 
-def test_a_damaged_checkpoint_is_refused(make_config: MakeConfig) -> None:
-    config = make_config()
-    Path(config.folder).mkdir()
-    Path(config.folder, "checkpoint.pt").write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(CheckpointError, match="damaged or foreign"):
+def test_repeated_bad_steps_stop_the_run_at_its_last_good_checkpoint_with_advice(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(steps=20, checkpoint_every=1, max_bad_steps=3)
+    monkeypatch.setattr("pixio_pretrain.run.count_flops", lambda *_: 1.0)
+    spoil(monkeypatch, lambda step: step == 2 or step > 4)
+    said = r"at step 7, the last of 3 bad steps in a row: .* smaller optimizer\.base_lr than 0\.1"
+    with pytest.raises(SettingError, match=said):
         train(config)
+    last = checkpoints(Path(config.folder, "checkpoints"))[-1]
+    facts = read_facts(last)
+    assert (facts["step"], facts["bad_steps"], facts["bad_in_a_row"]) == (4, 1, 0)
 
 
-def test_a_run_that_diverges_stops_with_advice(make_config: MakeConfig) -> None:
-    with pytest.raises(SettingError, match=r"diverged\. Try a smaller optimizer\.base_lr"):
-        train(make_config(steps=20, precision="fp32", optimizer=OptimizerConfig(base_lr=1e30, warmup=0)))
-
-
-def test_the_learning_rate_rises_from_zero_and_falls_to_zero() -> None:
-    rates = [learning_rate(step, steps=100, warmup=10, peak=2.0) for step in range(101)]
-    assert rates[0] == 0
-    assert rates[5] == pytest.approx(1.0)
-    assert rates[10] == max(rates) == 2.0
-    assert rates[55] == pytest.approx(1.0)
-    assert rates[100] == pytest.approx(0, abs=1e-9)
-
-
-def test_only_tensors_of_one_dimension_escape_weight_decay(make_config: MakeConfig) -> None:
-    model = start(make_config()).model
-    decayed, free = make_optimizer(model, OptimizerConfig()).param_groups
-    assert decayed["weight_decay"] == 0.05
-    assert free["weight_decay"] == 0
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert {names[id(p)] for p in free["params"]} == {
-        name for name in names.values() if name.endswith(".bias") or "norm" in name
-    }
-    assert {"vit.cls_token", "vit.pos_embed", "mask_token", "decoder_pos_embed"} <= {
-        names[id(p)] for p in decayed["params"]
-    }
+def test_a_run_that_diverges_by_itself_stops(make_config: MakeConfig) -> None:
+    optimizer = OptimizerConfig(base_lr=1e30, warmup=0)
+    with pytest.raises(SettingError, match="the run has diverged"):
+        train(make_config(steps=30, precision="fp32", optimizer=optimizer))
 
 
 def test_training_does_not_seed_the_callers_generator(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -188,9 +155,13 @@ def test_training_does_not_seed_the_callers_generator(make_config: MakeConfig, t
     [
         lambda: RunConfig(data="", folder="", steps=0),
         lambda: RunConfig(data="", folder="", steps=1, precision="fp8"),
-        lambda: RunConfig(data="", folder="", steps=1, workers=-1),
+        lambda: RunConfig(data="", folder="", steps=1, threads=-1),
+        lambda: RunConfig(data="", folder="", steps=1, max_bad_steps=0),
         lambda: ViewsConfig(crop_scale=0),
-        lambda: OptimizerConfig(base_lr=0),
+        lambda: LoadingConfig(workers=-1),
+        lambda: ParallelConfig(strategy="dpp"),
+        lambda: ParallelConfig(accumulate=0),
+        lambda: LogConfig(every=0),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: Callable[[], object]) -> None:
@@ -201,3 +172,9 @@ def test_settings_that_cannot_be_are_refused(wrong: Callable[[], object]) -> Non
 def test_an_unknown_encoder_is_refused_before_any_frame_is_read(make_config: MakeConfig) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'pixio_vits16'"):
         train(make_config(data="/nowhere", objective=PixioConfig(encoder="pixio_vit_s16")))
+
+
+def test_a_batch_that_cannot_be_divided_is_refused_with_the_nearest_that_can(make_config: MakeConfig) -> None:
+    config = make_config(parallel=ParallelConfig(accumulate=3))
+    with pytest.raises(SettingError, match=r"batch_size=8 cannot be divided .* nearest: 6"):
+        start(config, replace(ALONE, size=2))

@@ -9,10 +9,20 @@ from typing import Any
 import torch
 
 from pixio_pretrain.objectives.base import Objective, ObjectiveConfig
+from pixio_pretrain.objectives.distill import DistillConfig
+from pixio_pretrain.objectives.mae import MaeConfig
 from pixio_pretrain.objectives.masked import PixioConfig
+from pixio_pretrain.objectives.pixcontrast import PixContrastConfig
+from pixio_pretrain.objectives.pixpro import PixProConfig
 from pixio_robot.errors import UnknownNameError
 
-OBJECTIVES: dict[str, type[ObjectiveConfig]] = {"pixio": PixioConfig}
+OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
+    "distill": DistillConfig,
+    "mae": MaeConfig,
+    "pixcontrast": PixContrastConfig,
+    "pixio": PixioConfig,
+    "pixpro": PixProConfig,
+}
 
 
 def create_objective(name: str, *, seed: int | None = None, **settings: Any) -> Objective:

@@ -114,6 +114,11 @@ class Objective(nn.Module, ABC):
         """The encoder, or the first of several."""
         return next(iter(self.encoders.values()))
 
+    @property
+    def extra_weights(self) -> Mapping[str, dict[str, Tensor]]:
+        """Weights that belong beside the first encoder, such as a pyramid's: state dictionaries by file name."""
+        return {}
+
     @abstractmethod
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Draw fresh weights."""

@@ -1,7 +1,8 @@
-"""The Pixio objective (arXiv 2512.15715): rebuild hidden blocks of an image from a few visible ones.
+"""Masked autoencoding: rebuild hidden blocks of an image from a few visible ones.
 
-Masked autoencoding with four changes: blocks of patches are hidden rather than single patches, the decoder is deep,
-there are several class tokens, which the decoder keeps, and the target images are barely augmented.
+Pixio (arXiv 2512.15715) changes MAE (arXiv 2111.06377) in this: blocks of patches are hidden rather than single
+patches, the decoder is deep, there are several class tokens, positions are learned, and crops are not mirrored. All
+are settings; ``mae.py`` has the other values. Positions follow the encoder's family.
 """
 
 import copy
@@ -15,14 +16,21 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
-from pixio_pretrain.data.crops import crop_image, draw_box
-from pixio_pretrain.data.samples import Batch, Sample, SampleMaker
+from pixio_pretrain.data.samples import Batch, SampleMaker
 from pixio_pretrain.objectives.base import EncoderConfig, Objective, ObjectiveConfig
-from pixio_pretrain.objectives.masking import check_mask, count_visible, shuffle_patches, take
+from pixio_pretrain.objectives.masking import (
+    check_mask,
+    check_native,
+    count_visible,
+    crop_with_noise,
+    draw_order,
+    encode_visible,
+    take,
+)
 from pixio_robot.encoder import Encoder
-from pixio_robot.errors import ImageError, SettingError
-from pixio_robot.images import check_images, denormalize, normalize
-from pixio_robot.nn import NORM_EPS, Block, VisionTransformer, initialize_blocks
+from pixio_robot.errors import SettingError
+from pixio_robot.images import denormalize, normalize
+from pixio_robot.nn import NORM_EPS, Block, VisionTransformer, initialize_blocks, sincos_positions
 
 TARGET_EPS = 1e-6
 
@@ -37,6 +45,7 @@ class PixioConfig(EncoderConfig, ObjectiveConfig):
         decoder_heads: Attention heads of the decoder; must divide its width.
         mask_block: Side of the hidden blocks, in patches; must divide the grid. 1 is MAE's masking.
         mask_ratio: Share of the blocks that is hidden.
+        mirror: Flip half of the crops left to right.
     """
 
     name: str = "pixio"
@@ -45,6 +54,7 @@ class PixioConfig(EncoderConfig, ObjectiveConfig):
     decoder_heads: int = 16
     mask_block: int = 4
     mask_ratio: float = 0.75
+    mirror: bool = False
 
     def build(self) -> "MaskedAutoencoder":
         """Build the model; errors as for every objective."""
@@ -117,7 +127,8 @@ class MaskedAutoencoder(Objective):
         self.vit = VisionTransformer(**asdict(spec), drop_path=config.drop_path)
         self.decoder_embed = nn.Linear(spec.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, spec.class_tokens + self.grid**2, width))
+        positions = torch.zeros(1, spec.class_tokens + self.grid**2, width)
+        self.decoder_pos_embed = nn.Parameter(positions, requires_grad=spec.family != "mae")
         self.decoder_blocks = nn.ModuleList(Block(width, config.decoder_heads) for _ in range(config.decoder_depth))
         self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(width, spec.patch_size**2 * 3)
@@ -129,7 +140,10 @@ class MaskedAutoencoder(Objective):
         initialize_blocks(self, generator)
         self.vit.initialize(generator)
         nn.init.normal_(self.mask_token, std=0.02, generator=generator)
-        nn.init.normal_(self.decoder_pos_embed, std=0.02, generator=generator)
+        if self.spec.family == "mae":
+            self.decoder_pos_embed.copy_(sincos_positions(self.config.decoder_width, self.grid, self.spec.class_tokens))
+        else:
+            nn.init.normal_(self.decoder_pos_embed, std=0.02, generator=generator)
 
     @property
     def image_size(self) -> int:
@@ -144,12 +158,9 @@ class MaskedAutoencoder(Objective):
 
     def samples(self, *, crop_scale: float) -> SampleMaker:
         """Crops, and the noise that decides which blocks are hidden."""
-
-        def make(image: Image.Image, random: np.random.Generator) -> Sample:
-            crop = crop_image(image, draw_box(image.size, crop_scale, random), self.spec.image_size)
-            return {"images": crop, "noise": random.random(self.mask_blocks, dtype=np.float32)}
-
-        return make
+        return crop_with_noise(
+            self.image_size, blocks=self.mask_blocks, crop_scale=crop_scale, mirror=self.config.mirror
+        )
 
     def forward(self, images: Tensor, *, noise: Tensor | None = None) -> MaskedOutput:
         """Hide blocks, rebuild them, and measure the error.
@@ -172,17 +183,8 @@ class MaskedAutoencoder(Objective):
         return MaskedOutput((error * mask).sum() / mask.sum(), prediction, mask)
 
     def encode(self, pixels: Tensor, visible: Tensor) -> Tensor:
-        """Encode the class tokens and the visible patches only.
-
-        Args:
-            pixels: Normalised images [b 3 h w].
-            visible: Indices [b k] of the patches to see.
-
-        Returns:
-            Tokens [b c+k d] after the final norm, class tokens first, patches in the order of ``visible``.
-        """
-        classes, patches = self.vit.embed(pixels)
-        return self.vit.transform(torch.cat([classes, take(patches, visible)], dim=1))
+        """Encode the class tokens and the visible patches only; see ``encode_visible``."""
+        return encode_visible(self.vit, pixels, visible)
 
     def decode(self, latent: Tensor, order: Tensor) -> Tensor:
         """Predict the normalised pixels of every patch.
@@ -254,22 +256,11 @@ class MaskedAutoencoder(Objective):
         return Image.fromarray(np.concatenate(rows))
 
     def _check(self, images: Tensor) -> Tensor:
-        spec = self.spec
-        check_images(images, spec.patch_size)
-        if images.shape[2:] != (spec.image_size, spec.image_size):
-            raise ImageError(
-                f"Pre-training reads images of its native {spec.image_size} x {spec.image_size} pixels, "
-                f"not {images.shape[2]} x {images.shape[3]}: crop them, or set image_size."
-            )
+        check_native(images, self.spec)
         return images.to(self.mask_token.device)
 
     def _order(self, images: Tensor, noise: Tensor | None) -> Tensor:
-        shape = (len(images), self.mask_blocks)
-        if noise is None:
-            noise = torch.rand(shape, device=images.device)
-        elif noise.shape != shape:
-            raise SettingError(f"The noise must be [images, mask blocks], here {list(shape)}, not {list(noise.shape)}.")
-        return shuffle_patches(noise.to(images.device), grid=self.grid, block=self.config.mask_block)
+        return draw_order(images, noise, grid=self.grid, block=self.config.mask_block)
 
     def _mask(self, order: Tensor) -> Tensor:
         visible = order[:, : self.visible_patches]

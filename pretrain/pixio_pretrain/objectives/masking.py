@@ -5,10 +5,17 @@ A block side of 1 is the random masking of MAE (arXiv 2111.06377).
 
 import math
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from pixio_robot.errors import SettingError
+from pixio_pretrain.data.crops import crop_image, draw_box
+from pixio_pretrain.data.samples import Sample, SampleMaker
+from pixio_robot.encoder import EncoderSpec
+from pixio_robot.errors import ImageError, SettingError
+from pixio_robot.images import check_images
+from pixio_robot.nn import VisionTransformer
 
 
 def count_visible(blocks: int, ratio: float) -> int:
@@ -24,7 +31,8 @@ def check_mask(grid: int, block: int, ratio: float) -> None:
     """Refuse masks that do not fit a ``grid`` x ``grid`` image of patches.
 
     Raises:
-        SettingError: If the block side does not divide the grid, or if the ratio hides everything or nothing.
+        SettingError: If the block side does not divide the grid or is all of it, or if the ratio hides everything or
+            nothing.
     """
     sides = [side for side in range(1, grid + 1) if grid % side == 0]
     if block not in sides:
@@ -33,11 +41,37 @@ def check_mask(grid: int, block: int, ratio: float) -> None:
             f"mask_block={block} does not divide a grid of {grid} x {grid} patches; nearest that does: {nearest}."
         )
     blocks = (grid // block) ** 2
-    if ratio <= 0 or count_visible(blocks, ratio) < 1:
+    if blocks == 1:
+        raise SettingError(f"mask_block={block} is the whole grid, which cannot be hidden in part; choose it smaller.")
+    if not 0 < ratio < 1 or not 0 < count_visible(blocks, ratio) < blocks:
+        highest = math.floor(1000 * (1 - 1 / blocks)) / 1000
         raise SettingError(
             f"mask_ratio={ratio} of {blocks} blocks leaves none hidden or none visible; "
-            f"choose it above 0 and not above {1 - 1 / blocks:.3g}, or a smaller mask_block."
+            f"choose it above 0 and not above {highest}, or a smaller mask_block."
         )
+
+
+def draw_order(images: Tensor, noise: Tensor | None, *, grid: int, block: int) -> Tensor:
+    """Order the patches of each image, those that stay visible first.
+
+    Args:
+        images: [b ...]; says how many and where.
+        noise: [b blocks], row-major over the grid of blocks; the smallest entries come first. Uniform when absent.
+        grid: Patches per image side.
+        block: Patches per block side.
+
+    Returns:
+        As ``shuffle_patches``.
+
+    Raises:
+        SettingError: If the noise is of another shape.
+    """
+    shape = (len(images), (grid // block) ** 2)
+    if noise is None:
+        noise = torch.rand(shape, device=images.device)
+    elif noise.shape != shape:
+        raise SettingError(f"The noise must be [images, mask blocks], here {list(shape)}, not {list(noise.shape)}.")
+    return shuffle_patches(noise.to(images.device), grid=grid, block=block)
 
 
 def shuffle_patches(noise: Tensor, *, grid: int, block: int) -> Tensor:
@@ -61,3 +95,51 @@ def shuffle_patches(noise: Tensor, *, grid: int, block: int) -> Tensor:
 def take(tokens: Tensor, index: Tensor) -> Tensor:
     """Pick tokens [b n d] by index [b k], each image by its own: [b k d]."""
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def encode_visible(vit: VisionTransformer, pixels: Tensor, visible: Tensor) -> Tensor:
+    """Encode the class tokens and some of the patches only.
+
+    Args:
+        vit: The network.
+        pixels: Normalised images [b 3 h w].
+        visible: Indices [b k] of the patches to see.
+
+    Returns:
+        Tokens [b c+k d] after the final norm, class tokens first, patches in the order of ``visible``.
+    """
+    classes, patches = vit.embed(pixels)
+    return vit.transform(torch.cat([classes, take(patches, visible)], dim=1))
+
+
+def check_native(images: Tensor, spec: EncoderSpec) -> None:
+    """Refuse images of another shape, range or size than an encoder's own.
+
+    Raises:
+        ImageError: Says what is wrong.
+    """
+    check_images(images, spec.patch_size)
+    if images.shape[2:] != (spec.image_size, spec.image_size):
+        raise ImageError(
+            f"Pre-training reads images of its native {spec.image_size} x {spec.image_size} pixels, "
+            f"not {images.shape[2]} x {images.shape[3]}: crop them, or set image_size."
+        )
+
+
+def crop_with_noise(side: int, *, blocks: int, crop_scale: float, mirror: bool = False) -> SampleMaker:
+    """Say how an image becomes a crop, "images" [3 side side], and the "noise" [blocks] that hides some of it.
+
+    Args:
+        side: Side of the crop in pixels.
+        blocks: Mask blocks per image.
+        crop_scale: Smallest area of a crop as a share of the image; 1 takes whole images, never mirrored.
+        mirror: Flip half of the crops left to right.
+    """
+
+    def make(image: Image.Image, random: np.random.Generator) -> Sample:
+        crop = crop_image(image, draw_box(image.size, crop_scale, random), side)
+        if mirror and crop_scale < 1 and random.random() < 0.5:
+            crop = np.ascontiguousarray(crop[..., ::-1])
+        return {"images": crop, "noise": random.random(blocks, dtype=np.float32)}
+
+    return make

@@ -1,4 +1,4 @@
-"""How much a linear read-out finds in frozen features: the quickest honest look at an encoder."""
+"""Which task a frame shows: the quickest honest look at an encoder."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixio_pretrain.data import Frames, split_episodes
+from pixio_pretrain.data import Frames
+from pixio_pretrain.probe.looks import Look
+from pixio_pretrain.probe.ridge import fit_best
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import DataError
-
-RIDGES = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +63,25 @@ def probe_task(
     train = train[np.linspace(0, len(train) - 1, min(most, len(train))).astype(np.int64)]
     labels = torch.from_numpy(frames.tasks)
     classes = int(labels.max()) + 1
-    x, y = class_features(encoder, frames, train), F.one_hot(labels[train], classes).float()
-    fit, check = split_episodes(frames.episodes[train], 0.2)
-    ridge = max(RIDGES, key=lambda ridge: _score(x[fit], y[fit], x[check], labels[train][check], ridge))
-    right = _score(x, y, class_features(encoder, frames, held_out), labels[held_out], ridge)
-    return ProbeResult(right, len(held_out), len(np.unique(frames.episodes[held_out])), classes)
+
+    def right(answers: Tensor, rows: NDArray[np.int64]) -> int:
+        return int((answers.argmax(dim=1) == labels[rows]).sum())
+
+    read_out = fit_best(
+        class_features(encoder, frames, train),
+        F.one_hot(labels[train], classes).float(),
+        frames.episodes[train],
+        lambda answers, rows: right(answers, train[rows]),
+    )
+    put_right = right(read_out(class_features(encoder, frames, held_out)), held_out)
+    return ProbeResult(put_right, len(held_out), len(np.unique(frames.episodes[held_out])), classes)
 
 
 def class_features(encoder: Encoder, frames: Frames, indices: NDArray[np.int64], *, batch_size: int = 64) -> Tensor:
-    """Encode whole frames at the encoder's native size: the mean of the class tokens, float32 [n d]."""
-    side = encoder.spec.image_size
-    found = []
-    for chunk in np.array_split(indices, -(-len(indices) // batch_size)):
-        images = np.stack([np.asarray(frames.image(index).resize((side, side))) for index in chunk])
-        found.append(encoder(torch.from_numpy(images).permute(0, 3, 1, 2)).classes.float().mean(dim=1).cpu())
-    return torch.cat(found)
+    """Encode whole frames at the encoder's native size: the mean of the class tokens, float32 [n d].
 
-
-def _score(x: Tensor, y: Tensor, x_test: Tensor, labels: Tensor, ridge: float) -> int:
-    """Fit answers y [n k] to features x [n d], and count the test rows whose largest answer is the label."""
-    mean, deviation = x.mean(dim=0), x.std(dim=0) + 1e-6
-    x, x_test = (x - mean) / deviation, (x_test - mean) / deviation
-    weights = torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1]), x.T @ (y - y.mean(dim=0)))
-    return int(((x_test @ weights + y.mean(dim=0)).argmax(dim=1) == labels).sum())
+    Of an encoder without class tokens, the mean of the patches.
+    """
+    look = Look.through(encoder)
+    found = [look.features(tokens) for _, tokens in look.tokens(frames, indices, batch_size=batch_size)]
+    return torch.cat([features.get("classes", features["patches"]) for features in found])

@@ -1,0 +1,1 @@
+"""Where runs run, if not here."""

@@ -1,0 +1,107 @@
+"""Frames in a zarr v3 group, such as ``lerobot_env_pixio.render_frames`` writes."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from PIL import Image
+
+from pixio_pretrain.data.source import Frames
+from pixio_robot.errors import DataError
+
+IN_MEMORY = 4 << 30
+"""Bytes of pixels up to which a store is read whole."""
+
+CHUNKS = 32
+"""Chunks of a larger store that are kept once they are read."""
+
+
+class FrameStore(Frames):
+    """A zarr v3 group with ``frames`` uint8 [n h w 3], ``episode`` [n] and, where known, ``task`` [n].
+
+    The key is "episode/row". Up to 4 GiB of pixels are read into memory; those of a larger store come chunk by chunk,
+    which costs the decoding of a chunk for a frame, since neighbours are rarely asked for together.
+
+    Args:
+        folder: The group's.
+        in_memory: Bytes of pixels up to which a store is read whole.
+
+    Raises:
+        DataError: If the folder holds none, or one that is not finished.
+    """
+
+    def __init__(self, folder: Path, *, in_memory: int = IN_MEMORY) -> None:
+        arrays, self.attributes = _open(folder)
+        frames = arrays["frames"]
+        self._episodes = np.asarray(arrays["episode"][:])
+        self._tasks = np.asarray(arrays["task"][:], dtype=np.int64) if "task" in arrays else None
+        self._pixels = np.asarray(frames[:]) if frames.nbytes <= in_memory else _Chunked(frames)
+
+    @property
+    def episodes(self) -> NDArray[np.integer[Any]]:
+        """The recording that each frame belongs to, [n]."""
+        return self._episodes
+
+    @property
+    def tasks(self) -> NDArray[np.int64] | None:
+        """What is going on in each frame, [n]."""
+        return self._tasks
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names of the tasks."""
+        return self.attributes.get("tasks", [])
+
+    def key(self, index: int) -> str:
+        """Episode and row of one frame."""
+        return f"{self._episodes[index]}/{index}"
+
+    def image(self, index: int) -> Image.Image:
+        """One frame, RGB."""
+        return Image.fromarray(self._pixels[index])
+
+    def describe(self) -> dict[str, Any]:
+        """Which frames they are, by how they were made."""
+        return {"kind": "frame store", "frames": len(self), **self.attributes}
+
+
+class _Chunked:
+    """Rows of a zarr array, by way of the chunks that were read last."""
+
+    def __init__(self, frames: Any) -> None:
+        self._frames = frames
+        self._rows: int = frames.chunks[0]
+        self._chunk = lru_cache(CHUNKS)(self._read)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        return self._chunk(index // self._rows)[index % self._rows]
+
+    def __reduce__(self) -> tuple[type, tuple[Any]]:
+        """Go to a worker process without what was read."""
+        return type(self), (self._frames,)
+
+    def _read(self, chunk: int) -> NDArray[np.uint8]:
+        return np.asarray(self._frames[chunk * self._rows : (chunk + 1) * self._rows])
+
+
+def _open(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays and attributes of a finished store."""
+    try:
+        group = zarr.open_group(folder, mode="r")
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(f"{folder} holds no zarr group of frames: {error}") from error
+    arrays: dict[str, Any] = dict(group.arrays())
+    if not {"frames", "episode"} <= arrays.keys():
+        raise DataError(f"{folder} holds the arrays {sorted(arrays)}; a frame store has 'frames' and 'episode'.")
+    attributes: dict[str, Any] = group.attrs.asdict()
+    if attributes.get("complete") is not True:
+        raise DataError(f"{folder} is not finished: run the command that renders it again, and it continues.")
+    frames = arrays["frames"]
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise DataError(
+            f"The frames in {folder} are {frames.dtype} {list(frames.shape)}; they must be uint8 [n, h, w, 3]."
+        )
+    return arrays, attributes

@@ -1,0 +1,72 @@
+"""Ways to look at a frame: through an encoder, at its bare pixels, not at all."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pixio_pretrain.data import Frames
+from pixio_robot.encoder import Encoder
+from pixio_robot.tokens import Tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What turns pictures into tokens, and how those become the features of a probe.
+
+    Attributes:
+        see: Images uint8 [b 3 side side] to tokens.
+        side: Side in pixels that frames are resized to.
+        grid: Side of the grid of cells that patches are averaged over, where their place is to count.
+    """
+
+    see: Callable[[Tensor], Tokens]
+    side: int
+    grid: int = 4
+
+    @classmethod
+    def through(cls, encoder: Encoder, *, grid: int = 4) -> Self:
+        """Look through an encoder, at its native size."""
+        return cls(see=encoder, side=encoder.spec.image_size, grid=grid)
+
+    def tokens(
+        self, frames: Frames, rows: NDArray[np.int64], *, batch_size: int = 64
+    ) -> Iterator[tuple[NDArray[np.int64], Tokens]]:
+        """Look at whole frames, a batch at a time: their rows, and their tokens in float32 on the CPU."""
+        for chunk in np.array_split(rows, -(-len(rows) // batch_size)):
+            images = np.stack([np.asarray(frames.image(row).resize((self.side, self.side))) for row in chunk])
+            yield chunk, self.see(torch.from_numpy(images).permute(0, 3, 1, 2)).map(lambda part: part.float().cpu())
+
+    def features(self, tokens: Tokens) -> dict[str, Tensor]:
+        """Make vectors of tokens, by name, each [b f].
+
+        "grid" keeps where things are: patches averaged over the cells of a coarse grid, side by side. "patches" is
+        their mean over the whole picture, and "classes" the mean class token, where there are any.
+        """
+        side = min(self.grid, *tokens.grid)
+        found = {"grid": tokens.pool(side).patches.flatten(1), "patches": tokens.patches.mean(dim=1)}
+        if tokens.classes.shape[1]:
+            found["classes"] = tokens.classes.mean(dim=1)
+        return found
+
+
+def _pixels(images: Tensor) -> Tokens:
+    """Colours in [0, 1]: 8 x 8 patches of 4 x 4 pixels."""
+    patches = rearrange(images.float() / 255, "b c (h p) (w q) -> b (h w) (p q c)", p=4, q=4)
+    return Tokens(patches[:, :0], patches, (8, 8))
+
+
+def _nothing(images: Tensor) -> Tokens:
+    return Tokens(torch.zeros(len(images), 0, 1), torch.zeros(len(images), 1, 1), (1, 1))
+
+
+PIXELS = Look(see=_pixels, side=32, grid=8)
+"""The frame itself, reduced to 32 x 32 pixels. As many numbers as a 4 x 4 grid of 192 features."""
+
+NOTHING = Look(see=_nothing, side=1)
+"""Eyes shut: what is left of a probe is the mean of its training answers."""

@@ -1,0 +1,237 @@
+#!/usr/bin/env python
+r"""Compare frozen encoders by what a linear read-out finds in them: gripper, object and depth, on frames never seen.
+
+The frames come with their exact answers and are of scenes that no encoder was trained on (a first seed beyond those of
+the training set):
+
+    scripts/render_frames.py outputs/probe --truth --tasks pick-place door-open drawer-open hammer --shift none \
+        --first-seed 100000 --episodes-per-task 500 --frames-per-episode 2 --stride 20 50
+
+An arm is a name and its encoders, one per training seed; a run's folder stands for the encoder in it:
+
+    scripts/compare_encoders.py outputs/probe --folder outputs/encoders \
+        pixio=outputs/arms/pixio-0,outputs/arms/pixio-1 mae=outputs/arms/mae-0,outputs/arms/mae-1
+
+Beside the arms stand the same sizes with random weights, as often as they were trained, the bare pixels, and the mean
+of the training answers. The folder comes to hold records (one JSON object per line), predictions, pictures and
+results.md, whose tables are computed from the records alone. An encoder that has been measured is not measured again,
+so a killed comparison continues, and arms can be added.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from encoder_pictures import draw_depth, draw_positions
+from tqdm import tqdm
+
+from pixio_pretrain import probe
+from pixio_pretrain.data import Frames, open_frames, split_episodes
+from pixio_pretrain.probe.table import NONE
+from pixio_robot import ENCODERS, Encoder, EncoderSpec, create_encoder, load_encoder
+from pixio_robot.errors import DataError, PixioRobotError, SettingError
+
+TRAINING = ("steps", "batch_size", "seed")
+"""Settings of a run that the table of encoders tells."""
+
+READING = (
+    "Positions: mean distance from the truth before the camera, read by ridge regression from a grid of averaged "
+    "patches, for each task by itself, then averaged over tasks. Depth: a correction of the mean map, read from each "
+    "patch; per frame, without alignment, less the sky. Intervals speak of held-out episodes and of encoders, not of "
+    "other frames to fit to."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One encoder of an arm, or a baseline without one."""
+
+    arm: str
+    seed: int
+    look: probe.Look
+    encoder: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stem(self) -> str:
+        """The name of its files."""
+        return f"{self.arm.replace(' ', '-')}-{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What every candidate is asked."""
+
+    frames: Frames
+    truth: probe.Truth
+    train: np.ndarray
+    held_out: np.ndarray
+    grid: int
+    most_depth: int
+
+    @property
+    def digest(self) -> str:
+        """Hash of frames, answers, split and sizes."""
+        facts = [self.frames.describe(), len(self.held_out), self.grid, self.most_depth]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+        for array in (self.frames.episodes, self.held_out, *self.truth.world.values()):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def parse_arms(words: list[str]) -> dict[str, list[Path]]:
+    """Read NAME=PATH[,PATH...]."""
+    arms: dict[str, list[Path]] = {}
+    for word in words:
+        name, _, paths = word.partition("=")
+        if not name or not paths or name in arms:
+            raise SettingError(f"{word!r}: an arm is NAME=PATH or NAME=PATH,PATH,PATH, and each name is given once.")
+        arms[name] = [Path(path).expanduser() for path in paths.split(",")]
+    return arms
+
+
+def list_candidates(arms: dict[str, list[Path]], options: argparse.Namespace) -> Iterator[Candidate]:
+    """Give the arms, then random weights of each of their sizes, then what needs no encoder."""
+    counts: dict[EncoderSpec, int] = {}
+    for arm, paths in arms.items():
+        for seed, path in enumerate(paths):
+            folder = path / "encoder" if (path / "encoder").is_dir() else path
+            encoder = load_encoder(str(folder), device=options.device)
+            counts[encoder.spec] = max(len(paths), counts.get(encoder.spec, 0))
+            settings = encoder.provenance.get("settings", {})
+            facts = {"name": encoder.provenance.get("name")} | {key: settings.get(key) for key in TRAINING}
+            yield candidate(arm, seed, encoder, facts, options)
+    for spec, count in counts.items():
+        yield from random_candidates(spec, count, options)
+    yield Candidate(arm="pixels", seed=0, look=probe.PIXELS)
+    yield Candidate(arm=probe.BASELINE, seed=0, look=probe.NOTHING)
+
+
+def random_candidates(spec: EncoderSpec, count: int, options: argparse.Namespace) -> Iterator[Candidate]:
+    """Give encoders of these sizes with random weights; none for a family whose weights we do not draw."""
+    sizes = asdict(spec)
+    family = sizes.pop("family")
+    row = next((name for name, known in ENCODERS.items() if known.family == family), None)
+    if row is None:
+        print(f"{family}: no random counterpart, since its weights are not drawn here.", file=sys.stderr)
+        return
+    for seed in range(count):
+        encoder = create_encoder(row, seed=seed, **sizes).to(options.device)
+        arm = f"random {family} {spec.width}x{spec.depth}"
+        yield candidate(arm, seed, encoder, {"weights": encoder.provenance["weights"]}, options)
+
+
+def candidate(
+    arm: str, seed: int, encoder: Encoder, training: dict[str, Any], options: argparse.Namespace
+) -> Candidate:
+    """Look through an encoder."""
+    look = probe.Look.through(encoder, grid=options.grid)
+    return Candidate(arm=arm, seed=seed, look=look, encoder=encoder.fingerprint, training=training)
+
+
+def measure(candidate: Candidate, trial: Trial, folder: Path) -> list[probe.ProbeRecord]:
+    """Measure a candidate, unless it has been; its records are written last.
+
+    Raises:
+        DataError: The folder has records of its name, for another encoder or other frames.
+    """
+    path = folder / "records" / f"{candidate.stem}.jsonl"
+    if path.exists():
+        records = probe.read_records(path)
+        if {(record.encoder, record.store) for record in records} != {(candidate.encoder, trial.digest)}:
+            raise DataError(f"{path} is of another encoder or other frames. Choose another folder, or remove the file.")
+        return records
+    found = probe.probe_geometry(
+        candidate.look, trial.frames, trial.truth, trial.train, trial.held_out, most_depth=trial.most_depth
+    )
+    facts = {"arm": candidate.arm, "seed": candidate.seed, "encoder": candidate.encoder, "store": trial.digest}
+    records = [
+        probe.ProbeRecord(**facts, training=candidate.training, measurement=measurement)
+        for measurement in found.measurements
+    ]
+    for part in ("records", "predictions"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / "predictions" / f"{candidate.stem}.npz", **found.predictions)  # pyright: ignore[reportArgumentType]
+    probe.write_records(path, records)
+    return records
+
+
+def write_results(folder: Path, trial: Trial, records: list[probe.ProbeRecord], options: argparse.Namespace) -> None:
+    """Write tables and pictures."""
+    comparison = probe.Comparison(records)
+    stems = {record.arm: f"{record.arm.replace(' ', '-')}-0" for record in records}
+    predictions = {arm: dict(np.load(folder / "predictions" / f"{stem}.npz")) for arm, stem in stems.items()}
+    training = {(record.arm, record.seed): (record.encoder, record.training) for record in records}
+    pictures = []
+    for camera in trial.truth.cameras:
+        draw_depth(folder / f"depth_{camera}.png", trial.frames, trial.truth, camera, predictions)
+        draw_positions(
+            folder / f"positions_{camera}.png", trial.frames, trial.truth, camera, trial.held_out, predictions
+        )
+        pictures += [f"![Depth](depth_{camera}.png)", f"![Positions](positions_{camera}.png)"]
+    rows = [
+        f"| {arm}, {seed} | {(weights or NONE)[:12]} | {', '.join(f'{key} {value}' for key, value in facts.items())} |"
+        for (arm, seed), (weights, facts) in training.items()
+    ]
+    parts = [
+        "# Encoders compared by linear probes",
+        f"`{shlex.join(['scripts/compare_encoders.py', *sys.argv[1:]])}`",
+        f"{datetime.now(UTC).date().isoformat()}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"{options.device}, torch {torch.__version__}.",
+        f"{len(trial.frames)} frames, {len(trial.held_out)} of them held out in whole episodes. {READING}",
+        f"Grid of averaged patches: {options.grid} x {options.grid}.",
+        probe.to_markdown(comparison),
+        *pictures,
+        "\n".join(["| encoder | weights | training |", "| --- | --- | --- |", *rows]),
+    ]
+    draft = folder / "results.writing"
+    draft.write_text("\n\n".join(part.strip() for part in parts) + "\n")
+    os.replace(draft, folder / "results.md")
+
+
+def main() -> None:
+    """Read the command line and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", type=Path, help="frames with their answers (render_frames.py --truth)")
+    parser.add_argument("arms", nargs="+", metavar="NAME=PATH[,PATH...]", help="an arm and its encoders, one per seed")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/encoders"), help="where everything goes")
+    parser.add_argument(
+        "--held-out", type=float, default=0.25, help="share of the episodes to measure on (default: 0.25)"
+    )
+    parser.add_argument(
+        "--grid", type=int, default=4, help="side of the grid that positions are read from (default: 4)"
+    )
+    parser.add_argument("--depth-frames", type=int, default=1000, help="frames to learn depth from (default: 1000)")
+    parser.add_argument("--device", default="cpu", help="where encoders run (default: cpu)")
+    parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch; 0 leaves its own choice")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        arms, frames = parse_arms(options.arms), open_frames(options.store)
+        train, held_out = split_episodes(frames.episodes, options.held_out)
+        truth = probe.Truth.read(options.store)
+        sizes = {"grid": options.grid, "most_depth": options.depth_frames}
+        trial = Trial(frames=frames, truth=truth, train=train, held_out=held_out, **sizes)
+        records = []
+        for one in tqdm(list_candidates(arms, options), desc="measure", unit="encoder"):
+            records += measure(one, trial, options.folder)
+        write_results(options.folder, trial, records, options)
+    except PixioRobotError as error:
+        raise SystemExit(f"compare_encoders: {error}") from error
+    print(options.folder / "results.md")
+
+
+if __name__ == "__main__":
+    main()

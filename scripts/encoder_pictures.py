@@ -1,0 +1,72 @@
+"""Pictures of what linear probes read from encoders: depth maps, and positions against the truth."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pixio_pretrain.data import Frames
+from pixio_pretrain.probe import Truth
+from pixio_pretrain.probe.depth import FARTHEST
+from pixio_pretrain.probe.truth import POSITIONS
+
+Predictions = Mapping[str, Mapping[str, NDArray[np.float32]]]
+"""Arm to ``GeometryProbe.predictions`` of its first encoder."""
+
+AXES = (("right", "#d1242f"), ("down", "#1a7f37"), ("forward", "#1f6feb"))
+
+
+def draw_depth(file: Path, frames: Frames, truth: Truth, camera: str, predictions: Predictions) -> None:
+    """Draw held-out frames, their true depth, and what was read from each arm, in the same colours."""
+    rows = next(iter(predictions.values()))[f"{camera}/shown"].astype(int)
+    columns = ["frame", "truth", *predictions]
+    sky = truth.depth[rows] > FARTHEST
+    low, high = np.quantile(truth.depth[rows][~sky], (0.01, 0.95))
+    figure = Figure(figsize=(1.6 * len(columns), 1.65 * len(rows) + 0.4), layout="constrained")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for line, (axes, row) in enumerate(zip(grid, rows, strict=True)):
+        axes[0].imshow(np.asarray(frames.image(row)))
+        maps = [truth.depth[row], *(found[f"{camera}/depth"][line] for found in predictions.values())]
+        for axis, depth in zip(axes[1:], maps, strict=True):
+            axis.imshow(np.where(sky[line], np.nan, depth), vmin=low, vmax=high, cmap="turbo_r")
+    for axis, name in zip(grid[0], columns, strict=True):
+        axis.set_title(name, fontsize=8)
+    for axis in grid.flat:
+        axis.set_axis_off()
+    figure.colorbar(grid[0, 1].images[0], ax=grid, label="metres; sky is white", shrink=0.6)
+    figure.savefig(file, dpi=110)
+
+
+def draw_positions(
+    file: Path, frames: Frames, truth: Truth, camera: str, held_out: NDArray[np.int64], predictions: Predictions
+) -> None:
+    """Draw predicted against true positions, less the task's mean: one row per target, one column per arm."""
+    asked = held_out[truth.camera[held_out] == truth.cameras.index(camera)]
+    assert frames.tasks is not None  # the probe has seen to it
+    targets = [name for name in POSITIONS if _of(next(iter(predictions.values())), camera, name)]
+    figure = Figure(figsize=(2.1 * len(predictions), 2.3 * len(targets) + 0.3), layout="constrained")
+    grid = figure.subplots(len(targets), len(predictions), squeeze=False, sharex="row", sharey="row")
+    for axes, target in zip(grid, targets, strict=True):
+        for axis, (arm, found) in zip(axes, predictions.items(), strict=True):
+            for key, predicted in _of(found, camera, target).items():
+                rows = asked[frames.tasks[asked] == list(frames.task_names).index(key)]
+                true = truth.position(target, rows)
+                x, y = 100 * (true - true.mean(axis=0)).T, 100 * (predicted - true.mean(axis=0)).T
+                for number, (name, color) in enumerate(AXES):
+                    axis.plot(x[number], y[number], ".", ms=2, color=color, alpha=0.4, label=name)
+            axis.axline((0, 0), slope=1, color="0.5", lw=0.8)
+            axis.set_title(f"{arm}: {target}", fontsize=8)
+            axis.tick_params(labelsize=7)
+    grid[-1, 0].set_xlabel("true, cm from the task's mean", fontsize=8)
+    grid[-1, 0].set_ylabel("read, cm", fontsize=8)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles[:3], labels[:3], loc="outside lower right", ncols=3, fontsize=7, markerscale=4, frameon=False)
+    figure.savefig(file, dpi=110)
+
+
+def _of(found: Mapping[str, NDArray[np.float32]], camera: str, target: str) -> dict[str, NDArray[np.float32]]:
+    """Positions by task."""
+    keys = {tuple(key.split("/")): key for key in found}
+    return {parts[1]: found[key] for parts, key in keys.items() if len(parts) == 3 and parts[::2] == (camera, target)}

@@ -1,0 +1,63 @@
+"""From rendered answers to a table of encoders, and how to train them at equal compute."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pixio_robot import create_encoder
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow  # every command imports torch
+
+
+def run(script: str, *words: str | Path, fails: bool = False) -> str:
+    process = subprocess.run(
+        [sys.executable, f"scripts/{script}.py", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert (process.returncode != 0) == fails, process.stdout
+    return process.stdout
+
+
+def test_encoders_are_compared_once_and_arms_can_be_added(tmp_path: Path) -> None:
+    sizes = ["--size", "32", "--episodes-per-task", "8", "--frames-per-episode", "1", "--first-seed", "500000"]
+    run("render_frames", tmp_path / "set", "--truth", "--tasks", "reach", "--workers", "1", "--shift", "none", *sizes)
+    for family in ("pixio", "mae"):
+        for seed in range(2):
+            tiny = {"width": 24, "depth": 1, "heads": 2, "image_size": 32}
+            create_encoder(f"{family}_vitt16", seed=seed, **tiny).save_pretrained(tmp_path / f"{family}{seed}")
+    folder = ["--folder", str(tmp_path / "out")]
+    pixio, mae = (f"{name}={tmp_path}/{name}0,{tmp_path}/{name}1" for name in ("pixio", "mae"))
+    run("compare_encoders", tmp_path / "set", pixio, *folder)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "records").iterdir()}
+    assert len(before) == 6  # two of the arm, two with random weights, pixels, training mean
+
+    run("compare_encoders", tmp_path / "set", pixio, mae, *folder)
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "records").iterdir()}
+    assert before.items() < after.items()
+    assert len(after) == 10
+    page = (tmp_path / "out" / "results.md").read_text()
+    assert page.count("| pixio − mae | ") == 2  # cameras
+    assert page.count("| random mae 24x1 | ") >= 2
+    assert all((tmp_path / "out" / picture).is_file() for picture in re.findall(r"\]\((.*\.png)\)", page))
+    assert "nan" not in page
+
+    answer = run("compare_encoders", tmp_path / "set", pixio, "--grid", "2", *folder, fails=True)
+    assert "is of another encoder or other frames" in answer
+
+
+def test_runs_of_equal_compute_are_planned() -> None:
+    printed = run("equal_compute", "vitt16_metaworld", "vitt16_metaworld", "--steps", "500", "--seeds", "2")
+    assert printed.count("x 64 x 500 = ") == 2
+    assert printed.count("steps=500 seed=0,1 'folder=outputs/arms/vitt16_metaworld-${seed}'") == 2
+
+
+def test_a_mistaken_arm_is_answered_in_one_line(tmp_path: Path) -> None:
+    answer = run("compare_encoders", tmp_path, "pixio", fails=True)
+    assert answer.startswith("compare_encoders: 'pixio': an arm is NAME=PATH")
