@@ -45,6 +45,8 @@ class EncoderSpec:
             least = 0 if name == "class_tokens" and self.family not in ("pixio", "mae") else 1
             if name != "family" and (not isinstance(value, int) or value < least):
                 raise SettingError(f"An encoder's {name} must be a whole number of at least {least}, not {value!r}.")
+        if self.family == "mae" and self.class_tokens != 1:
+            raise SettingError(f"MAE has one class token, not {self.class_tokens}; family 'pixio' takes any number.")
         if self.width % self.heads:
             raise SettingError(f"{self.heads} heads do not divide a width of {self.width}.")
         if self.image_size % self.patch_size:

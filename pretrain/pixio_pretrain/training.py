@@ -21,6 +21,7 @@ from pixio_pretrain.config import RunConfig
 from pixio_pretrain.data import Loaded
 from pixio_pretrain.distributed import gathered, gradient_norm, join, synchronising
 from pixio_pretrain.evaluate import mean_loss
+from pixio_pretrain.heap import keep_freed_memory
 from pixio_pretrain.logs import Logs, Row, Silence
 from pixio_pretrain.run import Run, folder_of, open_data, start
 from pixio_pretrain.speed import Meter, matmul_ceiling
@@ -54,6 +55,8 @@ def train(config: RunConfig, *, command: str = "pixio_pretrain.train(config)") -
     if not names:
         if config.threads:
             torch.set_num_threads(config.threads)
+        if config.device == "cpu":
+            keep_freed_memory()
         run = start(config, join(config.device))
         _fit(run)
         model = run.whole_model()

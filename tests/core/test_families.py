@@ -99,6 +99,11 @@ def test_sincos_positions_worked_by_hand():
         sincos_positions(6, 2)
 
 
+def test_an_mae_has_one_class_token():
+    with pytest.raises(SettingError, match="one class token, not 8"):
+        create_encoder("mae_vitt16", class_tokens=8)
+
+
 def test_maes_positions_take_no_gradient_and_survive_initialisation():
     vit = create_encoder("mae_vitt16", seed=3, **TINY).backbone
     torch.testing.assert_close(vit.pos_embed.data, sincos_positions(32, 4, 1))

@@ -13,6 +13,7 @@ from transformers import AutoModel, PixioModel, ViTMAEModel
 from pixio_pretrain.objectives import create_objective
 from pixio_pretrain.objectives.base import EncoderConfig
 from pixio_pretrain.objectives.distill import Distillation, DistillConfig, distance
+from pixio_pretrain.speed import count_flops
 from pixio_robot import Encoder, create_encoder, load_encoder
 from pixio_robot.errors import CheckpointError, ImageError, SettingError, UnknownNameError
 from pixio_robot.images import normalize
@@ -147,6 +148,15 @@ def test_the_loss_falls_and_the_teacher_stays(make: Make, teacher: Encoder) -> N
     assert not any("teacher" in key for key in model.state_dict())
     for key, value in model.teacher.state_dict().items():
         assert torch.equal(value, teacher.state_dict()[key])
+
+
+def test_counting_operations_leaves_the_teacher_its_weights(make: Make, teacher: Encoder) -> None:
+    model = make()
+    batch = {"images": pictures(), "noise": torch.rand(4, 4)}
+    before = model(**batch).loss
+    assert count_flops(model, batch) > 0
+    assert model.teacher.fingerprint == teacher.fingerprint
+    torch.testing.assert_close(model(**batch).loss, before)
 
 
 def test_each_student_comes_out_as_a_plain_encoder_folder(make: Make, tmp_path: Path, teacher: Encoder) -> None:

@@ -1,5 +1,6 @@
 """Batches without end, from any source, that can be taken up again after any of them."""
 
+import signal
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -181,6 +182,7 @@ class Loader:
             num_workers=self.workers,
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # the workers' seeds must not be drawn from the global generator
+            worker_init_fn=_outlive_termination,
             **order,
         )
 
@@ -194,3 +196,9 @@ class Loader:
             self._next = (self._next + 1) % len(self._marks)
         for key, reason in made.skipped.items():
             self.skipped.add(key, reason, seen=self._given)
+
+
+def _outlive_termination(worker: int) -> None:
+    """Leave SIGTERM to the trainer: it goes to workers, too, and their death would stop it from saving."""
+    del worker
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from pixio_pretrain.data.samples import Batch, SampleMaker
@@ -253,6 +254,9 @@ class Distillation(Objective):
 
     def teach(self, images: Tensor) -> Tokens:
         """Give the teacher's tokens of whole images [b 3 h w], before its final norm."""
+        if images.is_meta:  # the teacher must not follow there, where its weights would be lost; shapes are enough
+            shapes = {key: value.to("meta") for key, value in self.teacher.state_dict().items()}
+            return functional_call(self.teacher, shapes, images)
         if next(self.teacher.parameters()).device != images.device:
             self.teacher.to(images.device)
         return self.teacher.intermediate(images, blocks=[-1], norm=False)[0]
