@@ -22,11 +22,15 @@ class ViewsConfig:
             frames want more. 1 takes whole frames.
         held_out: Share of the episodes that is never trained on.
         held_out_views: Crops of held-out frames on which the loss is measured.
+        cameras: Cameras of a LeRobotDataset to read; all when absent.
+        stride: Take one frame in so many of a LeRobotDataset, as neighbours are nearly alike.
     """
 
     crop_scale: float = 0.5
     held_out: float = 0.05
     held_out_views: int = 512
+    cameras: list[str] | None = None
+    stride: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_scale <= 1 or not 0 < self.held_out < 1 or self.held_out_views < 1:

@@ -159,7 +159,8 @@ def start(config: RunConfig, world: World) -> Run:
 
 def open_data(config: RunConfig) -> tuple[Source, Curation | None, dict[str, Any]]:
     """Open a run's images and the table that curates them, and say what decides its result."""
-    source, curation = open_source(config.data), config.curation.build()
+    source = open_source(config.data, cameras=config.views.cameras, stride=config.views.stride)
+    curation = config.curation.build()
     identity = config.identity() | {"frames": source.describe()}
     return source, curation, identity | ({"curation": curation.describe()} if curation else {})
 

@@ -178,3 +178,8 @@ def test_a_batch_that_cannot_be_divided_is_refused_with_the_nearest_that_can(mak
     config = make_config(parallel=ParallelConfig(accumulate=3))
     with pytest.raises(SettingError, match=r"batch_size=8 cannot be divided .* nearest: 6"):
         start(config, replace(ALONE, size=2))
+
+
+def test_cameras_and_stride_reach_the_data(make_config: MakeConfig) -> None:
+    with pytest.raises(SettingError, match="cameras and stride belong to a LeRobotDataset"):
+        train(make_config(views=ViewsConfig(stride=5)))
