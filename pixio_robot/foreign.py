@@ -86,7 +86,8 @@ class TransformerBackbone(ForeignBackbone):
 
     def tokens_after(self, images: Tensor, blocks: Sequence[int], *, norm: bool) -> list[Tokens]:
         """Encode normalised images; see ``Backbone``."""
-        grid = (images.shape[2] // self.spec.patch_size, images.shape[3] // self.spec.patch_size)
+        patch = self.model.config.patch_size
+        grid = (images.shape[2] // patch, images.shape[3] // patch)
         hidden = self.model(images, output_hidden_states=True, **self.options).hidden_states
         found = []
         for block in blocks:
@@ -121,6 +122,7 @@ class TimmBackbone(ForeignBackbone):
         super().__init__(model)
         facts = self.network.pretrained_cfg
         self.statistics = PixelStatistics(tuple(facts["mean"]), tuple(facts["std"]))
+        self.class_tokens = int(getattr(self.network, "has_class_token", False))
 
     @property
     def network(self) -> Any:
@@ -138,7 +140,7 @@ class TimmBackbone(ForeignBackbone):
         else:
             side = self.network.pretrained_cfg["input_size"][-1]
         side -= side % spec.patch_size
-        return replace(spec, image_size=side, class_tokens=int(getattr(self.network, "has_class_token", False)))
+        return replace(spec, image_size=side, class_tokens=self.class_tokens)
 
     def tokens_after(self, images: Tensor, blocks: Sequence[int], *, norm: bool) -> list[Tokens]:
         """Encode normalised images; see ``Backbone``. Convolutional networks have no final norm to apply."""
@@ -153,7 +155,7 @@ class TimmBackbone(ForeignBackbone):
             patches, prefix = entry if prefixed else (entry, None)
             tokens[block] = _tokens_of_map(patches)
             if prefix is not None:
-                tokens[block] = tokens[block]._replace(classes=prefix[:, : self.spec.class_tokens])
+                tokens[block] = tokens[block]._replace(classes=prefix[:, : self.class_tokens])
         return [tokens[block] for block in blocks]
 
 

@@ -122,6 +122,16 @@ def load_checkpoint(place: Path, model: nn.Module, optimizer: torch.optim.Optimi
     return json.loads(state[own])
 
 
+def load_weights(place: Path, model: nn.Module) -> None:
+    """Put only the model's weights where they were, in a process on its own.
+
+    Raises:
+        CheckpointError: If the checkpoint is damaged, or of another model.
+    """
+    state = _read(place, {f"model.{name}": value for name, value in model.state_dict().items()})
+    model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
+
+
 def check_identity(theirs: Mapping[str, Any], ours: Mapping[str, Any], folder: Path) -> None:
     """Refuse to go on with a run that was begun with other settings.
 

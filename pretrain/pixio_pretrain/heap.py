@@ -10,7 +10,7 @@ def keep_freed_memory() -> bool:
     """Let the process keep the memory that tensors free, for the tensors of the next layer.
 
     By default glibc hands large blocks back to the kernel at once, which gives them out again page by page, zeroed:
-    that costs attention a quarter of its time in training. The price is a process that seldom shrinks again.
+    which attention's large scores feel most. The price is a process that seldom shrinks again.
 
     Returns:
         Whether there was such a setting; other C libraries have none, and there nothing happens.

@@ -1,12 +1,8 @@
 """The objective of a run, with the weights of its last checkpoint."""
 
-import warnings
 from pathlib import Path
 
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict_loader import load
-
-from pixio_pretrain.checkpoint import checkpoints, read_facts
+from pixio_pretrain.checkpoint import checkpoints, load_weights, read_facts
 from pixio_pretrain.objectives import Objective, create_objective
 from pixio_robot.errors import CheckpointError
 
@@ -28,11 +24,5 @@ def load_objective(folder: str | Path, *, device: str = "cpu") -> Objective:
     identity = read_facts(found[-1])["identity"]
     settings = {key.removeprefix("objective."): identity[key] for key in identity if key.startswith("objective.")}
     objective = create_objective(settings.pop("name"), **settings)
-    weights = {f"model.{name}": value for name, value in objective.state_dict().items()}
-    try:
-        with warnings.catch_warnings():  # a process on its own needs no word about being on its own
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-            load(weights, checkpoint_id=found[-1])  # in place
-    except (Exception, CheckpointException) as error:  # damage surfaces as anything at all; theirs is no Exception
-        raise CheckpointError(f"{found[-1]} is damaged or foreign ({type(error).__name__}).") from error
+    load_weights(found[-1], objective)
     return objective.eval().requires_grad_(False).to(device)

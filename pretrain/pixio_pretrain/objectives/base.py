@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pixio_pretrain.data.samples import Batch, SampleMaker
 from pixio_robot.encoder import ENCODERS, Encoder, EncoderSpec
-from pixio_robot.errors import UnknownNameError
+from pixio_robot.errors import SettingError, UnknownNameError
 
 
 class Output(Protocol):
@@ -76,6 +76,8 @@ class EncoderConfig:
         """
         if self.encoder not in ENCODERS:
             raise UnknownNameError("encoder", self.encoder, ENCODERS)
+        if not 0 <= self.drop_path < 1:
+            raise SettingError(f"drop_path={self.drop_path} must lie in [0, 1).")
         sizes = {key: getattr(self, key) for key in asdict(ENCODERS[self.encoder]) if hasattr(self, key)}
         return replace(ENCODERS[self.encoder], **{key: size for key, size in sizes.items() if size is not None})
 

@@ -50,8 +50,6 @@ class PixelConfig(EncoderConfig, ObjectiveConfig):
             raise SettingError(f"threshold={self.threshold} leaves no cells that meet; PixPro's is 0.7.")
         if self.instance_weight < 0:
             raise SettingError(f"instance_weight={self.instance_weight} must not be negative.")
-        if not 0 <= self.drop_path < 1:
-            raise SettingError(f"drop_path={self.drop_path} must lie in [0, 1).")
 
 
 class Branch(nn.Module):

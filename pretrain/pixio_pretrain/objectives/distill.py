@@ -69,11 +69,9 @@ class DistillConfig(ObjectiveConfig):
                 "'+objective.students={base:{encoder:pixio_vitb16}}'."
             )
         specs = {name: student.spec() for name, student in self.students.items()}
-        for name, student in self.students.items():
+        for name in specs:
             if not re.fullmatch(r"[\w-]+", name):
                 raise SettingError(f"Student {name!r} cannot name a folder; use letters, digits, _ and -.")
-            if not 0 <= student.drop_path < 1:
-                raise SettingError(f"students.{name}.drop_path={student.drop_path} must lie in [0, 1).")
         first, *others = specs
         for name in others:
             if specs[name].image_size != specs[first].image_size:

@@ -62,8 +62,6 @@ class PixioConfig(EncoderConfig, ObjectiveConfig):
             raise SettingError("decoder_width, decoder_depth and decoder_heads must be at least 1.")
         if self.decoder_width % self.decoder_heads:
             raise SettingError(f"{self.decoder_heads} heads do not divide a decoder width of {self.decoder_width}.")
-        if not 0 <= self.drop_path < 1:
-            raise SettingError(f"drop_path={self.drop_path} must lie in [0, 1).")
         spec = self.spec()
         check_mask(spec.image_size // spec.patch_size, self.mask_block, self.mask_ratio)
         return MaskedAutoencoder(self)
