@@ -130,7 +130,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoders", nargs="*", help="rows of ENCODERS; vits16 and vitb16, on cuda vitb16 to vith16")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--batch-size", type=int, help="images per step; 4, on cuda 128")
+    parser.add_argument("--batch-size", type=int, help="images per step; 16, on cuda 128")
     parser.add_argument("--rounds", type=int, default=5, help="steps per arm, after one to warm up (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument(
@@ -140,7 +140,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("outputs"), help="for the figures (default: outputs)")
     options = parser.parse_args()
     gpu = options.device == "cuda"
-    options.batch_size = options.batch_size or (128 if gpu else 4)
+    options.batch_size = options.batch_size or (128 if gpu else 16)
     sizes = ("vitb16", "vitl16", "vith16") if gpu else ("vits16", "vitb16")
     options.encoders = options.encoders or [f"pixio_{size}" for size in sizes]
     return options
