@@ -36,6 +36,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from pixio_pretrain.data import Loader, open_source
+from pixio_pretrain.heap import keep_freed_memory
 
 CAMERA = "observation.images.top"
 CONSOLE = Console()
@@ -60,6 +61,7 @@ class Result:
 def main() -> None:
     """Measure every codec at every size, print tables and write ``benchmark.json``."""
     options = parse_options()
+    keep_freed_memory()  # as a training run does; it serves both readers
     av.logging.set_level(av.logging.ERROR)
     datasets.disable_progress_bars()
     results = [measure(codec, side, options) for codec in options.codecs for side in options.sides]
