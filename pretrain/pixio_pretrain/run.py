@@ -31,7 +31,8 @@ class Run:
 
     Attributes:
         config: Its settings.
-        identity: What decides its result: the settings that do, and what the data says of itself.
+        identity: What decides its result: the settings that do, what the data says of itself, and hashes of weights
+            from elsewhere.
         world: Its processes.
         source: All images.
         train: Those to train on.
@@ -116,6 +117,7 @@ def start(config: RunConfig, world: World) -> Run:
     model: Objective = config.objective.build()
     model.initialize(torch.Generator().manual_seed(config.seed))
     source, curation, identity = open_data(config)
+    identity |= {f"{name}_sha256": value for name, value in model.origins.items()}
     found = checkpoints(folder_of(config) / "checkpoints")
     facts = read_facts(found[-1]) if found else {}
     if found:

@@ -8,11 +8,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from pixio_pretrain.card import PICTURES, write_encoders
@@ -57,16 +58,33 @@ def train(config: RunConfig, *, command: str = "pixio_pretrain.train(config)") -
             torch.set_num_threads(config.threads)
         if config.device == "cpu":
             keep_freed_memory()
-        run = start(config, join(config.device))
-        _fit(run)
-        model = run.whole_model()
-        names = run.world.tell(list(model.encoders) if model else [])
-        if model:
-            loss = write_encoders(run, model, command=command)
-            result = {"encoders": names, "held_out_loss": loss, "identity": run.identity}
-            (folder / "result.writing").write_text(json.dumps(result, indent=2) + "\n")
-            os.replace(folder / "result.writing", folder / "result.json")
+        world = join(config.device)
+        with _alone_in(folder) if world.first else nullcontext():
+            run = start(config, world)
+            _fit(run)
+            model = run.whole_model()
+            names = world.tell(list(model.encoders) if model else [])
+            if model:
+                loss = write_encoders(run, model, command=command)
+                result = {"encoders": names, "held_out_loss": loss, "identity": run.identity}
+                (folder / "result.writing").write_text(json.dumps(result, indent=2) + "\n")
+                os.replace(folder / "result.writing", folder / "result.json")
     return folder / names[0]
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; a lock dies with its process, so a kill leaves none behind.
+
+    Raises:
+        SettingError: If another run is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise SettingError(f"Another process trains in {folder}. Wait for it, or choose another folder.") from error
 
 
 def _finished(config: RunConfig) -> list[str]:
@@ -76,7 +94,8 @@ def _finished(config: RunConfig) -> list[str]:
         return []
     result = json.loads(file.read_text())
     _, _, identity = open_data(config)
-    check_identity(result["identity"], identity, folder_of(config))
+    origins = {key: value for key, value in result["identity"].items() if key.endswith("_sha256")}
+    check_identity(result["identity"], identity | origins, folder_of(config))  # what is trained needs no teacher
     return result["encoders"]
 
 

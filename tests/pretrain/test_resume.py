@@ -17,13 +17,17 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from pixio_pretrain import RunConfig, train, training
 from pixio_pretrain.checkpoint import checkpoints, read_facts
 from pixio_pretrain.config import OptimizerConfig, ParallelConfig, ViewsConfig
-from pixio_robot.errors import CheckpointError
+from pixio_pretrain.objectives.base import EncoderConfig
+from pixio_pretrain.objectives.distill import DistillConfig
+from pixio_robot import create_encoder
+from pixio_robot.errors import CheckpointError, SettingError
 
 MakeConfig = Callable[..., RunConfig]
 DRIVER = Path(__file__).parent / "driver.py"
@@ -263,3 +267,35 @@ def test_a_finished_run_is_left_as_it_is(make_config: MakeConfig, monkeypatch: p
     folder = train(config)
     monkeypatch.setattr(training, "start", lambda *_: pytest.fail("built again"))
     assert train(config) == folder
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(make_config: MakeConfig) -> None:
+    config = make_config(steps=2)
+    Path(config.folder).mkdir(parents=True)
+    with (
+        FileLock(Path(config.folder, ".lock")),
+        pytest.raises(SettingError, match=r"Another process trains in .*another folder"),
+    ):
+        train(config)
+    train(config)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_teacher_of_the_same_name_with_other_weights_is_refused_where_it_still_teaches(
+    finished: bool, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    sizes: dict[str, Any] = {"depth": 1, "heads": 2, "patch_size": 8, "image_size": 32}
+    students = {"small": EncoderConfig(**sizes, width=8)}
+    config = make_config(
+        steps=2, objective=DistillConfig(teacher=str(tmp_path / "teacher"), mask_ratio=0.0, students=students)
+    )
+    create_encoder("pixio_vitt16", seed=0, width=16, **sizes).save_pretrained(tmp_path / "teacher")
+    folder = train(config)
+    shutil.rmtree(tmp_path / "teacher")
+    create_encoder("pixio_vitt16", seed=1, width=16, **sizes).save_pretrained(tmp_path / "teacher")
+    if finished:
+        assert train(config) == folder
+        return
+    Path(config.folder, "result.json").unlink()
+    with pytest.raises(CheckpointError, match=r"teacher_sha256 \(there "):
+        train(config)

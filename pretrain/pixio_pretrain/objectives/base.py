@@ -121,6 +121,11 @@ class Objective(nn.Module, ABC):
         """Weights that belong beside the first encoder, such as a pyramid's: state dictionaries by file name."""
         return {}
 
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """Weights from elsewhere that decide the result, such as a teacher's: hashes by what they are."""
+        return {}
+
     @abstractmethod
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Draw fresh weights."""

@@ -214,6 +214,11 @@ class Distillation(Objective):
             found[name] = Encoder(student.spec, copy.deepcopy(student.vit), provenance=provenance)
         return found
 
+    @property
+    def origins(self) -> dict[str, str]:
+        """The teacher's hash: the name may come to stand for other weights."""
+        return {"teacher": self.teacher.fingerprint}
+
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Draw fresh weights for all students."""
         for student in self.students.values():
