@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Policy training from a feature cache against LeRobot's stock loop with the same frozen encoder live.
+"""ACT's training from a feature cache against LeRobot's loop with the same encoder live, and with its own ResNet-18.
 
-Both loops train the quickstart's ACT on the same frames, in turns, so that whatever else the machine does hits both.
+All loops train on the same frames, in turns, so that whatever else the machine does hits all of them; each with the
+quickstart's small head, and with LeRobot's default one (width 512, 4 + 4 + 1 blocks, VAE, chunks of 100).
 """
 
 import argparse
@@ -14,7 +15,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,44 +27,59 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.datasets.sampler import EpisodeAwareSampler
-from lerobot.scripts.lerobot_train import update_policy
-from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
-from lerobot.utils.utils import cycle
+from lerobot.policies.act.configuration_act import ACTConfig
+from lerobot.policies.factory import get_policy_class
 from rich.console import Console
 from rich.table import Table
-from small_act import STEPS, small_act
-from torch.utils.data import DataLoader
+from small_policies import STEPS, resnet_act, small_act
+from stock_loop import StockLoop
 
 from lerobot_policy_pixio import PixioACTConfig
 from lerobot_policy_pixio.demonstrations import Demonstrations
-from lerobot_policy_pixio.frames import DECODER, DatasetFrames
-from lerobot_policy_pixio.modeling_pixio_act import PixioACTPolicy
-from lerobot_policy_pixio.training import Trainer, make_policy, make_processors, sample_rows
+from lerobot_policy_pixio.frames import DatasetFrames
+from lerobot_policy_pixio.training import Trainer, make_policy, make_processors
 from pixio_robot import Encoder, build_cache, create_encoder, load_encoder
 
 CAMERA = "observation.images.top"
 CONSOLE = Console()
+CACHED, LIVE, RESNET = "from the cache", "encoder live", "LeRobot's ResNet-18"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One encoder's figures. Speeds are samples per second, one entry per round; parts are milliseconds per sample."""
+    """One encoder's and one head's figures.
+
+    Attributes:
+        encoder: Its name.
+        head: "small", or "lerobot" for the default one.
+        image_size: Pixels of a side.
+        batch_size: Samples per step.
+        frames: Of the data set.
+        cache_seconds: What building the feature cache took.
+        speeds: Samples per second, by loop; one entry per round.
+        parts: Milliseconds per sample, by loop and part.
+        parity: Relative difference between losses from cached tokens and from live images, for some first steps.
+    """
 
     encoder: str
+    head: str
     image_size: int
     batch_size: int
-    live: list[float]
-    cached: list[float]
-    ratios: list[float]
-    live_parts: dict[str, float]
-    cached_parts: dict[str, float]
-    gather_only: float
-    cache_frames_per_s: float
+    frames: int
+    cache_seconds: float
+    speeds: dict[str, list[float]]
+    parts: dict[str, dict[str, float]]
     parity: list[float]
+
+    def ratios(self, loop: str) -> list[float]:
+        """How many times as fast training from the cache is as a loop, round by round."""
+        return [fast / slow for fast, slow in zip(self.speeds[CACHED], self.speeds[loop], strict=True)]
+
+    def break_even(self, loop: str) -> float:
+        """Passes over the data set after which cache and training together have taken less time than a loop."""
+        saved = [self.frames / statistics.median(self.speeds[name]) for name in (loop, CACHED)]
+        return self.cache_seconds / (saved[0] - saved[1]) if saved[0] > saved[1] else float("inf")
 
 
 class Stopwatch:
@@ -94,46 +110,26 @@ class Stopwatch:
         self.seconds[label] += time.perf_counter() - self._began.pop()
 
 
-class StockLoop:
-    """The body of ``lerobot-train``: its data set, sampler, loader, preprocessor and update."""
+@dataclass(kw_only=True)
+class Turn:
+    """A loop that takes turns with others."""
 
-    def __init__(self, frames: DatasetFrames, policy: PixioACTPolicy, batch_size: int, workers: int) -> None:
-        meta = frames.dataset.meta
-        ahead = resolve_delta_timestamps(policy.config, meta)
-        dataset = LeRobotDataset(meta.repo_id, root=meta.root, delta_timestamps=ahead, video_backend=DECODER)
-        sampler = EpisodeAwareSampler(
-            frames.episodes["dataset_from_index"], frames.episodes["dataset_to_index"], shuffle=True
-        )
-        loader = DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers, drop_last=True)
-        self.batches: Iterator[dict[str, Any]] = cycle(loader)
-        self.policy, (self.preprocessor, _) = policy, make_processors(policy, frames)
-        self.preset, schedule = policy.config.get_optimizer_preset(), policy.config.get_scheduler_preset()
-        self.optimizer: Any = self.preset.build(policy.get_optim_params())
-        self.scheduler = schedule and schedule.build(self.optimizer, STEPS)
-        self.accelerator = Accelerator(cpu=policy.config.device == "cpu")
-        meters = {name: AverageMeter(name) for name in ("loss", "grad_norm", "lr", "update_s")}
-        self.tracker = MetricsTracker(batch_size, meta.total_frames, meta.total_episodes, meters)
-
-    def load(self) -> dict[str, Any]:
-        """Decode, collate and normalise one batch."""
-        return self.preprocessor(next(self.batches))
-
-    def step(self) -> None:
-        """Train on one batch."""
-        settings = {"grad_clip_norm": self.preset.grad_clip_norm, "lr_scheduler": self.scheduler}
-        update_policy(self.tracker, self.policy, self.load(), self.optimizer, accelerator=self.accelerator, **settings)
+    step: Callable[[], Any]
+    steps: int
+    stopwatch: Stopwatch
 
 
 def main() -> None:
-    """Measure each encoder, print a table and write the figures."""
+    """Measure each encoder with each head, print tables and write the figures."""
     options = parse_options()
     torch.set_num_threads(options.threads)
     results = []
     for name in options.encoders:
         encoder = load_encoder(name) if ":" in name or "/" in name else create_encoder(name, seed=0)
         root = write_dataset(options.folder / f"frames{encoder.spec.image_size}", encoder.spec.image_size)
-        results.append(measure(name, encoder, root, options))
-        show(results[-1])
+        for head in options.heads:
+            results.append(measure(name, head, encoder, root, options))
+            show(results[-1])
     facts = {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
@@ -153,68 +149,99 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--encoders", nargs="+", default=["pixio_vitb16", "shipped:pixio_vitt16"], help="a bare name has random weights"
     )
+    parser.add_argument("--heads", nargs="+", choices=["small", "lerobot"], default=["small", "lerobot"])
     parser.add_argument("--rounds", type=int, default=3, help="turns of each loop")
-    parser.add_argument("--live-steps", type=int, default=2, help="steps of the stock loop per turn")
-    parser.add_argument("--cached-steps", type=int, default=50, help="steps from the cache per turn")
-    parser.add_argument("--batch-size", type=int, default=32, help="samples per step of both loops")
-    parser.add_argument("--workers", type=int, default=0, help="decoding processes of the stock loop")
+    parser.add_argument("--live-steps", type=int, default=1, help="steps of LeRobot's loops per turn")
+    parser.add_argument("--cached-steps", type=int, default=10, help="steps from the cache per turn")
+    parser.add_argument("--batch-size", type=int, default=32, help="samples per step of all loops")
+    parser.add_argument("--workers", type=int, default=0, help="decoding processes of LeRobot's loops")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of the arithmetic")
-    parser.add_argument("--device", default="cpu", help="where both loops run")
+    parser.add_argument("--amp", action="store_true", help="mixed precision (use_amp) where we train from the cache")
+    parser.add_argument("--device", default="cpu", help="where all loops run")
     return parser.parse_args()
 
 
-def measure(name: str, encoder: Encoder, root: Path, options: argparse.Namespace) -> Result:
-    """Let both loops take turns with one encoder."""
+def measure(name: str, head: str, encoder: Encoder, root: Path, options: argparse.Namespace) -> Result:
+    """Let the loops take turns with one encoder and one head."""
     frames, encoder = DatasetFrames(root), encoder.to(options.device)
-    config, cache = small_act(name, device=options.device), options.folder / f"{encoder.fingerprint[:12]}.zarr"
+    config, stock = configure(name, head, options.device)
+    cache = options.folder / f"{encoder.fingerprint[:12]}.zarr"
     shutil.rmtree(cache, ignore_errors=True)  # its speed is measured too
     began = time.perf_counter()
     build_cache(cache, encoder, frames, grid=config.grid)
     cache_seconds = time.perf_counter() - began
-
-    live = make_policy(config, frames, seed=0, encoder=encoder)
-    cached = make_policy(config, frames, seed=0, encoder=encoder)
-    stock = StockLoop(frames, live, options.batch_size, options.workers)
-    demonstrations = Demonstrations(frames, cached, make_processors(cached, frames)[0], cache)
-    trainer = Trainer(cached, demonstrations, steps=STEPS, batch_size=options.batch_size)
-    numbers = count(1)
-    turns = [
-        (stock.step, options.live_steps, watch(live, stock.optimizer, stock, "load")),
-        (lambda: trainer.step(next(numbers)), options.cached_steps, watch(cached, trainer.optimizer, demonstrations)),
-    ]
-    speeds: list[list[float]] = [[], []]
+    turns = {
+        CACHED: cached_turn(config, frames, encoder, cache, options),
+        LIVE: live_turn(make_policy(config, frames, seed=0, encoder=encoder), frames, options),
+        RESNET: live_turn(stock_policy(stock, frames), frames, options),
+    }
+    speeds: dict[str, list[float]] = {loop: [] for loop in turns}
     for round_number in range(options.rounds + 1):
-        for speed, (step, steps, stopwatch) in zip(speeds, turns, strict=True):
-            seconds = timed(step, 1 if round_number == 0 else steps)
+        for loop, turn in turns.items():
+            seconds = timed(turn.step, 1 if round_number == 0 else turn.steps)
             if round_number == 0:
-                stopwatch.seconds.clear()  # the first turn only warms up
+                turn.stopwatch.seconds.clear()  # the first turn only warms up
                 continue
-            stopwatch.seconds["total"] += seconds
-            speed.append(steps * options.batch_size / seconds)
-    samples = [options.rounds * steps * options.batch_size for _, steps, _ in turns]
-    rows = [sample_rows(len(frames), options.batch_size, seed=1, step=step) for step in range(1, 201)]
-    gather_seconds = timed(lambda: [demonstrations.gather(batch) for batch in rows], 1)
+            turn.stopwatch.seconds["total"] += seconds
+            speeds[loop].append(turn.steps * options.batch_size / seconds)
+    samples = {loop: options.rounds * turn.steps * options.batch_size for loop, turn in turns.items()}
     return Result(
         encoder=name,
+        head=head,
         image_size=encoder.spec.image_size,
         batch_size=options.batch_size,
-        live=speeds[0],
-        cached=speeds[1],
-        ratios=[fast / slow for slow, fast in zip(*speeds, strict=True)],
-        live_parts=parts(turns[0][2], samples[0]),
-        cached_parts=parts(turns[1][2], samples[1]),
-        gather_only=sum(map(len, rows)) / gather_seconds,
-        cache_frames_per_s=len(frames) / cache_seconds,
-        parity=parity(frames, encoder, cache, config, options.batch_size),
+        frames=len(frames),
+        cache_seconds=cache_seconds,
+        speeds=speeds,
+        parts={loop: parts(turn.stopwatch, samples[loop]) for loop, turn in turns.items()},
+        parity=parity(frames, encoder, cache, configure(name, head, options.device)[0], options.batch_size),
     )
 
 
-def watch(policy: PixioACTPolicy, optimizer: Any, data: Any, method: str = "gather") -> Stopwatch:
+def configure(name: str, head: str, device: str) -> tuple[PixioACTConfig, ACTConfig]:
+    """Ours and LeRobot's settings with the same head."""
+    if head == "small":
+        return small_act(name, device=device), resnet_act(device=device)
+    stock = ACTConfig(device=device, pretrained_backbone_weights=None, push_to_hub=False)
+    return PixioACTConfig(encoder=name, device=device), stock
+
+
+def cached_turn(
+    config: PixioACTConfig, frames: DatasetFrames, encoder: Encoder, cache: Path, options: argparse.Namespace
+) -> Turn:
+    """Our trainer."""
+    config.use_amp = options.amp
+    policy = make_policy(config, frames, seed=0, encoder=encoder)
+    demonstrations = Demonstrations(frames, policy, make_processors(policy, frames)[0], cache)
+    trainer = Trainer(policy, demonstrations, steps=STEPS, batch_size=options.batch_size)
+    config.use_amp = False
+    numbers, stopwatch = count(1), watch(policy, trainer.optimizer)
+    stopwatch.wrap(demonstrations, "gather", "data")
+    return Turn(step=lambda: trainer.step(next(numbers)), steps=options.cached_steps, stopwatch=stopwatch)
+
+
+def live_turn(policy: Any, frames: DatasetFrames, options: argparse.Namespace) -> Turn:
+    """LeRobot's loop."""
+    loop = StockLoop(frames, policy, batch_size=options.batch_size, workers=options.workers, steps=STEPS)
+    stopwatch = watch(policy, loop.optimizer)
+    stopwatch.wrap(loop, "load", "data")
+    stopwatch.wrap(
+        *((policy.eyes, "encode") if hasattr(policy, "eyes") else (policy.model.backbone, "forward")), "encoder"
+    )
+    return Turn(step=loop.step, steps=options.live_steps, stopwatch=stopwatch)
+
+
+def stock_policy(config: ACTConfig, frames: DatasetFrames) -> Any:
+    """LeRobot's own ACT for a data set."""
+    like = make_policy(PixioACTConfig(device=str(config.device), blind=True), frames, seed=0).config
+    config.input_features, config.output_features = like.input_features, like.output_features
+    return get_policy_class(config.type)(config).to(config.device)
+
+
+def watch(policy: Any, optimizer: Any) -> Stopwatch:
     """Time the parts of a step."""
     stopwatch = Stopwatch()
-    stopwatch.wrap(data, method, "data")
     stopwatch.wrap(policy, "forward", "forward")
-    stopwatch.wrap(policy, "_encode", "encoder")
     optimizer.register_step_pre_hook(lambda *_: stopwatch.start())
     optimizer.register_step_post_hook(lambda *_: stopwatch.stop("optimizer"))
     return stopwatch
@@ -234,29 +261,25 @@ def parts(stopwatch: Stopwatch, samples: int) -> dict[str, float]:
     """Milliseconds per sample of each part; the last is what the others leave."""
     spent = {label: 1000 * seconds / samples for label, seconds in stopwatch.seconds.items()}
     total, forward = spent.pop("total"), spent.pop("forward")
+    spent["encoder"] = spent.get("encoder", 0.0)
     spent["head forward"] = forward - spent["encoder"]
     return spent | {"backward, clipping, rest": total - sum(spent.values()), "total": total}
 
 
 def parity(
-    frames: DatasetFrames, encoder: Encoder, cache: Path, config: PixioACTConfig, batch_size: int
+    frames: DatasetFrames, encoder: Encoder, cache: Path, config: PixioACTConfig, batch_size: int, *, steps: int = 5
 ) -> list[float]:
-    """Relative difference of the losses of 20 training steps, from cached tokens and from live images, step by step."""
-    losses = []
+    """Relative difference of the losses of some training steps, from cached tokens and from live images."""
+    images, losses = frames.read(CAMERA, 0, len(frames)), []
     for live in (False, True):
         policy = make_policy(config, frames, seed=0, encoder=encoder)
         demonstrations = Demonstrations(frames, policy, make_processors(policy, frames)[0], cache)
         if live:
-            demonstrations.gather = images_instead(demonstrations.gather, frames)
+            told: Any = demonstrations
+            told.gather = lambda rows, gather=demonstrations.gather: gather(rows) | {CAMERA: images[rows]}
         trainer = Trainer(policy, demonstrations, steps=STEPS, batch_size=batch_size)
-        losses.append([trainer.step(step)["loss"] for step in range(1, 21)])
+        losses.append([trainer.step(step)["loss"] for step in range(1, steps + 1)])
     return [abs(a / b - 1) for a, b in zip(*losses, strict=True)]
-
-
-def images_instead(gather: Callable[[torch.Tensor], dict[str, Any]], frames: DatasetFrames) -> Any:
-    """A ``gather`` that gives decoded images in place of cached tokens."""
-    images = frames.read(CAMERA, 0, len(frames))
-    return lambda rows: gather(rows) | {CAMERA: images[rows]}
 
 
 def write_dataset(root: Path, side: int, *, episodes: int = 6, length: int = 30) -> Path:
@@ -283,23 +306,24 @@ def write_dataset(root: Path, side: int, *, episodes: int = 6, length: int = 30)
 
 
 def show(result: Result) -> None:
-    """Print one encoder's figures."""
-    title = f"{result.encoder}, one camera at {result.image_size} px, batches of {result.batch_size}"
+    """Print one encoder's and one head's figures."""
+    title = f"{result.encoder} at {result.image_size} px, {result.head} head, batches of {result.batch_size}"
     table = Table(title=title, title_justify="left")
-    for column in ("ms per sample", "live, LeRobot's loop", "from the cache"):
+    for column in ("ms per sample", *result.parts):
         table.add_column(column, justify="left" if column.startswith("ms") else "right")
-    for part in result.live_parts:
-        table.add_row(part, f"{result.live_parts[part]:.3f}", f"{result.cached_parts[part]:.3f}")
-    speeds = [f"{statistics.median(values):.1f}" for values in (result.live, result.cached)]
+    for part in result.parts[LIVE]:
+        table.add_row(part, *(f"{found.get(part, 0):.3f}" for found in result.parts.values()))
+    speeds = [f"{statistics.median(values):.1f}" for values in result.speeds.values()]
     table.add_row("samples per second, median", *speeds, style="bold")
     CONSOLE.print(table)
-    low, high = min(result.ratios), max(result.ratios)
-    CONSOLE.print(
-        f"cached / live: [bold]{statistics.median(result.ratios):.1f}x[/] (rounds from {low:.1f}x to {high:.1f}x); "
-        f"data path alone {result.gather_only:.0f} samples/s; caching {result.cache_frames_per_s:.1f} frames/s; "
-        f"loss of 20 training steps: differs by {statistics.mean(result.parity):.1e} on average, "
-        f"{max(result.parity[:10]):.1e} at most in the first ten, {max(result.parity):.1e} at most\n"
-    )
+    for loop in (LIVE, RESNET):
+        ratios = result.ratios(loop)
+        CONSOLE.print(
+            f"{CACHED} / {loop}: [bold]{statistics.median(ratios):.1f}x[/] (rounds from {min(ratios):.1f}x to "
+            f"{max(ratios):.1f}x); break-even after {result.break_even(loop):.1f} passes over the data, the cache's "
+            "building included"
+        )
+    CONSOLE.print(f"losses from cached tokens and live images differ by {max(result.parity):.1e} at most\n")
 
 
 if __name__ == "__main__":

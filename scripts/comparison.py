@@ -17,7 +17,7 @@ import report
 import torch
 from rich.console import Console
 from rich.table import Table
-from small_act import small_act
+from small_policies import small_act
 
 from lerobot_env_pixio import (
     EpisodeRecord,

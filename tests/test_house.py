@@ -38,10 +38,10 @@ def test_a_simulator_process_loads_no_pytorch(package: str) -> None:
     assert "torch" not in run(sys.executable, "-c", f"import sys, {package}; print(*sys.modules)").split()
 
 
-def test_the_core_needs_seven_packages_and_nothing_more() -> None:
+def test_the_core_needs_eight_packages_and_nothing_more() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {Requirement(dependency).name for dependency in project["dependencies"]}
-    assert names == {"torch", "numpy", "einops", "zarr", "safetensors", "huggingface-hub", "pillow"}
+    assert names == {"torch", "numpy", "einops", "filelock", "zarr", "safetensors", "huggingface-hub", "pillow"}
 
 
 def test_lerobot_discovers_and_imports_both_plugins() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,7 +10,10 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.envs.utils import preprocess_observation
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.utils.constants import OBS_STR
 from numpy.typing import NDArray
+from peft import PeftConfig, PeftModel
+from torch import Tensor
 
 from pixio_robot.errors import CheckpointError
 
@@ -18,26 +21,34 @@ from pixio_robot.errors import CheckpointError
 class Actor:
     """Turns a batch of observations into chunks of actions, with the policy's own normalisation around it.
 
-    It holds no state: each call plans anew from what is seen.
+    It holds no state: each call plans anew from what is seen. Whoever carries out a chunk with eyes shut has not seen
+    the steps before the present, so a policy that reads several observation steps is shown the present in all of them,
+    as LeRobot does at the start of an episode. It reads motion under ``lerobot-eval`` alone: to compare policies
+    through this class, train them with ``n_obs_steps=1``.
 
     Args:
         policy: A policy that plans chunks of actions.
         preprocessor: Its LeRobot pipeline from observations to what the policy reads.
         postprocessor: Its LeRobot pipeline from what the policy says to actions.
+        task: What a task-conditioned policy is to do, unless the observations say.
     """
 
-    def __init__(self, policy: PreTrainedPolicy, preprocessor: Any, postprocessor: Any) -> None:
+    def __init__(
+        self, policy: PreTrainedPolicy, preprocessor: Any, postprocessor: Any, *, task: str | None = None
+    ) -> None:
         self.policy = policy.eval()
+        self.task = task
         self._preprocessor = preprocessor
         self._postprocessor = postprocessor
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, device: str | None = None) -> "Actor":
+    def from_pretrained(cls, folder: str | Path, *, device: str | None = None, task: str | None = None) -> "Actor":
         """Load a LeRobot checkpoint.
 
         Args:
             folder: A ``pretrained_model`` folder.
             device: Where to run it; where it was trained when absent.
+            task: What a task-conditioned policy is to do, unless the observations say.
 
         Raises:
             CheckpointError: If there is no checkpoint, or it needs another encoder.
@@ -47,23 +58,48 @@ class Actor:
             raise CheckpointError(f"There is no policy checkpoint in {folder.absolute()}.")
         config = PreTrainedConfig.from_pretrained(folder)
         config.device = device or config.device
-        policy = get_policy_class(config.type).from_pretrained(folder, config=config)
         overrides = {"device_processor": {"device": config.device}}
         pipelines = make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=overrides)
-        return cls(policy, *pipelines)
+        return cls(_load(folder, config), *pipelines, task=task)
 
     @torch.inference_mode()
     def __call__(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
         """Plan the next actions.
 
         Args:
-            observation: {"pixels": {camera: uint8 [b h w 3]}, "agent_pos": float32 [b s]}.
+            observation: {"pixels": {camera: uint8 [b h w 3]}, "agent_pos": float32 [b s]}, and "task": b names, if the
+                policy wants to be told and they differ.
 
         Returns:
             The ``n_action_steps`` actions to execute before looking again, float32 [b k a], in the units of the
             demonstrations.
         """
-        batch = self._preprocessor(preprocess_observation(dict(observation)))
-        steps = getattr(self.policy.config, "n_action_steps", 1)
-        chunk = self.policy.predict_action_chunk(batch)[:, :steps]
+        batch: dict[str, Any] = preprocess_observation(dict(observation))
+        tasks = observation.get("task", self.task)
+        if tasks is not None:
+            size = len(next(iter(batch.values())))
+            batch["task"] = [tasks] * size if isinstance(tasks, str) else list(tasks)
+        batch = self._preprocessor(batch)
+        config: Any = self.policy.config
+        if config.observation_delta_indices is not None:
+            self.policy.reset()  # else it would plan from what it saw in another call
+            batch = {key: _repeat(key, value, len(config.observation_delta_indices)) for key, value in batch.items()}
+        chunk = self.policy.predict_action_chunk(batch)[:, : getattr(config, "n_action_steps", 1)]
         return self._postprocessor(chunk).cpu().numpy()
+
+
+def _repeat(key: str, value: Any, steps: int) -> Any:
+    """The same observation at every step: [b ...] -> [b t ...]."""
+    if not (key.startswith(OBS_STR) and isinstance(value, Tensor)):
+        return value
+    return value.unsqueeze(1).expand(-1, steps, *value.shape[1:])
+
+
+def _load(folder: Path, config: PreTrainedConfig) -> PreTrainedPolicy:
+    """The policy of a checkpoint; if that holds additions by PEFT alone, around the policy that they were made for."""
+    policy_class = get_policy_class(config.type)
+    if not config.use_peft:
+        return policy_class.from_pretrained(folder, config=config)
+    adapter = PeftConfig.from_pretrained(str(folder))
+    policy: Any = policy_class.from_pretrained(str(adapter.base_model_name_or_path), config=config)
+    return cast("PreTrainedPolicy", PeftModel.from_pretrained(policy, str(folder), config=adapter))

@@ -2,16 +2,20 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.datasets.video_utils import decode_video_frames
+from lerobot.utils.constants import OBS_STATE
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pixio_robot.errors import DataError
@@ -29,6 +33,23 @@ def open_dataset(root: str | Path) -> LeRobotDataset:
     if not (root / "meta" / "info.json").is_file():
         raise DataError(f"There is no LeRobotDataset at {root.absolute()}: it would hold meta/info.json.")
     return LeRobotDataset(f"local/{root.name}", root=root, video_backend=DECODER)
+
+
+def row_checksums(episodes: ArrayLike, times: ArrayLike, state: ArrayLike | None) -> np.ndarray:
+    """Tell frames apart by what a training batch says of them besides their images.
+
+    Args:
+        episodes: Index of each frame's episode [n].
+        times: Time of each frame in its episode [n], in seconds.
+        state: Proprioception [n ...], as the data set holds it; absent where it holds none.
+
+    Returns:
+        CRC-32 of each frame's row, uint32 [n].
+    """
+    columns = [np.asarray(episodes, "<i8"), np.asarray(times, "<f4")]
+    columns += [] if state is None else [np.asarray(state, "<f4")]
+    rows = [np.ascontiguousarray(column).reshape(len(column), -1).view("u1") for column in columns]
+    return np.fromiter((zlib.crc32(row) for row in np.concatenate(rows, axis=1)), "u4", count=len(rows[0]))
 
 
 class DatasetFrames:
@@ -60,6 +81,13 @@ class DatasetFrames:
     def __len__(self) -> int:
         """Number of frames per camera."""
         return self.dataset.meta.total_frames
+
+    def row_checksums(self) -> np.ndarray:
+        """Uint32 [frames], see ``row_checksums``."""
+        columns = ["episode_index", "timestamp"] + [OBS_STATE] * (OBS_STATE in self.dataset.features)
+        table: Any = self.dataset.hf_dataset.with_format("numpy", columns=columns)[:]
+        state = np.stack(list(table[OBS_STATE])) if OBS_STATE in columns else None
+        return row_checksums(table["episode_index"], table["timestamp"], state)
 
     @property
     def episodes(self) -> datasets.Dataset:
@@ -103,6 +131,11 @@ class DatasetFrames:
             for path, run in groupby(where, key=lambda place: place[0])
         ]
         return torch.cat(runs)
+
+    def resize_to(self, side: int) -> tuple[int, int] | None:
+        """The ``size`` of a cache whose encoder sees ``side`` pixels a side: None if every camera gives that."""
+        shapes = {tuple(self.dataset.features[camera]["shape"][:2]) for camera in self.cameras}
+        return None if shapes == {(side, side)} else (side, side)
 
     def _locate(self, camera: str, row: int) -> tuple[Path, float]:
         """The video file of a frame, and its time in it in seconds."""

@@ -1,55 +1,52 @@
 """Train a policy from a feature cache in memory: the frozen encoder has spoken, only the head is left to compute.
 
-The result is a LeRobot run folder: ``lerobot-eval`` and ``PixioACTPolicy.from_pretrained`` read its checkpoints. The
-order of frames, dropout and noise are functions of (seed, step), so a run that was killed continues bit for bit.
+The result is a LeRobot run folder: ``lerobot-eval`` and ``from_pretrained`` read its checkpoints, and ``lerobot-train``
+continues them. The order of frames, dropout and noise are functions of (seed, step), so a run that was killed
+continues bit for bit.
 """
 
 import copy
-import json
 import logging
-import os
-import shutil
+import signal
 import time
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import draccus
 import numpy as np
 import torch
 from huggingface_hub.utils import tqdm
-from lerobot.common.train_utils import (
-    get_step_checkpoint_dir,
-    load_training_step,
-    save_checkpoint,
-    should_save_checkpoint,
-    update_last_checkpoint,
-)
-from lerobot.configs import FeatureType, PreTrainedConfig
-from lerobot.configs.default import DatasetConfig
+from lerobot.common.train_utils import load_training_step, should_save_checkpoint, update_last_checkpoint
+from lerobot.configs import FeatureType
+from lerobot.configs.default import WandBConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.optim import load_optimizer_state, load_scheduler_state
-from lerobot.policies.factory import make_pre_post_processors
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.processor import PolicyProcessorPipeline
-from lerobot.utils.constants import CHECKPOINTS_DIR, PRETRAINED_MODEL_DIR, TRAINING_STATE_DIR
+from lerobot.utils.constants import PRETRAINED_MODEL_DIR, TRAINING_STATE_DIR
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from torch import Tensor
 
-from lerobot_policy_pixio.configuration_pixio_act import PixioACTConfig
 from lerobot_policy_pixio.demonstrations import Demonstrations
-from lerobot_policy_pixio.frames import DECODER, DatasetFrames
-from lerobot_policy_pixio.modeling_pixio_act import PixioACTPolicy
+from lerobot_policy_pixio.evaluation import Evaluation
+from lerobot_policy_pixio.frames import DatasetFrames
+from lerobot_policy_pixio.fused_adam import as_in_presets, fuse
+from lerobot_policy_pixio.logs import Metrics, RunLog, track
+from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy
+from lerobot_policy_pixio.options import PixioOptions
+from lerobot_policy_pixio.run import RunFolder, lerobot_config, termination
+from pixio_robot.cache import FeatureCache
 from pixio_robot.encoder import Encoder
-from pixio_robot.errors import SettingError
 
 logger = logging.getLogger(__name__)
 
-Metrics = dict[str, float]
+Processors = tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]
 
 
 def train(
-    config: PixioACTConfig,
-    dataset_root: str | Path,
+    config: PixioOptions,
+    dataset_root: str | Path | DatasetFrames,
     cache: str | Path | None,
     folder: str | Path,
     *,
@@ -59,56 +56,88 @@ def train(
     save_every: int = 1000,
     log_every: int = 50,
     encoder: Encoder | None = None,
-) -> tuple[PixioACTPolicy, list[Metrics]]:
-    """Train a policy, or continue a run that was killed.
+    memory_gb: float | None = None,
+    evaluation: Evaluation | None = None,
+    wandb: WandBConfig | None = None,
+) -> tuple[PixioPolicy, list[Metrics]]:
+    """Train a policy, or continue a run that was stopped.
+
+    On SIGTERM the run saves itself at the end of the step and exits with code 143, as a terminated process does.
 
     Args:
         config: The policy's settings; inputs and outputs are those of the data set where it names none. Its optimizer
-            and scheduler presets and ``use_amp`` apply, as they do in ``lerobot-train``.
-        dataset_root: A LeRobotDataset v3 folder.
+            and scheduler presets and ``use_amp`` (bfloat16) apply, as they do in ``lerobot-train``; training starts
+            from the weights in ``pretrained_path``, if it names some.
+        dataset_root: A LeRobotDataset v3 folder, or its frames.
         cache: The feature cache of that data set and the policy's encoder; None for a blind policy.
-        folder: The run, with ``checkpoints/`` and ``log.jsonl``. If it holds the same run unfinished, that continues.
+        folder: The run, with ``checkpoints/``, ``log.jsonl`` and, where TensorBoard is installed, ``tensorboard/``. If
+            it holds the same run unfinished, that continues.
         steps: Optimizer steps.
         batch_size: Frames per step.
         seed: Of the initial weights, the order of frames, dropout and noise.
-        save_every: Steps between checkpoints; the last step always saves one.
-        log_every: Steps between lines of the log.
+        save_every: Steps between checkpoints; the last step always saves one, and 0 saves no other.
+        log_every: Steps between lines of the log; the last step always writes one, and 0 writes no other.
         encoder: The policy's encoder, if it is in memory already.
+        memory_gb: Hold up to so many gigabytes of tokens in the device's memory; half of what is free when absent.
+        evaluation: Rollouts at intervals; their results go to the log.
+        wandb: Where to track the run, in LeRobot's own settings.
 
     Returns:
-        The policy in evaluation mode, and the log: step, the losses, grad_norm, lr, samples_per_s and, for the data
-        path alone, gather_samples_per_s.
+        The policy in evaluation mode, and the log: step, the losses, grad_norm, lr, samples_per_s, for the data path
+        alone gather_samples_per_s, and what ``Evaluation.run`` gives at steps with an evaluation.
 
     Raises:
-        SettingError: If the folder holds another run, or training diverges.
+        SettingError: If the folder holds another run, training diverges, or the policy trains its encoder.
         DataError: If the data set lacks what the policy needs.
         CacheError: If the cache is of another encoder, data set or setting.
         CheckpointError: If the encoder is not the one that the policy was trained with.
     """
-    folder, frames = Path(folder), DatasetFrames(dataset_root)
-    _claim(folder, config, frames.fingerprint, batch_size=batch_size, seed=seed)
-    newest = max((folder / CHECKPOINTS_DIR).glob("[0-9]*"), key=lambda path: int(path.name), default=None)
+    frames = dataset_root if isinstance(dataset_root, DatasetFrames) else DatasetFrames(dataset_root)
+    variants = 0 if cache is None else FeatureCache.open(cache).variants
+    settings = {"dataset_sha256": frames.fingerprint, "batch_size": batch_size, "seed": seed, "variants": variants}
+    run = RunFolder(Path(folder), config, **settings)
+    newest = run.newest
     with torch.random.fork_rng(_cuda_devices(config)):
         if newest is None:
             policy = make_policy(config, frames, seed=seed, encoder=encoder)
         else:
-            policy = PixioACTPolicy.from_pretrained(newest / PRETRAINED_MODEL_DIR, encoder=encoder)
+            policy = policy_class(config).from_pretrained(newest / PRETRAINED_MODEL_DIR, encoder=encoder)
         processors = make_processors(policy, frames)
-        demonstrations = Demonstrations(frames, policy, processors[0], cache)
+        demonstrations = Demonstrations(frames, policy, processors[0], cache, memory_gb=memory_gb)
         trainer = Trainer(policy, demonstrations, steps=steps, batch_size=batch_size, seed=seed)
         start = 0 if newest is None else trainer.resume(newest)
-        log = _read_log(folder, until=start)
-        with tqdm(total=steps, initial=start, desc=f"training {folder.name}", unit="step") as progress:
+        run.claim()
+        lerobots = lerobot_config(
+            run.path,
+            policy,
+            frames.dataset,
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            save_every=save_every,
+            log_every=log_every,
+            evaluation=evaluation,
+            wandb=wandb,
+        )
+        with (
+            closing(RunLog(run.path, step=start, wandb=track(lerobots, start))) as log,
+            tqdm(total=steps, initial=start, desc=f"training {run.path.name}", unit="step") as bar,
+            termination() as end,
+        ):
             for step in range(start + 1, steps + 1):
-                metrics = trainer.step(step)
-                progress.update()
-                if step % log_every == 0 or step == steps:
-                    log.append({"step": step, **metrics, **trainer.speed()})
-                    _write_log(folder, log)
-                    progress.set_postfix({key: f"{log[-1][key]:.4g}" for key in ("loss", "samples_per_s")})
-                if should_save_checkpoint(step, save_every, steps):
-                    _save(folder, step, trainer, frames, *processors)
-    return policy.eval(), log
+                row = {"step": step, **trainer.step(step)}
+                bar.update()
+                due = evaluation if evaluation and (step % evaluation.every == 0 or step == steps) else None
+                if due or step == steps or (log_every and step % log_every == 0):
+                    row |= trainer.speed()
+                    bar.set_postfix({key: f"{row[key]:.4g}" for key in ("loss", "samples_per_s")})
+                    log.write(row | (due.run(policy, processors) if due else {}))
+                if end.is_set() or should_save_checkpoint(step, save_every, steps):
+                    log.keep(trainer.save(step, run, lerobots, processors))
+                if end.is_set() and step < steps:
+                    logger.warning("Terminated at step %d of %d; the same command goes on.", step, steps)
+                    raise SystemExit(128 + signal.SIGTERM)
+    return policy.eval(), log.rows
 
 
 class Trainer:
@@ -123,28 +152,34 @@ class Trainer:
     """
 
     def __init__(
-        self, policy: PixioACTPolicy, demonstrations: Demonstrations, *, steps: int, batch_size: int, seed: int = 0
+        self, policy: PixioPolicy, demonstrations: Demonstrations, *, steps: int, batch_size: int, seed: int = 0
     ) -> None:
         self.policy, self.demonstrations = policy.train(), demonstrations
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
         preset, schedule = policy.config.get_optimizer_preset(), policy.config.get_scheduler_preset()
         optimizer = preset.build(policy.get_optim_params())
-        assert isinstance(optimizer, torch.optim.Optimizer), "ACT's preset is one optimizer"
-        self.optimizer = optimizer
+        assert isinstance(optimizer, torch.optim.Adam), "the presets of ACT and diffusion are AdamW and Adam"
+        self.optimizer = fuse(optimizer)
         self.scheduler = schedule and schedule.build(optimizer, steps)
         self._clip = preset.grad_clip_norm
         self._trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self._device = torch.device(str(policy.config.device))
-        self._since, self._gathering, self._samples = time.perf_counter(), 0.0, 0
+        self._working, self._gathering, self._samples = 0.0, 0.0, 0
 
     def resume(self, checkpoint: Path) -> int:
         """Take optimizer and scheduler back to a checkpoint, and return its step."""
         state = checkpoint / TRAINING_STATE_DIR
-        load_optimizer_state(self.optimizer, state)
+        with as_in_presets(self.optimizer):
+            load_optimizer_state(self.optimizer, state)
         if self.scheduler is not None:
             load_scheduler_state(self.scheduler, state)
         update_last_checkpoint(checkpoint)
         return load_training_step(state)
+
+    def save(self, step: int, run: RunFolder, config: TrainPipelineConfig, processors: Processors) -> Path:
+        """Write a checkpoint, and return its place."""
+        with as_in_presets(self.optimizer):
+            return run.save(step, config, self.policy, self.optimizer, self.scheduler, processors)
 
     def step(self, step: int) -> Metrics:
         """Take optimizer step number ``step``, counted from 1, and return its losses, grad_norm and lr.
@@ -153,12 +188,10 @@ class Trainer:
             SettingError: If the loss is not finite.
         """
         began = time.perf_counter()
-        rows = sample_rows(len(self.demonstrations), self.batch_size, seed=self.seed, step=step)
-        batch = self.demonstrations.gather(rows)
+        batch = self._gather(step)
         self._gathering += time.perf_counter() - began
-        self._samples += len(rows)
         torch.manual_seed(_mix(self.seed, step))
-        with torch.autocast(self._device.type, enabled=self.policy.config.use_amp):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.policy.config.use_amp):
             loss, parts = self.policy(batch)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._trained, self._clip)
@@ -167,23 +200,34 @@ class Trainer:
         lr = self.optimizer.param_groups[0]["lr"]
         if self.scheduler is not None:
             self.scheduler.step()
-        return {"loss": loss.item(), **parts, "grad_norm": norm.item(), "lr": lr}
+        metrics = {"loss": loss.item(), **(parts or {}), "grad_norm": norm.item(), "lr": lr}
+        self._working += time.perf_counter() - began
+        self._samples += self.batch_size
+        return metrics
 
     def speed(self) -> Metrics:
         """Samples per second since the last call: of whole steps, and of the data path alone."""
-        now = time.perf_counter()
         speed = {
-            "samples_per_s": self._samples / (now - self._since),
+            "samples_per_s": self._samples / max(self._working, 1e-9),
             "gather_samples_per_s": self._samples / max(self._gathering, 1e-9),
         }
-        self._since, self._gathering, self._samples = now, 0.0, 0
+        self._working, self._gathering, self._samples = 0.0, 0.0, 0
         return speed
+
+    def _gather(self, step: int) -> Batch:
+        drawn = sample_rows(len(self.demonstrations), self.batch_size, seed=self.seed, step=step)
+        rows = self.demonstrations.rows[drawn]
+        if not self.demonstrations.variants:
+            return self.demonstrations.gather(rows)
+        chance = torch.Generator().manual_seed(_mix(self.seed, step, 2))
+        variants = torch.randint(self.demonstrations.variants + 1, rows.shape, generator=chance)
+        return self.demonstrations.gather(rows, variants)
 
 
 def make_policy(
-    config: PixioACTConfig, frames: DatasetFrames, *, seed: int, encoder: Encoder | None = None
-) -> PixioACTPolicy:
-    """Make a policy for a data set, with fresh weights of ``seed``, on its configuration's device.
+    config: PixioOptions, frames: DatasetFrames, *, seed: int, encoder: Encoder | None = None
+) -> PixioPolicy:
+    """Make a policy for a data set on its configuration's device, from ``pretrained_path`` or with weights of ``seed``.
 
     Actions are those of the data set, and so are observations where the configuration names none.
     """
@@ -194,14 +238,22 @@ def make_policy(
     config.input_features = config.input_features or {
         key: feature for key, feature in features.items() if key not in outputs
     }
+    kind, meta = policy_class(config), frames.dataset.meta
+    lerobots: dict[str, Any] = {"dataset_stats": meta.stats, "dataset_meta": meta}  # as in LeRobot's make_policy
     with torch.random.fork_rng(_cuda_devices(config)):
         torch.manual_seed(seed)
-        return PixioACTPolicy(config, encoder=encoder).to(config.device)
+        if config.pretrained_path is None:
+            return kind(config, encoder=encoder, **lerobots).to(config.device)
+        return kind.from_pretrained(config.pretrained_path, config=config, encoder=encoder, **lerobots)
 
 
-def make_processors(
-    policy: PixioACTPolicy, frames: DatasetFrames
-) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
+def policy_class(config: PixioOptions) -> type[PixioPolicy]:
+    """The policy that some settings are of."""
+    kind: Any = get_policy_class(config.type)
+    return kind
+
+
+def make_processors(policy: PixioPolicy, frames: DatasetFrames) -> Processors:
     """LeRobot's pre- and post-processor of a policy, with the data set's statistics."""
     stats: Any = frames.dataset.meta.stats
     return make_pre_post_processors(policy.config, dataset_stats=stats)
@@ -227,69 +279,5 @@ def _mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, dtype=np.uint64)[0])
 
 
-def _cuda_devices(config: PixioACTConfig) -> list[int]:
+def _cuda_devices(config: PixioOptions) -> list[int]:
     return [torch.cuda.current_device()] if str(config.device).startswith("cuda") else []
-
-
-def _claim(folder: Path, config: PixioACTConfig, dataset_sha256: str, **settings: int) -> None:
-    """Write down what run this folder holds, or check that it is the same one."""
-    identity = {"policy": draccus.encode(config, PreTrainedConfig), "dataset_sha256": dataset_sha256, **settings}
-    identity = json.loads(json.dumps(identity))
-    file = folder / "run.json"
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(file, json.dumps(identity, indent=2) + "\n")
-        return
-    flat, found = ({**run.pop("policy"), **run} for run in (identity, json.loads(file.read_text())))
-    differing = [
-        f"{key} is {found.get(key)!r} there, {flat[key]!r} here" for key in flat if found.get(key) != flat[key]
-    ]
-    if differing:
-        raise SettingError(f"{folder} holds another run ({'; '.join(differing)}). Choose another folder, or delete it.")
-
-
-def _save(
-    folder: Path,
-    step: int,
-    trainer: Trainer,
-    frames: DatasetFrames,
-    preprocessor: PolicyProcessorPipeline,
-    postprocessor: PolicyProcessorPipeline,
-) -> None:
-    """Write a checkpoint in LeRobot's layout; it appears whole or not at all."""
-    config, dataset = trainer.policy.config, frames.dataset
-    run = TrainPipelineConfig(
-        dataset=DatasetConfig(repo_id=dataset.repo_id, root=str(dataset.root), video_backend=DECODER),
-        policy=config,
-        output_dir=folder,
-        steps=trainer.steps,
-        batch_size=trainer.batch_size,
-        seed=trainer.seed,
-        optimizer=config.get_optimizer_preset(),
-        scheduler=config.get_scheduler_preset(),
-    )
-    final = get_step_checkpoint_dir(folder, trainer.steps, step)
-    scratch = final.with_name(f".writing-{final.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    parts = (trainer.policy, trainer.optimizer, trainer.scheduler, preprocessor, postprocessor)
-    save_checkpoint(scratch, step, run, *parts, num_processes=1, batch_size=trainer.batch_size)
-    os.replace(scratch, final)
-    update_last_checkpoint(final)
-
-
-def _read_log(folder: Path, *, until: int) -> list[Metrics]:
-    """The log of an earlier part of the run, up to the step at which it continues."""
-    file = folder / "log.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    return [row for row in rows if row["step"] <= until]
-
-
-def _write_log(folder: Path, log: list[Metrics]) -> None:
-    _write_whole(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
-
-
-def _write_whole(file: Path, text: str) -> None:
-    """Write a file that a kill cannot leave half written."""
-    scratch = file.with_name(f".writing-{file.name}")
-    scratch.write_text(text)
-    os.replace(scratch, file)

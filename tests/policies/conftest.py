@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.factory import get_policy_class
 
-from lerobot_policy_pixio import PixioACTConfig
+from lerobot_policy_pixio import PixioACTConfig, PixioDiffusionConfig
 from lerobot_policy_pixio.frames import DatasetFrames
 from pixio_robot import Encoder, build_cache, create_encoder, load_encoder
 
@@ -109,3 +111,76 @@ def make_config(encoder_folder: Path) -> Callable[..., PixioACTConfig]:
         return PixioACTConfig(**(settings | changes))
 
     return make
+
+
+@pytest.fixture
+def make_diffusion_config(encoder_folder: Path) -> Callable[..., PixioDiffusionConfig]:
+    def make(**changes: Any) -> PixioDiffusionConfig:
+        settings: dict[str, Any] = {"encoder": str(encoder_folder), "device": "cpu", "grid": 2, "feature_dim": 32}
+        settings |= {"horizon": 8, "n_action_steps": 4, "down_dims": (16, 32), "n_groups": 4}
+        settings |= {"diffusion_step_embed_dim": 16, "num_train_timesteps": 10, "num_inference_steps": 3}
+        return PixioDiffusionConfig(**(settings | changes))
+
+    return make
+
+
+@pytest.fixture(params=["pixio_act", "pixio_diffusion"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each of the policies in turn."""
+    return request.param
+
+
+@pytest.fixture
+def make(
+    make_config: Callable[..., PixioACTConfig], make_diffusion_config: Callable[..., PixioDiffusionConfig]
+) -> Callable[..., Any]:
+    """Make a policy of a kind, with states and actions of width 3 and some of the cameras."""
+
+    def make(kind: str, *, seed: int = 0, cameras: int = 2, made_of: Any = None, **changes: Any) -> Any:
+        vector, picture = (3,), (3, SIDE, SIDE)
+        features = {"observation.state": PolicyFeature(type=FeatureType.STATE, shape=vector)}
+        features |= {camera: PolicyFeature(type=FeatureType.VISUAL, shape=picture) for camera in CAMERAS[:cameras]}
+        outputs = {"action": PolicyFeature(type=FeatureType.ACTION, shape=vector)}
+        settings = {"input_features": features, "output_features": outputs} | changes
+        config = (make_config if kind == "pixio_act" else make_diffusion_config)(**settings)
+        torch.manual_seed(seed)
+        return get_policy_class(kind)(config, **(made_of or {}))
+
+    return make
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., dict[str, Any]]:
+    """Make a training batch for a policy, in the shapes that LeRobot's data loader gives it."""
+
+    def make(policy: Any, *, size: int = 2, seed: int = 0) -> dict[str, Any]:
+        config, generator = policy.config, torch.Generator().manual_seed(seed)
+        steps = config.observation_delta_indices
+        lead, chunk = (size,) if steps is None else (size, len(steps)), len(config.action_delta_indices)
+        batch: dict[str, Any] = {
+            camera: torch.rand(*lead, 3, SIDE, SIDE, generator=generator) for camera in config.image_features
+        }
+        batch["observation.state"] = torch.randn(*lead, 3, generator=generator)
+        batch["action"] = torch.randn(size, chunk, 3, generator=generator)
+        batch["action_is_pad"] = torch.zeros(size, chunk, dtype=torch.bool)
+        batch["task"] = [f"task {number}" for number in range(size)]
+        return batch
+
+    return make
+
+
+@pytest.fixture
+def act() -> Callable[..., torch.Tensor]:
+    """Let a policy plan from the newest observation of a training batch, with noise of a seed."""
+
+    def act(policy: Any, batch: dict[str, Any]) -> torch.Tensor:
+        several = policy.config.observation_delta_indices is not None
+        seen = {key: value for key, value in batch.items() if not key.startswith("action")}
+        if several:
+            newest = {key: value for key, value in seen.items() if key != "task"}
+            seen |= {key: value[:, -1] if isinstance(value, torch.Tensor) else value for key, value in newest.items()}
+        policy.eval().reset()
+        torch.manual_seed(0)
+        return torch.stack([policy.select_action(dict(seen)) for _ in range(policy.config.n_action_steps)], dim=1)
+
+    return act

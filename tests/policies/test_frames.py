@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lerobot_policy_pixio.frames import DatasetFrames, open_dataset
+from lerobot_policy_pixio.frames import DatasetFrames, open_dataset, row_checksums
 from pixio_robot.errors import DataError
 
 
@@ -39,6 +39,27 @@ def test_the_fingerprint_tells_data_sets_apart(
     assert DatasetFrames(copied).fingerprint == DatasetFrames(dataset_root).fingerprint
     other = make_dataset(tmp_path / "other", seed=1)
     assert DatasetFrames(other).fingerprint != DatasetFrames(dataset_root).fingerprint
+
+
+def test_row_checksums_tell_frames_and_data_sets_apart(
+    dataset_root: Path, make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    frames = DatasetFrames(dataset_root)
+    checksums = frames.row_checksums()
+    assert len(set(checksums.tolist())) == len(frames)
+    item: Any = open_dataset(dataset_root)[20]
+    state = item["observation.state"][None]
+    assert row_checksums([int(item["episode_index"])], [float(item["timestamp"])], state) == checksums[20]
+    assert row_checksums([0], [float(item["timestamp"])], state) != checksums[20]
+    assert row_checksums([int(item["episode_index"])], [float(item["timestamp"])], state + 1e-6) != checksums[20]
+    other = DatasetFrames(make_dataset(tmp_path / "other", seed=1)).row_checksums()
+    assert not (other == checksums).any()
+
+
+def test_frames_are_resized_only_where_they_need_it(dataset_root: Path) -> None:
+    frames = DatasetFrames(dataset_root)
+    assert frames.resize_to(64) is None
+    assert frames.resize_to(32) == (32, 32)
 
 
 def test_what_is_not_there_is_named(dataset_root: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``pixio_act`` as a LeRobot policy: its eyes, its checkpoints, its refusals."""
+"""What both policies promise: how they look, what their checkpoints hold, and what they refuse."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,180 +7,307 @@ from typing import Any
 import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
-from lerobot.policies.act.modeling_act import ACT
 from lerobot.policies.factory import get_policy_class, make_policy, make_pre_post_processors
 from safetensors.torch import load_file
+from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 
-from lerobot_policy_pixio import PixioACTConfig
+from lerobot_policy_pixio import PixioACTConfig, PixioDiffusionConfig
 from lerobot_policy_pixio.frames import open_dataset
-from lerobot_policy_pixio.modeling_pixio_act import PixioACTPolicy
-from pixio_robot import Encoder, create_encoder
-from pixio_robot.errors import CheckpointError, DataError, SettingError
+from pixio_robot import Encoder, Tokens, create_encoder
+from pixio_robot.errors import CheckpointError, DataError, ImageError, SettingError, UnknownNameError
+from pixio_robot.foreign import wrap_model
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
-STATE = {"observation.state": PolicyFeature(type=FeatureType.STATE, shape=(3,))}
-EYES = {camera: PolicyFeature(type=FeatureType.VISUAL, shape=(3, 64, 64)) for camera in (TOP, WRIST)}
-ACTION = {"action": PolicyFeature(type=FeatureType.ACTION, shape=(3,))}
+TASKS = ["task 0", "task 1"]
 
-MakePolicy = Callable[..., PixioACTPolicy]
+Make = Callable[..., Any]
+Batch = dict[str, Any]
+
+
+def tokens_of(policy: Any, images: torch.Tensor) -> Tokens:
+    """What a cache would hold: the encoder's tokens in float16, patches averaged."""
+    tokens = policy.eyes.encoder(images.flatten(0, -4)).pool(2)
+    return tokens.map(lambda x: x.unflatten(0, images.shape[:-3]).half())
+
+
+def loss_of(policy: Any, batch: Batch) -> torch.Tensor:
+    torch.manual_seed(0)
+    return policy(batch)[0]
 
 
 @pytest.fixture
-def make(make_config: Callable[..., PixioACTConfig]) -> MakePolicy:
-    def make(*, seed: int = 0, **changes: Any) -> PixioACTPolicy:
-        torch.manual_seed(seed)
-        return PixioACTPolicy(make_config(**({"input_features": STATE | EYES, "output_features": ACTION} | changes)))
+def foreign(tmp_path: Path) -> Callable[[str], Path]:
+    """Folders of encoders that transformers runs, made small."""
 
-    return make
+    def folder(family: str) -> Path:
+        torch.manual_seed(0)
+        if family == "resnet":
+            sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+            model = ResNetModel(ResNetConfig(**sizes, layer_type="basic"))
+        else:
+            sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+            model = Dinov2Model(Dinov2Config(**sizes, image_size=64, patch_size=16))
+        wrap_model(model.eval()).save_pretrained(tmp_path / family)
+        return tmp_path / family
 
-
-@pytest.fixture
-def batch() -> dict[str, Any]:
-    """Two observations and their chunks of actions."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "observation.state": torch.randn(2, 3, generator=generator),
-        TOP: torch.rand(2, 3, 64, 64, generator=generator),
-        WRIST: torch.rand(2, 3, 64, 64, generator=generator),
-        "action": torch.randn(2, 5, 3, generator=generator),
-        "action_is_pad": torch.zeros(2, 5, dtype=torch.bool),
-    }
+    return folder
 
 
-def plan(policy: PixioACTPolicy, batch: dict[str, Any]) -> torch.Tensor:
-    return policy.predict_action_chunk({key: value for key, value in batch.items() if not key.startswith("action")})
+def test_lerobot_finds_policy_and_processors_by_the_name_of_the_type(kind: str, make: Make) -> None:
+    policy = make(kind)
+    assert policy.config.type == policy.name == kind
+    assert get_policy_class(kind) is type(policy)
+    assert len(make_pre_post_processors(policy.config)) == 2
 
 
-def test_lerobot_finds_policy_and_processors_by_the_name_of_the_type(
-    make_config: Callable[..., PixioACTConfig],
-) -> None:
-    config = make_config(input_features=STATE | EYES, output_features=ACTION)
-    assert config.type == "pixio_act"
-    assert get_policy_class("pixio_act") is PixioACTPolicy
-    assert len(make_pre_post_processors(config)) == 2
-
-
-def test_settings_survive_a_round_trip(make_config: Callable[..., PixioACTConfig], tmp_path: Path) -> None:
-    config = make_config(patches="attention", classes="mean", image_size=128, input_features=STATE | EYES)
+def test_settings_survive_a_round_trip(kind: str, make: Make, tmp_path: Path) -> None:
+    config = make(kind, patches="attention", classes="mean", image_size=128, save_backbone=True).config
     config.save_pretrained(tmp_path)
     assert PreTrainedConfig.from_pretrained(tmp_path) == config
 
 
-def test_a_new_policy_needs_no_setting(make_config: Callable[..., PixioACTConfig]) -> None:
-    config = PixioACTConfig(device="cpu")
+@pytest.mark.parametrize("config_class", [PixioACTConfig, PixioDiffusionConfig])
+def test_a_new_policy_needs_no_setting(config_class: type) -> None:
+    config = config_class(device="cpu")
     assert config.encoder == "shipped:pixio_vitt16"
     assert not config.push_to_hub
     assert config.pretrained_backbone_weights is None
 
 
-def test_act_still_has_the_attributes_that_are_swapped(make_config: Callable[..., PixioACTConfig]) -> None:
-    act = ACT(make_config(input_features=STATE | EYES, output_features=ACTION))
-    assert {"backbone", "encoder_cam_feat_pos_embed", "encoder_img_feat_input_proj"} <= dict(
-        act.named_children()
-    ).keys()
-    assert act.backbone(torch.zeros(1, 3, 64, 64)).keys() == {"feature_map"}
+def test_defaults_are_lerobots_own_unless_the_package_says_otherwise() -> None:
+    """A mixin above PreTrainedConfig would reset what ACT and Diffusion set."""
+    assert PixioDiffusionConfig(device="cpu").n_obs_steps == 2
+    assert PixioDiffusionConfig(device="cpu").scheduler_warmup_steps == 500
+    assert PixioACTConfig(device="cpu").chunk_size == 100
 
 
-def test_lerobots_factory_makes_the_policy(make_config: Callable[..., PixioACTConfig], dataset_root: Path) -> None:
-    policy = make_policy(make_config(), ds_meta=open_dataset(dataset_root).meta)
-    assert isinstance(policy, PixioACTPolicy)
+def test_lerobots_factory_makes_the_policy(
+    kind: str, make_config: Make, make_diffusion_config: Make, dataset_root: Path
+) -> None:
+    config = (make_config if kind == "pixio_act" else make_diffusion_config)(task_conditioning="index")
+    policy = make_policy(config, ds_meta=open_dataset(dataset_root).meta)
+    assert policy.name == kind
     assert list(policy.config.image_features) == [TOP, WRIST]
+    assert policy.config.tasks == ["walk"]
 
 
-def test_the_encoder_runs_once_and_stays_frozen(make: MakePolicy, batch: dict[str, Any]) -> None:
-    policy, seen = make().train(), []
-    policy.encoder.register_forward_hook(lambda _, images, __: seen.append(len(images[0])))
-    policy(batch)[0].backward()
-    assert seen == [4]  # two cameras of two frames in one pass
-    assert not policy.encoder.training
-    assert all(parameter.grad is None for parameter in policy.encoder.parameters())
+def test_the_encoder_runs_once_and_stays_frozen(kind: str, make: Make, make_batch: Make) -> None:
+    policy, seen = make(kind).train(), []
+    policy.eyes.encoder.register_forward_hook(lambda _, images, __: seen.append(len(images[0])))
+    policy(make_batch(policy))[0].backward()
+    assert seen == [2 * 2 * (policy.config.n_obs_steps)]  # samples, cameras and steps in one pass
+    assert not policy.eyes.encoder.training
+    assert all(parameter.grad is None for parameter in policy.eyes.encoder.parameters())
     optimized = {id(parameter) for group in policy.get_optim_params() for parameter in group["params"]}
-    assert optimized.isdisjoint(id(parameter) for parameter in policy.encoder.parameters())
-    assert optimized.issuperset(id(parameter) for parameter in policy.adapter.parameters())
+    assert optimized.isdisjoint(id(parameter) for parameter in policy.eyes.encoder.parameters())
+    assert optimized == {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
+    assert all(parameter.grad is not None for parameter in policy.eyes.adapter.parameters())
 
 
-def test_every_visual_token_reaches_the_actions(make: MakePolicy, batch: dict[str, Any]) -> None:
-    policy = make()
-    assert policy.adapter.length == 2 * (8 + 4)  # two cameras of eight class tokens and 2 x 2 patches
-    tokens = {camera: policy.encoder(batch[camera]) for camera in (TOP, WRIST)}
-    for camera in tokens:
-        for part in (tokens[camera].classes.requires_grad_(), tokens[camera].patches.requires_grad_()):
-            loss = policy.train()(batch | tokens)[0]
-            (gradient,) = torch.autograd.grad(loss, part)
-            assert (gradient.abs().amax(dim=(0, 2)) > 0).all()
+@pytest.mark.parametrize("conditioning", ["none", "index"])
+@pytest.mark.parametrize("cameras", [1, 2])
+@pytest.mark.parametrize(("kind", "steps"), [("pixio_act", 1), ("pixio_diffusion", 1), ("pixio_diffusion", 2)])
+def test_cached_and_live_training_have_the_same_loss(
+    kind: str, steps: int, cameras: int, conditioning: str, make: Make, make_batch: Make
+) -> None:
+    changes = {"n_obs_steps": steps, "cameras": cameras, "task_conditioning": conditioning, "tasks": TASKS}
+    changes |= {"use_vae": False} if kind == "pixio_act" else {}  # its divergence does not hang on what is seen
+    policy = make(kind, **changes)
+    batch = make_batch(policy)
+    cached = batch | {camera: tokens_of(policy, batch[camera]) for camera in policy.config.image_features}
+    live, stored = loss_of(policy, batch), loss_of(policy, cached)
+    assert live != stored
+    assert abs(stored / live - 1) < 1e-3
+    other = loss_of(policy, cached | {TOP: cached[TOP].map(lambda x: x.flip(0))})
+    assert abs(other / live - 1) > 1e-3  # the loss does hang on what is seen
 
 
-def test_tokens_and_images_give_the_same_actions(make: MakePolicy, batch: dict[str, Any]) -> None:
-    policy = make()
-    live = plan(policy, batch)
-    tokens = {camera: policy.encoder(batch[camera]) for camera in (TOP, WRIST)}
-    torch.testing.assert_close(plan(policy, batch | tokens), live)
-    torch.testing.assert_close(plan(policy, batch | {TOP: tokens[TOP]}), live)
-    assert not torch.allclose(plan(policy, batch | {TOP: batch[WRIST], WRIST: batch[TOP]}), live)
+def test_uint8_and_float_images_are_the_same_images(kind: str, make: Make, make_batch: Make, act: Make) -> None:
+    policy = make(kind)
+    batch = make_batch(policy)
+    shown = {camera: (255 * batch[camera]).round().to(torch.uint8) for camera in (TOP, WRIST)}
+    as_floats = {camera: image / 255 for camera, image in shown.items()}
+    torch.testing.assert_close(act(policy, batch | shown), act(policy, batch | as_floats))
 
 
-def test_live_images_are_resized(make: MakePolicy, batch: dict[str, Any]) -> None:
-    large = {camera: torch.nn.functional.interpolate(batch[camera], scale_factor=2) for camera in (TOP, WRIST)}
-    policy = make()
-    assert policy.image_size == (64, 64)
-    assert plan(policy, batch | large).shape == (2, 5, 3)
-    assert make(image_size=128).image_size == (128, 128)
+def test_live_images_of_any_size_are_resized(kind: str, make: Make, make_batch: Make, act: Make) -> None:
+    policy = make(kind)
+    batch = make_batch(policy)
+    lead = batch[TOP].shape[:-3]
+    assert policy.eyes.image_size == (64, 64)
+    assert act(policy, batch | {TOP: torch.rand(*lead, 3, 48, 96)}).isfinite().all()
+    assert make(kind, image_size=128).eyes.image_size == (128, 128)
+    torch.testing.assert_close(loss_of(policy, batch | {TOP: torch.rand(*lead, 3, 80, 64)}).isfinite().item(), True)
 
 
-def test_a_blind_policy_has_no_eyes_and_is_otherwise_the_same(make: MakePolicy, batch: dict[str, Any]) -> None:
-    blind, seeing = make(blind=True), make()
-    names = {name for name, _ in seeing.named_parameters() if not name.startswith(("encoder.", "adapter."))}
+def test_a_blind_policy_has_no_eyes_and_is_otherwise_the_same(
+    kind: str, make: Make, make_batch: Make, act: Make
+) -> None:
+    blind, seeing = make(kind, blind=True), make(kind)
+    assert blind.eyes is None
+    names = {name for name, _ in seeing.named_parameters() if not name.startswith("eyes.")}
     assert {name for name, _ in blind.named_parameters()} == names
+    batch = make_batch(seeing)
     without = {key: value for key, value in batch.items() if key not in (TOP, WRIST)}
-    torch.testing.assert_close(blind.eval()(batch)[0], blind(without)[0])
-    blind.train()(without)[0].backward()
-    assert plan(blind, without).shape == (2, 5, 3)
+    torch.testing.assert_close(loss_of(blind.eval(), batch), loss_of(blind, without))
+    loss_of(blind.train(), without).backward()
+    assert act(blind, without).shape == (2, blind.config.n_action_steps, 3)
 
 
 def test_a_checkpoint_leaves_the_encoder_out_and_reloads_bit_for_bit(
-    make: MakePolicy, batch: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: str, make: Make, make_batch: Make, act: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    policy = make(seed=1)
+    policy = make(kind, seed=1)
     policy.save_pretrained(tmp_path)
-    assert not any(key.startswith("encoder.") for key in load_file(tmp_path / "model.safetensors"))
-    reloaded = PixioACTPolicy.from_pretrained(tmp_path)
+    assert not any("encoder.backbone" in key for key in load_file(tmp_path / "model.safetensors"))
+    reloaded = type(policy).from_pretrained(tmp_path)
     assert not [record for record in caplog.records if "key" in record.message.lower()]
-    assert reloaded.config.encoder_hash == policy.encoder.fingerprint
-    assert torch.equal(plan(reloaded, batch), plan(policy, batch))
+    assert reloaded.config.encoder_hash == policy.eyes.encoder.fingerprint
+    batch = make_batch(policy)
+    assert torch.equal(act(reloaded, batch), act(policy, batch))
 
 
 def test_a_checkpoint_with_its_encoder_needs_no_other_file(
-    make: MakePolicy, batch: dict[str, Any], encoder: Encoder, tmp_path: Path
+    kind: str, make: Make, make_batch: Make, act: Make, encoder: Encoder, tmp_path: Path
 ) -> None:
     encoder.save_pretrained(tmp_path / "encoder")
-    policy = make(save_backbone=True, encoder=str(tmp_path / "encoder"))
+    policy = make(kind, save_backbone=True, encoder=str(tmp_path / "encoder"))
     policy.save_pretrained(tmp_path / "policy")
     for file in (tmp_path / "encoder").iterdir():
         file.unlink()
-    assert torch.equal(plan(PixioACTPolicy.from_pretrained(tmp_path / "policy"), batch), plan(policy, batch))
-    with pytest.raises(CheckpointError, match=r"trained on the encoder"):
-        plan(PixioACTPolicy(policy.config), batch)  # its settings alone hold no weights
+    batch = make_batch(policy)
+    reloaded = type(policy).from_pretrained(tmp_path / "policy")
+    assert torch.equal(act(reloaded, batch), act(policy, batch))
+    assert reloaded.eyes.encoder.fingerprint == encoder.fingerprint
+    with pytest.raises(CheckpointError, match=r"trained on the encoder.*lie in the policy's checkpoint"):
+        act(type(policy)(policy.config), batch)  # its settings alone hold no weights
 
 
-def test_a_checkpoint_refuses_another_encoder(make: MakePolicy, encoder: Encoder, tmp_path: Path) -> None:
+def test_a_checkpoint_refuses_another_encoder(kind: str, make: Make, encoder: Encoder, tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
     encoder.save_pretrained(folder)
-    make(encoder=str(folder)).save_pretrained(tmp_path / "policy")
+    policy = make(kind, encoder=str(folder))
+    policy.save_pretrained(tmp_path / "policy")
     other = create_encoder("pixio_vitt16", seed=9, width=32, depth=2, heads=2, image_size=64)
     other.save_pretrained(folder)
     with pytest.raises(CheckpointError, match=rf"sha256 {encoder.fingerprint[:12]}.*{other.fingerprint[:12]}"):
-        PixioACTPolicy.from_pretrained(tmp_path / "policy")
+        type(policy).from_pretrained(tmp_path / "policy")
+    with pytest.raises(CheckpointError, match=r"trained on the encoder"):
+        type(policy).from_pretrained(tmp_path / "policy", encoder=other)
 
 
-def test_bad_inputs_are_refused_with_what_is_there(make: MakePolicy, batch: dict[str, Any]) -> None:
-    policy = make()
+def test_an_encoder_that_moved_is_asked_for(
+    kind: str, make: Make, make_batch: Make, act: Make, encoder: Encoder, tmp_path: Path
+) -> None:
+    encoder.save_pretrained(tmp_path / "here")
+    policy = make(kind, encoder=str(tmp_path / "here"))
+    policy.save_pretrained(tmp_path / "policy")
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(CheckpointError, match=r"which cannot be read.*--policy\.encoder=.*save_backbone"):
+        type(policy).from_pretrained(tmp_path / "policy")
+    config = PreTrainedConfig.from_pretrained(tmp_path / "policy", cli_overrides=[f"--encoder={tmp_path / 'there'}"])
+    batch = make_batch(policy)
+    found = type(policy).from_pretrained(tmp_path / "policy", config=config)
+    assert torch.equal(act(found, batch), act(policy, batch))
+
+
+def test_a_checkpoint_of_other_eyes_is_refused(kind: str, make: Make, tmp_path: Path) -> None:
+    make(kind, blind=True).save_pretrained(tmp_path)
+    seeing = make(kind)
+    with pytest.raises(CheckpointError, match=r"lacks \d+ weights of the policy's eyes, such as 'adapter"):
+        type(seeing).from_pretrained(tmp_path, config=seeing.config)
+
+
+@pytest.mark.parametrize("family", ["resnet", "dinov2"])
+def test_encoders_of_other_families_serve(
+    kind: str, family: str, make: Make, make_batch: Make, act: Make, foreign: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = foreign(family)
+    policy = make(kind, encoder=str(folder), image_size=64, save_backbone=True)
+    assert policy.eyes.encoder.spec.class_tokens == (0 if family == "resnet" else 1)
+    batch = make_batch(policy)
+    cached = batch | {camera: tokens_of(policy, batch[camera]) for camera in (TOP, WRIST)}
+    assert abs(loss_of(policy, cached) / loss_of(policy, batch) - 1) < 1e-3
+    policy.save_pretrained(tmp_path / "policy")
+    folder.rename(tmp_path / "moved")
+    reloaded = type(policy).from_pretrained(tmp_path / "policy")  # which holds the encoder
+    assert torch.equal(act(reloaded, batch), act(policy, batch))
+
+
+def test_a_given_encoder_is_shared_when_frozen_and_copied_when_changed(kind: str, make: Make, encoder: Encoder) -> None:
+    assert make(kind, made_of={"encoder": encoder}).eyes.encoder is encoder
+    for changes in ({"train_encoder": "full"}, {"encoder_dtype": "bfloat16"}):
+        policy = make(kind, made_of={"encoder": encoder}, **changes)
+        assert policy.eyes.encoder is not encoder
+        assert policy.config.encoder_hash == policy.eyes.encoder.fingerprint == encoder.fingerprint
+    assert {(parameter.dtype, parameter.requires_grad) for parameter in encoder.parameters()} == {
+        (torch.float32, False)
+    }
+
+
+def test_half_precision_says_nearly_the_same(
+    kind: str, make: Make, make_batch: Make, act: Make, tmp_path: Path
+) -> None:
+    exact, rough = make(kind), make(kind, encoder_dtype="bfloat16", save_backbone=True)
+    assert {parameter.dtype for parameter in rough.eyes.encoder.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in rough.eyes.adapter.parameters()} == {torch.float32}
+    batch = make_batch(exact)
+    expected, found, elsewhere = act(exact, batch), act(rough, batch), act(exact, make_batch(exact, seed=1))
+    assert 0 < (found - expected).norm() < 0.25 * (elsewhere - expected).norm()
+    whole, half = (policy.eyes.encode([batch[TOP], batch[WRIST]])[0].patches.float() for policy in (exact, rough))
+    assert (half - whole).norm() < 0.1 * whole.norm()
+    rough.save_pretrained(tmp_path)
+    assert torch.equal(act(type(rough).from_pretrained(tmp_path), batch), found)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
+def test_a_compiled_encoder_says_the_same(kind: str, make: Make, make_batch: Make, act: Make) -> None:
+    plain, compiled = make(kind), make(kind, compile_encoder=True)
+    batch = make_batch(plain)
+    torch.testing.assert_close(act(compiled, batch), act(plain, batch), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(loss_of(compiled.train(), batch), loss_of(plain.train(), batch), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ImageError, match=r"lie in \[0, 1\]"):
+        act(compiled, batch | {TOP: 255 * batch[TOP]})
+    assert not any("_orig_mod" in key for key in compiled.state_dict())
+
+
+def test_bad_inputs_are_refused_with_what_is_there(kind: str, make: Make, make_batch: Make, act: Make) -> None:
+    policy = make(kind)
+    batch, state = make_batch(policy), {"observation.state": PolicyFeature(type=FeatureType.STATE, shape=(3,))}
     with pytest.raises(DataError, match=rf"looks through \['{WRIST}'\].*has the cameras \['{TOP}'\]"):
-        plan(policy, {key: value for key, value in batch.items() if key != WRIST})
+        act(policy, {key: value for key, value in batch.items() if key != WRIST})
+    with pytest.raises(DataError, match=r"'action' is 4 wide, and the policy was made for 3"):
+        policy(batch | {"action": torch.nn.functional.pad(batch["action"], (0, 1))})
+    with pytest.raises(DataError, match=r"'observation.state' is 2 wide"):
+        act(policy, batch | {"observation.state": batch["observation.state"][..., :2]})
     with pytest.raises(DataError, match=r"needs a camera.*observation\.state.*blind=true"):
-        make(input_features=STATE)
+        make(kind, input_features=state)
     with pytest.raises(DataError, match=r"needs 'observation\.state'"):
-        make(input_features=EYES)
+        make(kind, input_features={TOP: PolicyFeature(type=FeatureType.VISUAL, shape=(3, 64, 64))})
+    with pytest.raises(DataError, match=r"has 1 channels"):
+        make(kind, input_features=state | {TOP: PolicyFeature(type=FeatureType.VISUAL, shape=(1, 64, 64))})
+    with pytest.raises(DataError, match=r"needs 'action' among its outputs"):
+        make(kind, output_features={})
     with pytest.raises(SettingError, match=r"training diverged"):
-        policy(batch | {"action": torch.full((2, 5, 3), torch.nan)})
-    with pytest.raises(SettingError, match=r"grid must be at least 1"):
-        make(grid=0)
+        policy(batch | {"action": torch.full_like(batch["action"], torch.nan)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"grid": 0}, SettingError, r"grid must be at least 1"),
+        ({"train_encoder": "last_block"}, UnknownNameError, r"Did you mean 'last_blocks'"),
+        ({"train_encoder": "lora", "blind": True}, SettingError, r"blind=true leaves no encoder"),
+        ({"train_encoder": "full", "cache": "walks.zarr"}, SettingError, r"cannot train from the cache walks\.zarr"),
+        ({"train_encoder": "lora", "encoder_dtype": "bfloat16"}, SettingError, r"set use_amp=true"),
+        ({"train_encoder": "last_blocks", "train_blocks": 3}, SettingError, r"choose from 1 to 2"),
+        ({"task_conditioning": "language"}, SettingError, r"needs language_model"),
+        ({"tasks": ["sit", "sit"]}, SettingError, r"'sit' stands twice"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    kind: str, changes: dict[str, Any], error: type[Exception], message: str, make: Make
+) -> None:
+    with pytest.raises(error, match=message):
+        make(kind, **changes)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,11 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.optim import load_optimizer_state
 from lerobot.policies.factory import make_pre_post_processors
-from torch.utils.data import default_collate
 
-from lerobot_policy_pixio import PixioACTConfig
+from lerobot_policy_pixio import PixioACTConfig, PixioDiffusionConfig
 from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.modeling_pixio_act import PixioACTPolicy
@@ -60,22 +60,6 @@ def trained(
     return run
 
 
-def test_batches_are_those_of_lerobots_loader(make_config: MakeConfig, dataset_root: Path, cache: Path) -> None:
-    ahead = [step / 10 for step in range(5)]
-    dataset = LeRobotDataset("local/walks", root=dataset_root, delta_timestamps={"action": ahead}, video_backend="pyav")
-    frames = DatasetFrames(dataset_root)
-    policy = make_policy(make_config(), frames, seed=0)
-    preprocessor, _ = make_processors(policy, frames)
-    gathered = Demonstrations(frames, policy, preprocessor, cache).gather(torch.arange(len(dataset)))
-    theirs = preprocessor(default_collate([dataset[index] for index in range(len(dataset))]))
-    assert gathered["action_is_pad"].any()
-    for key in ("observation.state", "action", "action_is_pad"):
-        torch.testing.assert_close(gathered[key], theirs[key])
-    for camera in policy.config.image_features:
-        live = policy.encoder(theirs[camera]).pool(2)
-        torch.testing.assert_close(gathered[camera].patches.float(), live.patches, atol=5e-3, rtol=5e-3)
-
-
 def test_training_from_the_cache_follows_training_from_images(
     make_config: MakeConfig, make_dataset: Callable[..., Path], encoder: Encoder, tmp_path: Path
 ) -> None:
@@ -101,8 +85,16 @@ def test_training_from_the_cache_follows_training_from_images(
     assert worst(cached, live) < 1e-3 < worst(wrong, live)
 
 
-def test_a_killed_run_continues_bit_for_bit(trained: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, log = trained("whole")
+def test_a_killed_run_continues_bit_for_bit(
+    trained: Callable[..., Any],
+    make_config: MakeConfig,
+    make_diffusion_config: Callable[..., PixioDiffusionConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    make = make_config if kind == "pixio_act" else make_diffusion_config
+    settings = {"config": make(scheduler_warmup_steps=2)}
+    whole, log = trained("whole", **settings)
     step = Trainer.step
 
     def step_until_killed(self: Trainer, number: int) -> Any:
@@ -112,16 +104,37 @@ def test_a_killed_run_continues_bit_for_bit(trained: Callable[..., Any], monkeyp
 
     monkeypatch.setattr(Trainer, "step", step_until_killed)
     with pytest.raises(KeyboardInterrupt):
-        trained("killed")
+        trained("killed", **settings)
     monkeypatch.undo()
-    continued, its_log = trained("killed")
+    continued, its_log = trained("killed", **settings)
     assert equal(continued, whole)
     assert [(row["step"], row["loss"], row["lr"]) for row in its_log] == [
         (row["step"], row["loss"], row["lr"]) for row in log
     ]
     assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
-    finished, _ = trained("killed")  # once more: nothing is left to do
+    finished, _ = trained("killed", **settings)  # once more: nothing is left to do
     assert equal(finished, whole)
+
+
+def test_a_terminated_run_saves_itself_and_continues_bit_for_bit(
+    trained: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = trained("whole")
+    step = Trainer.step
+
+    def step_and_be_terminated(self: Trainer, number: int) -> Any:
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, number)
+
+    monkeypatch.setattr(Trainer, "step", step_and_be_terminated)
+    with pytest.raises(SystemExit) as exit_of:
+        trained("terminated")
+    monkeypatch.undo()
+    assert exit_of.value.code == 143
+    assert (tmp_path / "terminated" / "checkpoints" / "last").resolve().name == "000003"
+    continued, _ = trained("terminated")
+    assert equal(continued, whole)
 
 
 def test_a_run_is_a_lerobot_run(trained: Callable[..., Any], tmp_path: Path) -> None:
@@ -137,6 +150,10 @@ def test_a_run_is_a_lerobot_run(trained: Callable[..., Any], tmp_path: Path) -> 
     state = pipelines[0]({"observation.state": torch.full((3,), 0.5)})["observation.state"]
     assert state.shape == (1, 3)
     assert not torch.allclose(state, torch.full((1, 3), 0.5))
+    theirs = reloaded.config.get_optimizer_preset().build(reloaded.get_optim_params())
+    torch.optim.lr_scheduler.LambdaLR(theirs, lambda _: 1.0)  # any scheduler notes the initial rate
+    load_optimizer_state(theirs, checkpoints / "last" / "training_state")  # into an optimizer as lerobot-train makes it
+    assert len(theirs.state) == sum(weight.requires_grad for weight in reloaded.parameters())
     assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1]) == log[-1]
     assert log[-1]["gather_samples_per_s"] > log[-1]["samples_per_s"] > 0
 
@@ -162,7 +179,7 @@ def test_every_pass_sees_every_frame_once_in_an_order_of_its_own() -> None:
 
 def test_a_blind_policy_trains_without_a_cache(trained: Callable[..., Any], make_config: MakeConfig) -> None:
     policy, log = trained("blind", config=make_config(blind=True), cache=None, encoder=None)
-    assert not hasattr(policy, "encoder")
+    assert policy.eyes is None
     assert math.isfinite(log[-1]["loss"])
 
 
@@ -205,6 +222,25 @@ def test_what_does_not_belong_together_is_refused(
         trained("g", dataset_root=one_eyed, config=make_config(input_features=features))
 
 
+def test_a_run_starts_from_the_weights_of_another(
+    trained: Callable[..., Any], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    first, _ = trained("first")
+    weights_of = tmp_path / "first" / "checkpoints" / "last" / "pretrained_model"
+    still = {"optimizer_lr": 0.0, "optimizer_lr_encoder": 0.0}
+    tuned, _ = trained("second", config=make_config(pretrained_path=weights_of, **still), steps=1)
+    assert equal(first, tuned)
+
+
+def test_a_run_leaves_curves_for_tensorboard(trained: Callable[..., Any], tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _, log = trained(log_every=2)
+    told = events.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    losses = [(point.step, pytest.approx(point.value)) for point in told.Scalars("loss")]
+    assert losses == [(row["step"], row["loss"]) for row in log]
+    assert [row["step"] for row in log] == [2, 4, 6]
+
+
 def test_nan_in_the_demonstrations_is_found_before_training(
     trained: Callable[..., Any], make_config: MakeConfig, make_dataset: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -239,7 +275,13 @@ def test_lerobots_commands_train_and_reload_the_policy(
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
     first, second = tmp_path / "first", tmp_path / "second"
     for command in (
-        [*common, "--policy.type=pixio_act", f"--policy.encoder={encoder_folder}", *small, f"--output_dir={first}"],
+        [
+            *common,
+            "--policy.type=pixio_act",
+            f"--policy.eyes.encoder={encoder_folder}",
+            *small,
+            f"--output_dir={first}",
+        ],
         [
             *common,
             f"--policy.path={first / 'checkpoints' / 'last' / 'pretrained_model'}",

@@ -1,0 +1,164 @@
+"""The settings that all policies here share: their eyes, what of them is trained, and how they hear their task."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+
+from pixio_robot.errors import DataError, SettingError, UnknownNameError
+
+TrainEncoder = Literal["frozen", "last_blocks", "lora", "full"]
+TaskConditioning = Literal["none", "index", "language"]
+EncoderDtype = Literal["float32", "bfloat16"]
+
+# A dataclass takes the defaults of every base in turn, so that a base above PreTrainedConfig would set those of ACT and
+# Diffusion back. To a type checker it is one all the same.
+_Base = PreTrainedConfig if TYPE_CHECKING else object
+
+
+@dataclass
+class PixioOptions(_Base):
+    """Settings of a policy with a pre-trained encoder for eyes, beside those of the LeRobot policy that it extends.
+
+    LeRobot's ``vision_backbone`` fields have no effect in such a policy.
+
+    Args:
+        encoder: The encoder: anything that ``pixio_robot.load_encoder`` reads.
+        encoder_hash: Sha-256 of the encoder's sizes and of its weights before this policy's training. Written when a
+            policy is made; a checkpoint refuses any other encoder.
+        encoder_licence: The licence of the encoder's weights, as far as it is known. Written when a policy is made.
+        encoder_spec: The encoder's sizes, written with ``save_backbone`` so that the checkpoint needs no other file.
+        image_size: Live images are resized to this many pixels a side; the encoder's native size when absent.
+        classes: Class tokens for the policy: "each" of them, their "mean", their "concat"enation, or "none".
+        patches: Patches for the policy: pooled by "average", "attention" or "spatial_softmax", or "none".
+        grid: Patches are pooled to grid x grid tokens per camera.
+        blind: Act on proprioception alone: the same policy without visual tokens, as a control.
+        save_backbone: Store the encoder's weights in the checkpoint too.
+        cache: A feature cache to train from with ``lerobot-train``; never used at inference.
+        train_encoder: What of the encoder is trained: nothing ("frozen"), its "last_blocks" and final norm, low-rank
+            additions to its attention ("lora"), or all of it ("full"). Only a frozen one trains from a cache.
+        train_blocks: How many "last_blocks".
+        lora_rank: Rank of the additions of "lora".
+        optimizer_lr_encoder: Learning rate of what is trained of the encoder; the rest has ``optimizer_lr``.
+        task_conditioning: How the policy is told its task, ``batch["task"]``: not at all ("none"), by a learned vector
+            for each of ``tasks`` ("index"), or by what a frozen language model makes of the words ("language").
+        tasks: The tasks; those of the data set when none are named.
+        task_dim: Width of the vector that stands for a task.
+        language_model: For "language": a text model of transformers with its tokenizer, as a folder or a hub name.
+        language_hash: Sha-256 of its weights. Written when a policy is made; any other model is refused.
+        language_width: Width of its output. Written when a policy is made.
+        encoder_dtype: What a frozen encoder computes in.
+        compile_encoder: Run the encoder through ``torch.compile``.
+    """
+
+    encoder: str = "shipped:pixio_vitt16"
+    encoder_hash: str | None = None
+    encoder_licence: str | None = None
+    encoder_spec: dict[str, Any] | None = None
+    image_size: int | None = None
+    classes: Literal["each", "mean", "concat", "none"] = "each"
+    patches: Literal["average", "attention", "spatial_softmax", "none"] = "average"
+    grid: int = 4
+    blind: bool = False
+    save_backbone: bool = False
+    cache: str | None = None
+
+    train_encoder: TrainEncoder = "frozen"
+    train_blocks: int = 2
+    lora_rank: int = 8
+    optimizer_lr_encoder: float = 1e-5
+
+    task_conditioning: TaskConditioning = "none"
+    tasks: list[str] = field(default_factory=list)
+    task_dim: int = 32
+    language_model: str | None = None
+    language_hash: str | None = None
+    language_width: int | None = None
+
+    encoder_dtype: EncoderDtype = "float32"
+    compile_encoder: bool = False
+
+    # LeRobot's fields, with defaults that need no download and no account.
+    pretrained_backbone_weights: str | None = None
+    push_to_hub: bool = False  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("grid", "image_size", "train_blocks", "lora_rank", "task_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingError(f"{name} must be at least 1, not {value}.")
+        for name, choices in (
+            ("train_encoder", TrainEncoder),
+            ("task_conditioning", TaskConditioning),
+            ("encoder_dtype", EncoderDtype),
+        ):
+            if getattr(self, name) not in get_args(choices):
+                raise UnknownNameError(f"choice of {name}", getattr(self, name), get_args(choices))
+        self._check_training()
+        if self.task_conditioning == "language" and self.language_model is None:
+            raise SettingError(
+                "task_conditioning='language' needs language_model: a folder or hub name of a text model of "
+                "transformers, such as 'sentence-transformers/all-MiniLM-L6-v2'."
+            )
+        if len(set(self.tasks)) < len(self.tasks):
+            twice = next(task for task in self.tasks if self.tasks.count(task) > 1)
+            raise SettingError(f"The task {twice!r} stands twice in tasks.")
+
+    def _check_training(self) -> None:
+        if self.train_encoder == "frozen":
+            return
+        if self.blind:
+            raise SettingError(f"train_encoder={self.train_encoder!r}, but blind=true leaves no encoder to train.")
+        if self.cache is not None:
+            raise SettingError(
+                f"train_encoder={self.train_encoder!r} cannot train from the cache {self.cache}: it holds what the "
+                "encoder said before. Train from images with cache=null, or set train_encoder='frozen'."
+            )
+        if self.encoder_dtype != "float32":
+            raise SettingError(
+                f"train_encoder={self.train_encoder!r} needs encoder_dtype='float32': {self.encoder_dtype} would round "
+                "its small steps away. For mixed precision set use_amp=true."
+            )
+
+    @property
+    def image_features(self) -> dict[str, PolicyFeature]:
+        """The cameras that the policy looks through: none if it is blind."""
+        return {} if self.blind else super().image_features
+
+    @property
+    def given_env_state(self) -> PolicyFeature | None:
+        """The environment's state as the data set has it."""
+        return super().env_state_feature
+
+    @property
+    def env_state_feature(self) -> PolicyFeature | None:
+        """The environment's state as the policy reads it: the data set's, and behind it the task's vector."""
+        given = self.given_env_state
+        if self.task_conditioning == "none":
+            return given
+        return PolicyFeature(FeatureType.ENV, ((given.shape[0] if given else 0) + self.task_dim,))
+
+    def validate_features(self) -> None:
+        """Check that the inputs can carry this policy.
+
+        Cameras may differ in size: each is resized to what the encoder sees.
+
+        Raises:
+            DataError: If there is no proprioception, or no camera to look through.
+        """
+        inputs = ", ".join(self.input_features or {}) or "nothing"
+        if self.robot_state_feature is None:
+            raise DataError(f"The policy needs 'observation.state' among its inputs; they are: {inputs}.")
+        if self.action_feature is None:
+            raise DataError(
+                f"The policy needs 'action' among its outputs; they are: {list(self.output_features or {})}."
+            )
+        if not self.blind and not self.image_features:
+            raise DataError(
+                f"The policy needs a camera, such as 'observation.images.top', among its inputs; they are: {inputs}. "
+                "For a policy without eyes, set blind=true."
+            )
+        for name, feature in self.image_features.items():
+            if feature.shape[0] != 3:
+                raise DataError(f"The camera {name!r} has {feature.shape[0]} channels; the encoder reads RGB.")

@@ -1,0 +1,87 @@
+"""Cached tokens by the row: from memory where they fit, through the cache's memory map where they do not."""
+
+import logging
+from collections.abc import Sequence
+
+import psutil
+import torch
+from torch import Tensor
+
+from pixio_robot.cache import FeatureCache
+from pixio_robot.tokens import Tokens
+
+logger = logging.getLogger(__name__)
+
+GIGABYTE = 1e9
+
+
+class TokenStore:
+    """The tokens of some cameras in a feature cache, of every variant, ready to be gathered.
+
+    Args:
+        cache: The cache.
+        cameras: Which of its cameras.
+        device: Where batches are wanted.
+        memory_gb: Tokens of up to this many gigabytes are held in the device's memory; half of what is free there
+            when absent. What is beyond it stays on disk, and the operating system's page cache holds what it can.
+
+    Attributes:
+        gigabytes: Size of all tokens.
+        in_memory: Whether they are held on the device.
+    """
+
+    def __init__(
+        self, cache: FeatureCache, cameras: Sequence[str], device: torch.device, *, memory_gb: float | None = None
+    ) -> None:
+        self._cache, self._cameras, self._device = cache, tuple(cameras), device
+        frames = len(cache) * (cache.variants + 1)
+        samples = [cache.read(camera, [0]) for camera in self._cameras]
+        self.gigabytes = (
+            sum(frames * x.nbytes for tokens in samples for x in (tokens.classes, tokens.patches)) / GIGABYTE
+        )
+        limit = _free_bytes(device) / 2 / GIGABYTE if memory_gb is None else memory_gb
+        self.in_memory = self.gigabytes <= limit
+        where = f"held in memory of {device}" if self.in_memory else f"more than {limit:.2f} GB: read from disk"
+        logger.info("Cached tokens of %d camera(s), %.2f GB: %s.", len(self._cameras), self.gigabytes, where)
+        self._held = {camera: self._hold(camera) for camera in self._cameras} if self.in_memory else {}
+
+    def gather(self, rows: Tensor, variants: Tensor | None = None) -> dict[str, Tokens]:
+        """Collect frames.
+
+        Args:
+            rows: Global frame indices, of any shape such as [b] or [b t].
+            variants: For each of them the variant of the cache; the clean frames when absent.
+
+        Returns:
+            Float32 ``Tokens`` per camera: classes [*rows c d], patches [*rows n d].
+        """
+        if variants is None:
+            variants = torch.zeros_like(rows)
+        if self.in_memory:
+            where = (variants * len(self._cache) + rows).to(self._device)
+            return {camera: held.map(lambda x: x[where].float()) for camera, held in self._held.items()}
+        return {camera: self._read(camera, rows.cpu(), variants.cpu()) for camera in self._cameras}
+
+    def _hold(self, camera: str) -> Tokens:
+        """All variants of a camera one after the other: classes [variants*frames c d], patches likewise."""
+        parts = [self._cache.load(camera, variant) for variant in range(self._cache.variants + 1)]
+        return _concatenate(parts).map(lambda x: x.to(self._device))
+
+    def _read(self, camera: str, rows: Tensor, variants: Tensor) -> Tokens:
+        drawn = variants.unique().tolist()
+        parts = [self._cache.read(camera, rows[variants == variant], variant) for variant in drawn]
+        found = torch.cat([(variants == variant).flatten().nonzero()[:, 0] for variant in drawn])
+        order = found.argsort().view(rows.shape)
+        whole = _concatenate(parts).map(lambda x: x[order])
+        return whole.map(lambda x: x.to(self._device).float())
+
+
+def _concatenate(parts: Sequence[Tokens]) -> Tokens:
+    if len(parts) == 1:
+        return parts[0]
+    classes, patches = torch.cat([part.classes for part in parts]), torch.cat([part.patches for part in parts])
+    return Tokens(classes, patches, parts[0].grid)
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

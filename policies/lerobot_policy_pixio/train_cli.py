@@ -1,0 +1,198 @@
+"""``pixio-train``: the command line of ``training.train``, in the words of ``lerobot-train``."""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lerobot.configs import PreTrainedConfig, parser
+from lerobot.configs.default import WandBConfig
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.envs import EnvConfig
+from lerobot.utils.import_utils import register_third_party_plugins
+from lerobot.utils.utils import init_logging
+
+from lerobot_policy_pixio.cache_folders import cache_path, find_caches
+from lerobot_policy_pixio.cached_tokens import check_fit
+from lerobot_policy_pixio.evaluation import Evaluation
+from lerobot_policy_pixio.frames import DECODER, DatasetFrames, open_dataset
+from lerobot_policy_pixio.options import PixioOptions
+from lerobot_policy_pixio.training import train
+from pixio_robot.cache import FeatureCache, build_cache
+from pixio_robot.checkpoints import load_encoder
+from pixio_robot.encoder import Encoder
+from pixio_robot.errors import CacheError, PixioRobotError, SettingError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DatasetOptions:
+    """Which demonstrations to train on.
+
+    Attributes:
+        root: A LeRobotDataset v3 folder.
+        repo_id: Its name on the hub, from where it comes if there is no ``root``.
+    """
+
+    root: str | None = None
+    repo_id: str | None = None
+
+    def open(self) -> LeRobotDataset:
+        """Open the data set.
+
+        Raises:
+            SettingError: If neither field is set.
+            DataError: If there is none in the folder.
+        """
+        if self.repo_id is not None:
+            return LeRobotDataset(self.repo_id, root=self.root, video_backend=DECODER)
+        if self.root is None:
+            raise SettingError("Which demonstrations? Name a folder by --dataset.root, or a data set by its repo_id.")
+        return open_dataset(self.root)
+
+
+@dataclass
+class EvalOptions:
+    """How to measure the policy in an environment.
+
+    Attributes:
+        n_episodes: Episodes per task and evaluation.
+        batch_size: Environments at once.
+        use_async_envs: Give each of them a process of its own.
+        first_seed: Episode i is reset with seed ``first_seed`` + i, whatever the seed of training.
+    """
+
+    n_episodes: int = 50
+    batch_size: int = 1
+    use_async_envs: bool = False
+    first_seed: int = 1_000_000
+
+
+@dataclass
+class PixioTrainConfig:
+    """Train pixio_act or pixio_diffusion from a feature cache. The same command again continues a stopped run.
+
+    Attributes:
+        dataset: Which demonstrations to train on.
+        policy: ``--policy.type=pixio_act`` or ``pixio_diffusion`` and its settings, or ``--policy.path`` of a trained
+            one to start from.
+        cache: The feature cache; when absent that of ``--policy.cache``, or one beside the data set, which is
+            built if there is none that fits.
+        output_dir: The run's folder; ``outputs/train/<policy>-<data set>-seed<seed>`` when absent.
+        steps: Optimizer steps.
+        batch_size: Frames per step.
+        seed: Of the initial weights, the order of frames, dropout and noise.
+        log_freq: Steps between lines of the log.
+        save_freq: Steps between checkpoints.
+        memory_gb: Hold up to so many gigabytes of tokens in the device's memory; half of what is free when absent.
+        env: An environment to evaluate in.
+        env_eval_freq: Steps between evaluations; 0 for none. The last step always has one.
+        eval: How to evaluate.
+        wandb: Weights & Biases, as in LeRobot.
+    """
+
+    dataset: DatasetOptions = field(default_factory=DatasetOptions)
+    policy: PreTrainedConfig | None = None
+    cache: str | None = None
+    output_dir: Path | None = None
+    steps: int = 20_000
+    batch_size: int = 64
+    seed: int = 0
+    log_freq: int = 200
+    save_freq: int = 5_000
+    memory_gb: float | None = None
+    env: EnvConfig | None = None
+    env_eval_freq: int = 5_000
+    eval: EvalOptions = field(default_factory=EvalOptions)
+    wandb: WandBConfig = field(default_factory=WandBConfig)
+
+    @classmethod
+    def __get_path_fields__(cls) -> list[str]:
+        """Let LeRobot's parser take ``--policy.path`` aside."""
+        return ["policy"]
+
+
+def main() -> None:
+    """Run the command."""
+    register_third_party_plugins()
+    init_logging()
+    try:
+        run()  # type: ignore[call-arg]  # the parser makes the argument
+    except PixioRobotError as error:
+        sys.exit(f"pixio-train: {error}")
+
+
+@parser.wrap()
+def run(config: PixioTrainConfig) -> None:
+    """Train as the settings say."""
+    policy = _policy_of(config)
+    frames = DatasetFrames(config.dataset.open(), list(policy.image_features) if policy.input_features else None)
+    evaluation = None
+    if config.env is not None and config.env_eval_freq > 0:
+        evaluation = Evaluation(env=config.env, every=config.env_eval_freq, **vars(config.eval))
+    cache, encoder = config.cache or policy.cache, None
+    if cache is None and not policy.blind and policy.train_encoder == "frozen":
+        cache, encoder = find_or_build_cache(frames, policy)
+    folder = config.output_dir or Path("outputs/train") / f"{policy.type}-{frames.dataset.root.name}-seed{config.seed}"
+    _, log = train(
+        policy,
+        frames,
+        cache,
+        folder,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        save_every=config.save_freq,
+        log_every=config.log_freq,
+        encoder=encoder,
+        memory_gb=config.memory_gb,
+        evaluation=evaluation,
+        wandb=config.wandb,
+    )
+    logger.info("Trained: %s", ", ".join(f"{key} {value:.4g}" for key, value in log[-1].items()))
+    logger.info("The policy: %s", folder / "checkpoints" / "last" / "pretrained_model")
+
+
+def _policy_of(config: PixioTrainConfig) -> PixioOptions:
+    path = parser.get_path_arg("policy")
+    if path:
+        overrides = parser.get_yaml_overrides("policy") + (parser.get_cli_overrides("policy") or [])
+        config.policy = PreTrainedConfig.from_pretrained(path, cli_overrides=overrides)
+        config.policy.pretrained_path = Path(path)
+    if not isinstance(config.policy, PixioOptions):
+        given = "none" if config.policy is None else config.policy.type
+        raise SettingError(
+            f"pixio-train trains --policy.type=pixio_act or pixio_diffusion; given: {given}. LeRobot's own policies "
+            "train with lerobot-train."
+        )
+    if config.policy.push_to_hub:
+        raise SettingError(
+            "pixio-train writes to disk alone: leave push_to_hub out, and upload a finished policy by "
+            "`hf upload <repo> <run>/checkpoints/last/pretrained_model`."
+        )
+    return config.policy
+
+
+def find_or_build_cache(frames: DatasetFrames, policy: PixioOptions) -> tuple[Path, Encoder]:
+    """Give a cache beside the data set that fits a policy, made now if there is none, and the policy's encoder."""
+    encoder = load_encoder(policy.encoder, device=policy.device)
+    size = frames.resize_to(policy.image_size or encoder.spec.image_size)
+    grid = policy.grid if policy.patches in ("average", "none") else None
+    path = cache_path(frames.dataset.root, encoder, grid=grid, size=size)
+    for found in sorted(find_caches(frames.dataset.root), key=lambda found: found != path):
+        if _fits(found, frames, policy, encoder):
+            logger.info("Training from the cache %s", found)
+            return found, encoder
+    logger.info("No cache of %s fits: building %s", policy.encoder, path)
+    build_cache(path, encoder, frames, grid=grid, size=size)
+    return path, encoder
+
+
+def _fits(path: Path, frames: DatasetFrames, policy: PixioOptions, encoder: Encoder) -> bool:
+    try:
+        check_fit(FeatureCache.open(path, encoder=encoder, source=frames), policy)
+    except CacheError as error:
+        logger.debug("Left out: %s", error)
+        return False
+    return True
