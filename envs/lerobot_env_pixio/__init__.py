@@ -1,4 +1,4 @@
-"""MuJoCo manipulation tasks, scripted experts, rollouts and statistics for LeRobot."""
+"""MuJoCo tasks, scripted experts, rollouts and statistics for LeRobot."""
 
 import importlib
 import os
@@ -10,23 +10,29 @@ import gymnasium
 if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
     os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo reads it once, on import; its own default needs a display
 
-from lerobot_env_pixio.tasks import TASKS, Task, find_task
+from lerobot_env_pixio.tasks import TASK_SETS, TASKS, Task, find_task, find_tasks
 
 if TYPE_CHECKING:
+    from lerobot_env_pixio.crossed import PooledRate, hierarchical_bootstrap, paired_pooled, pooled
     from lerobot_env_pixio.demos import collect_demonstrations
     from lerobot_env_pixio.environment import ManipulationEnv, make_env
+    from lerobot_env_pixio.expert_table import measure_experts
     from lerobot_env_pixio.frames import render_frames
     from lerobot_env_pixio.gl import check_rendering
+    from lerobot_env_pixio.planning import episodes_needed, measured_correlation
     from lerobot_env_pixio.records import EpisodeRecord, read_records, write_records
     from lerobot_env_pixio.rollouts import rollout
     from lerobot_env_pixio.statistics import PairedComparison, paired, wilson
 
 # Public names by module, imported on first use: one who only wants a rate need not load MuJoCo.
 _HOMES = {
+    "crossed": ("PooledRate", "hierarchical_bootstrap", "paired_pooled", "pooled"),
     "demos": ("collect_demonstrations",),
     "environment": ("ManipulationEnv", "make_env"),
+    "expert_table": ("measure_experts",),
     "gl": ("check_rendering",),
     "frames": ("render_frames",),
+    "planning": ("episodes_needed", "measured_correlation"),
     "records": ("EpisodeRecord", "read_records", "write_records"),
     "rollouts": ("rollout",),
     "statistics": ("PairedComparison", "paired", "wilson"),
@@ -35,15 +41,24 @@ _LAZY = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "TASKS",
+    "TASK_SETS",
     "EpisodeRecord",
     "ManipulationEnv",
     "PairedComparison",
+    "PooledRate",
     "Task",
     "check_rendering",
     "collect_demonstrations",
+    "episodes_needed",
     "find_task",
+    "find_tasks",
+    "hierarchical_bootstrap",
     "make_env",
+    "measure_experts",
+    "measured_correlation",
     "paired",
+    "paired_pooled",
+    "pooled",
     "read_records",
     "render_frames",
     "rollout",
@@ -61,7 +76,7 @@ def __getattr__(name: str) -> Any:
 
 for _task in (task for tasks in TASKS.values() for task in tasks.values()):
     gymnasium.register(
-        id=f"{__name__}/{_task.name}",
+        id=_task.gym_id,
         entry_point=f"{__name__}.environment:make_env",
         # Gymnasium's own time limit is the one that counts there, so that gymnasium.make can change it.
         max_episode_steps=_task.max_episode_steps,

@@ -1,8 +1,8 @@
-"""LeRobot's door: ``--env.type=pixio_metaworld --env.task=button-press-topdown-v3``."""
+"""LeRobot's doors: ``--env.type=pixio_metaworld --env.task=button-press-topdown-v3``, and one for every other suite."""
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
@@ -13,40 +13,43 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from lerobot_env_pixio.tasks import find_task
 
-SUITE = "metaworld"
 
-
-@EnvConfig.register_subclass("pixio_metaworld")
 @dataclass
-class PixioMetaWorldConfig(EnvConfig):
-    """Meta-World as `make_env` gives it. Fields that are not described here are LeRobot's.
+class PixioEnvConfig(EnvConfig):
+    """A suite as `make_env` gives it. Fields that are not described here are LeRobot's.
 
     Attributes:
-        task: A task of Meta-World.
-        cameras: Names of the cameras, the keys ``observation.images.<camera>``.
+        task: A task of the suite.
+        fps: Steps per second of simulated time; 0 for the task's own.
+        cameras: Names of the cameras, the keys ``observation.images.<camera>``; empty for the task's own.
         height: Pixels.
         width: Pixels.
         render: "fast" or "full".
-        shift: None, "mild" or "strong".
+        shift: None, "mild", "strong" or another of ``SHIFTS``.
+        split: None, "train" or "test": the looks that the shift draws from.
         episode_length: The time limit in steps; None for the task's own.
     """
 
-    task: str | None = "button-press-topdown-v3"
-    fps: int = 80
-    cameras: list[str] = field(default_factory=lambda: ["corner2", "gripperPOV"])
+    suite: ClassVar[str]
+
+    task: str | None = None
+    fps: int = 0
+    cameras: list[str] = field(default_factory=list)
     height: int = 128
     width: int = 128
     render: str = "fast"
     shift: str | None = None
+    split: str | None = None
     episode_length: int | None = None
     features: dict[str, PolicyFeature] = field(default_factory=dict)
     features_map: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.task = find_task(SUITE, self.task or "").name
+        row = find_task(self.suite, self.task or "")
+        self.task, self.fps, self.cameras = row.name, self.fps or row.fps, self.cameras or list(row.cameras)
         self.features = {
-            "action": PolicyFeature(type=FeatureType.ACTION, shape=(4,)),
-            "agent_pos": PolicyFeature(type=FeatureType.STATE, shape=(4,)),
+            "action": PolicyFeature(type=FeatureType.ACTION, shape=(row.axes,)),
+            "agent_pos": PolicyFeature(type=FeatureType.STATE, shape=(row.axes,)),
         }
         self.features_map = {"action": ACTION, "agent_pos": OBS_STATE}
         for camera in self.cameras:
@@ -60,6 +63,11 @@ class PixioMetaWorldConfig(EnvConfig):
         return "lerobot_env_pixio"
 
     @property
+    def gym_id(self) -> str:
+        """What gymnasium knows the task by."""
+        return find_task(self.suite, self.task or "").gym_id
+
+    @property
     def gym_kwargs(self) -> dict[str, Any]:
         """The arguments of `make_env` beyond suite and task."""
         return {
@@ -67,6 +75,7 @@ class PixioMetaWorldConfig(EnvConfig):
             "size": (self.height, self.width),
             "render": self.render,
             "shift": self.shift,
+            "split": self.split,
             "max_episode_steps": self.episode_length,
         }
 
@@ -84,4 +93,40 @@ class PixioMetaWorldConfig(EnvConfig):
             vector = AsyncVectorEnv([one] * n_envs, autoreset_mode=AutoresetMode.NEXT_STEP, context="spawn")
         else:
             vector = SyncVectorEnv([one] * n_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
-        return {SUITE: {0: vector}}
+        return {self.suite: {0: vector}}
+
+
+@EnvConfig.register_subclass("pixio_metaworld")
+@dataclass
+class PixioMetaWorldConfig(PixioEnvConfig):
+    """Meta-World."""
+
+    suite: ClassVar[str] = "metaworld"
+    task: str | None = "button-press-topdown-v3"
+
+
+@EnvConfig.register_subclass("pixio_adroit")
+@dataclass
+class PixioAdroitConfig(PixioEnvConfig):
+    """Adroit's dexterous hand."""
+
+    suite: ClassVar[str] = "adroit"
+    task: str | None = "pen"
+
+
+@EnvConfig.register_subclass("pixio_dmcontrol")
+@dataclass
+class PixioControlSuiteConfig(PixioEnvConfig):
+    """The DeepMind Control Suite."""
+
+    suite: ClassVar[str] = "dmcontrol"
+    task: str | None = "walker-stand"
+
+
+@EnvConfig.register_subclass("pixio_aloha")
+@dataclass
+class PixioAlohaConfig(PixioEnvConfig):
+    """ALOHA's two arms."""
+
+    suite: ClassVar[str] = "aloha"
+    task: str | None = "transfer-cube"

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from lerobot_env_pixio import seeds
-from lerobot_env_pixio.environment import DEFAULT_CAMERAS, ManipulationEnv, make_env
+from lerobot_env_pixio.environment import ManipulationEnv, Size, make_env
 from lerobot_env_pixio.experts import demonstrate
 from lerobot_env_pixio.processes import run_jobs
 from lerobot_env_pixio.provenance import package_versions, refuse_other_settings
+from lerobot_env_pixio.suites import refuse_without_expert
 from pixio_robot.errors import DataError, SettingError
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,11 @@ def collect_demonstrations(
     task: str,
     *,
     episodes: int,
-    cameras: Sequence[str] = DEFAULT_CAMERAS,
-    size: int | Sequence[int] = 128,
+    cameras: Sequence[str] | None = None,
+    size: Size | Mapping[str, Size] = 128,
     render: str = "fast",
     shift: str | None = None,
+    split: str | None = None,
     noise: float = 0.1,
     first_seed: int = 0,
     workers: int = 2,
@@ -58,10 +60,11 @@ def collect_demonstrations(
         suite: A key of ``TASKS``.
         task: A task of that suite.
         episodes: How many successful ones.
-        cameras: Names of the cameras.
-        size: Pixels: one number for a square, or (height, width).
+        cameras: Names of the cameras; None for the task's own.
+        size: Pixels: one number for a square, or (height, width); or either for each camera by name.
         render: A key of ``RENDER_PRESETS``.
         shift: A key of ``SHIFTS``, or None.
+        split: "train", "test" or None: the looks that a shift draws from.
         noise: Standard deviation of the noise on executed actions, see ``demonstrate``.
         first_seed: Position in the range of demonstration seeds.
         workers: Processes.
@@ -70,16 +73,17 @@ def collect_demonstrations(
         The folder; open it with ``LeRobotDataset(repo_id, root=folder)``.
 
     Raises:
-        UnknownNameError: An unknown suite, task, camera, preset or shift.
-        SettingError: Numbers that cannot be.
+        UnknownNameError: An unknown suite, task, camera, preset, shift or split.
+        SettingError: Numbers that cannot be, or a suite without an expert.
         DataError: The folder holds something else, or the expert hardly ever succeeds.
     """
     folder = Path(folder)
     if episodes < 1 or workers < 1 or noise < 0:
         raise SettingError(f"episodes={episodes}, workers={workers}, noise={noise}: at least 1, 1 and 0 are needed.")
-    env = make_env(suite, task, cameras=cameras, size=size, render=render, shift=shift)  # bad names fail here
+    refuse_without_expert(suite)
+    env = make_env(suite, task, cameras=cameras, size=size, render=render, shift=shift, split=split)  # bad names fail
     made_by = {"environment": env.settings, "episodes": episodes, "noise": noise, "first_seed": first_seed}
-    made_by |= {"video": _VIDEO, "versions": package_versions()}
+    made_by |= {"video": _VIDEO, "versions": package_versions(suite)}
     staging = folder.with_name(f"{folder.name}.staging")
     if folder.exists():
         refuse_other_settings(folder, found=_read_generation(folder), wanted=made_by)
@@ -173,7 +177,7 @@ def _write(folder: Path, staging: Path, good: list[int], *, env: ManipulationEnv
     shutil.rmtree(begun, ignore_errors=True)
     dataset = LeRobotDataset.create(
         repo_id=f"local/{folder.name}",
-        fps=env.simulation.fps,
+        fps=env.metadata["render_fps"],
         features=_features(env),
         root=begun,
         rgb_encoder=RGBEncoderConfig(**_VIDEO),
@@ -194,8 +198,9 @@ def _write(folder: Path, staging: Path, good: list[int], *, env: ManipulationEnv
 
 def _features(env: ManipulationEnv) -> dict[str, dict[str, Any]]:
     axes = list(env.simulation.axes)
-    image = {"dtype": "video", "shape": (*env.cameras.size, 3), "names": ["height", "width", "channels"]}
-    return {f"observation.images.{name}": image for name in env.cameras.names} | {
+    image = {"dtype": "video", "names": ["height", "width", "channels"]}
+    images = {f"observation.images.{name}": image | {"shape": (*size, 3)} for name, size in env.cameras.sizes.items()}
+    return images | {
         "observation.state": {"dtype": "float32", "shape": (len(axes),), "names": axes},
         "action": {"dtype": "float32", "shape": (len(axes),), "names": axes},
         "next.reward": {"dtype": "float32", "shape": (1,), "names": None},

@@ -1,119 +1,94 @@
 """The gymnasium environment: a task's physics, seen through cameras, with a time limit and a rule of success."""
 
-# pyright: reportAttributeAccessIssue=false
-# (MuJoCo's names live in a compiled module that the type checker cannot see.)
-
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from lerobot_env_pixio.meta_world import MetaWorldSimulation
 from lerobot_env_pixio.rendering import Cameras
 from lerobot_env_pixio.shifts import VisualShift
+from lerobot_env_pixio.suites import load_simulation
 from lerobot_env_pixio.tasks import Task, find_task
 from pixio_robot.errors import SettingError
 
-DEFAULT_CAMERAS = ("corner2", "gripperPOV")
-
 Observation = dict[str, Any]
-"""{"pixels": {camera: uint8 [h w 3]}, "agent_pos": float32 [s]}."""
+"""{"pixels": {camera: uint8 [h w 3]}, "agent_pos": float32 [a]}."""
 
-
-class Simulation(Protocol):
-    """What a suite has to bring: physics without pictures, and an expert. `MetaWorldSimulation` is one."""
-
-    model: mujoco.MjModel
-    data: mujoco.MjData
-    fps: int
-    action_low: NDArray[np.float32]
-    action_high: NDArray[np.float32]
-    position_low: NDArray[np.float32]
-    position_high: NDArray[np.float32]
-    axes: tuple[str, ...]
-
-    def reset(self, seed: int) -> None:
-        """Draw a new scene, fixed by the seed alone."""
-        ...
-
-    def step(self, action: NDArray[np.float32]) -> tuple[float, bool]:
-        """Take one action [a]; give reward and success."""
-        ...
-
-    def position(self) -> NDArray[np.float32]:
-        """Give what the robot knows of itself [s]."""
-        ...
-
-    def expert_action(self) -> NDArray[np.float32]:
-        """Give the scripted expert's next action [a], inside the limits."""
-        ...
-
-
-SIMULATIONS = {"metaworld": MetaWorldSimulation}
-"""Suite name to what runs one of its tasks."""
+Size = int | Sequence[int]
+"""Pixels: one number for a square, or (height, width)."""
 
 
 class ManipulationEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     """One task. An episode ends with the first success, or at the time limit; ``info["is_success"]`` tells which.
+
+    A task that cannot be solved once and for all, only done well all the time, ends at the time limit; success says
+    whether it has been done well so far, see `Task`.
 
     Everything follows the seed given to ``reset``: scene, physics and, with a software renderer, each pixel.
     Stepping on after the end is allowed until the physics' horizon; it shows what happens after a success.
 
     Args:
         task: The row of the table of tasks.
-        cameras: Names of the cameras of an observation; the first one is what ``render`` shows.
-        size: Height and width in pixels.
+        sizes: Cameras of an observation, each with height and width in pixels; the first one is what ``render`` shows.
         render: A key of ``RENDER_PRESETS``.
         shift: A key of ``SHIFTS``, or None for the scene's own looks.
+        split: "train" or "test" for looks that the other never shows, or None for all that the shift can give.
         max_episode_steps: The time limit.
 
     Raises:
-        UnknownNameError: An unknown camera, preset or shift.
-        SettingError: A time limit beyond the physics' horizon, or a size or cameras that cannot be.
+        UnknownNameError: An unknown camera, preset, shift or split.
+        SettingError: A time limit beyond the physics' horizon, a size or cameras that cannot be, or a library that is
+            not installed.
     """
 
     def __init__(
         self,
         task: Task,
         *,
-        cameras: tuple[str, ...],
-        size: tuple[int, int],
+        sizes: Mapping[str, tuple[int, int]],
         render: str,
         shift: str | None,
+        split: str | None,
         max_episode_steps: int,
     ) -> None:
-        self.simulation: Simulation = SIMULATIONS[task.suite](task.name)
+        if split is not None and shift is None:
+            raise SettingError(f"split={split!r} without a shift: a scene's own looks cannot be split. Name a shift.")
         if not 1 <= max_episode_steps <= task.horizon:
             raise SettingError(
                 f"max_episode_steps={max_episode_steps}: {task.name} runs from 1 to {task.horizon} steps."
             )
-        model, data = self.simulation.model, self.simulation.data
-        self.cameras = Cameras(model, data, names=cameras, size=size, preset=render)
-        self._shift = VisualShift(model, shift) if shift else None
+        self.simulation = load_simulation(task.suite)(task.name)
+        self.cameras = Cameras(self.simulation.model, self.simulation.data, sizes=sizes, preset=render)
+        self._shift = VisualShift(self.simulation, self.cameras, shift, split) if shift else None
+        self._task = task
         self.max_episode_steps = self._max_episode_steps = max_episode_steps  # LeRobot reads the underscored one
-        self._steps = 0
+        self._steps, self._earned = 0, 0.0
         self.action_size = len(self.simulation.action_low)
         self.task_description = task.description
         self.render_mode = "rgb_array"
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": self.simulation.fps}
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": task.fps}
+        one_size = len(set(sizes.values())) == 1
         self.settings = {
             "suite": task.suite,
             "task": task.name,
-            "cameras": list(cameras),
-            "size": list(size),
+            "cameras": list(sizes),
+            "size": list(next(iter(sizes.values())))
+            if one_size
+            else {name: list(size) for name, size in sizes.items()},
             "render": render,
             "shift": shift,
             "max_episode_steps": max_episode_steps,
         }
-        image = spaces.Box(0, 255, (*size, 3), np.uint8)
+        if split is not None:  # records from before there were splits have no such key
+            self.settings["split"] = split
+        images: dict[str, spaces.Space[Any]] = {
+            name: spaces.Box(0, 255, (*size, 3), np.uint8) for name, size in sizes.items()
+        }
         position = spaces.Box(self.simulation.position_low, self.simulation.position_high)
-        self.observation_space = spaces.Dict(
-            {"pixels": spaces.Dict(dict.fromkeys(cameras, image)), "agent_pos": position}
-        )
+        self.observation_space = spaces.Dict({"pixels": spaces.Dict(images), "agent_pos": position})
         self.action_space = spaces.Box(self.simulation.action_low, self.simulation.action_high)
 
     def reset(
@@ -123,11 +98,10 @@ class ManipulationEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         super().reset(seed=seed, options=options)
         if seed is None:
             seed = int(self.np_random.integers(2**31))
-        self._steps = 0
+        self._steps, self._earned = 0, 0.0
         self.simulation.reset(seed)
         if self._shift:
-            self._shift.redraw(np.random.default_rng([seed, 1]))
-            mujoco.mj_forward(self.simulation.model, self.simulation.data)
+            self._shift.redraw(seed)
         return self.observe(), {"is_success": False, "seed": seed}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -152,20 +126,24 @@ class ManipulationEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
                 f"Actions of shape {list(actions.shape)}: this task takes [k {self.action_size}], k >= 1."
             )
         if not np.isfinite(actions).all():
-            raise SettingError("An action holds NaN or infinity. Actions are finite, from -1 to 1.")
-        total, taken, success = 0.0, 0, False
+            raise SettingError("An action holds NaN or infinity. Actions are finite, inside the action space.")
+        total, taken, success, terminated = 0.0, 0, False, False
         for action in actions:
             reward, success = self.act(action)
             total, taken = total + reward, taken + 1
-            if success or self._steps >= self.max_episode_steps:
+            terminated = success and self._task.target_reward is None
+            if terminated or self._steps >= self.max_episode_steps:
                 break
         truncated = self._steps >= self.max_episode_steps
-        return self.observe(), total, success, truncated, {"is_success": success, "steps": taken}
+        return self.observe(), total, terminated, truncated, {"is_success": success, "steps": taken}
 
     def act(self, action: NDArray[np.float32]) -> tuple[float, bool]:
         """Take one action [a] without looking; give reward and success."""
-        self._steps += 1
-        return self.simulation.step(action)
+        reward, success = self.simulation.step(action)
+        self._steps, self._earned = self._steps + 1, self._earned + reward
+        if self._task.target_reward is not None:
+            success = self._earned >= self._task.target_reward * self._steps
+        return reward, success
 
     def observe(self) -> Observation:
         """Look through every camera."""
@@ -185,35 +163,55 @@ def make_env(
     suite: str,
     task: str,
     *,
-    cameras: Sequence[str] = DEFAULT_CAMERAS,
-    size: int | Sequence[int] = 128,
+    cameras: Sequence[str] | None = None,
+    size: Size | Mapping[str, Size] = 128,
     render: str = "fast",
     shift: str | None = None,
     max_episode_steps: int | None = None,
+    split: str | None = None,
 ) -> ManipulationEnv:
     """Make the environment of a task, such as ``make_env("metaworld", "pick-place-v3")``.
 
     Args:
         suite: A key of ``TASKS``.
         task: A task of that suite; Meta-World's "-v3" may be left out.
-        cameras: Names of the cameras.
-        size: Pixels: one number for a square, or (height, width).
+        cameras: Names of the cameras; None for the task's own.
+        size: Pixels: one number for a square, or (height, width); or either for each camera by name.
         render: "fast" (no shadows, no reflections, no multisampling) or "full".
-        shift: None, "mild" or "strong": how much looks and cameras change from episode to episode.
+        shift: None, or how looks and cameras change from episode to episode: "mild", "strong" or another of ``SHIFTS``.
         max_episode_steps: The time limit; None for the task's own.
+        split: "train" or "test": draw from one half of the looks that the shift can give, which the other never shows.
 
     Raises:
         UnknownNameError: A name that nothing answers to; carries the nearest one.
-        SettingError: A setting that cannot be.
+        SettingError: A setting that cannot be, or a suite whose library is not installed.
     """
     row = find_task(suite, task)
-    height, width = (size, size) if isinstance(size, int) else size
+    names = row.cameras if cameras is None else tuple(cameras)
+    if len(set(names)) < len(names):
+        raise SettingError(f"cameras={names}: name none twice.")
     limit = row.max_episode_steps if max_episode_steps is None else max_episode_steps
     return ManipulationEnv(
         row,
-        cameras=tuple(cameras),
-        size=(height, width),
+        sizes=camera_sizes(names, size),
         render=render,
         shift=shift,
+        split=split,
         max_episode_steps=limit,
     )
+
+
+def camera_sizes(cameras: Sequence[str], size: Size | Mapping[str, Size]) -> dict[str, tuple[int, int]]:
+    """Give every camera its height and width.
+
+    Raises:
+        SettingError: Sizes by camera that name other cameras, or no size at all.
+    """
+    if isinstance(size, Mapping):
+        if set(size) != set(cameras):
+            raise SettingError(f"size names the cameras {sorted(size)}; those in use are {sorted(cameras)}.")
+        return {name: camera_sizes([name], size[name])[name] for name in cameras}
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2:
+        raise SettingError(f"size={size}: give one number for a square, or (height, width).")
+    return dict.fromkeys(cameras, (int(pair[0]), int(pair[1])))

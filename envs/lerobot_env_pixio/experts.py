@@ -38,17 +38,23 @@ def demonstrate(env: ManipulationEnv, seed: int, *, noise: float) -> Demonstrati
     Args:
         env: The environment.
         seed: The scene; it also fixes the noise.
-        noise: Standard deviation of the noise, actions running from -1 to 1.
+        noise: Standard deviation of the noise, in units of the simulation's own ``noise``: for most suites actions run
+            from -1 to 1, and that unit is 1.
 
     Returns:
         The episode, or None if the expert failed within the time limit.
+
+    Raises:
+        SettingError: The suite has no expert.
     """
     random = np.random.default_rng([seed, 3])
+    simulation = env.simulation
     observation, _ = env.reset(seed=seed)
     steps, remaining = [], env.max_episode_steps
     while remaining > 0:
-        wanted = env.simulation.expert_action()
-        done = np.clip(wanted + noise * random.normal(size=wanted.shape), -1, 1).astype(np.float32)
+        wanted = simulation.expert_action()
+        disturbed = wanted + noise * simulation.noise * random.normal(size=wanted.shape)
+        done = np.clip(disturbed, simulation.action_low, simulation.action_high).astype(np.float32)
         reward, success = env.act(done)
         steps.append((observation, wanted, reward, success))
         remaining = min(remaining - 1, _AFTERMATH) if success else remaining - 1

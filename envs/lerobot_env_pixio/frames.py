@@ -1,4 +1,4 @@
-"""Pictures for pre-training: every task, an arm that wanders, lights, colours and cameras that change.
+"""Pictures for pre-training: every task, a robot that wanders, lights, colours and cameras that change.
 
 They are a zarr v3 group with one row per picture: ``frames`` uint8 [n h w 3], ``episode`` int32 [n], ``task`` int16
 [n] and ``camera`` int8 [n], the last two being indices into the attributes ``tasks`` and ``cameras``. One chunk is one
@@ -21,10 +21,11 @@ from tqdm import tqdm
 from zarr.codecs import ZstdCodec
 
 from lerobot_env_pixio import seeds
-from lerobot_env_pixio.environment import DEFAULT_CAMERAS, ManipulationEnv, make_env
+from lerobot_env_pixio.environment import ManipulationEnv, make_env
 from lerobot_env_pixio.processes import run_jobs
 from lerobot_env_pixio.provenance import package_versions, refuse_other_settings
-from lerobot_env_pixio.tasks import find_suite, find_task
+from lerobot_env_pixio.suites import find_suite
+from lerobot_env_pixio.tasks import find_tasks
 from lerobot_env_pixio.truth import MEANINGS, Oracle, answer_shapes
 from pixio_robot.errors import DataError, SettingError
 
@@ -47,6 +48,7 @@ class _Settings:
     first_seed: int
     stride: list[int] = field(default_factory=lambda: [4, 8])
     truth: bool = False
+    split: str | None = None
 
     @property
     def rows(self) -> int:
@@ -61,13 +63,14 @@ def render_frames(
     tasks: Sequence[str] | None = None,
     episodes_per_task: int = 20,
     frames_per_episode: int = 15,
-    cameras: Sequence[str] = DEFAULT_CAMERAS,
+    cameras: Sequence[str] | None = None,
     size: int | tuple[int, int] = 128,
     render: str = "fast",
     shift: str | None = "strong",
     first_seed: int = 0,
     stride: tuple[int, int] = (4, 8),
     truth: bool = False,
+    split: str | None = None,
     workers: int = 2,
 ) -> Path:
     """Render pre-training pictures into a zarr group; a killed run is taken up where it stopped.
@@ -75,17 +78,18 @@ def render_frames(
     Args:
         folder: Where the group goes. One that is complete and of the same settings is left as it is.
         suite: A key of ``TASKS``.
-        tasks: Tasks of that suite; None for all of them.
+        tasks: Tasks of that suite, or sets of them; None for all.
         episodes_per_task: Scenes of each task.
         frames_per_episode: Points in time of each episode; every camera looks at each of them.
-        cameras: Names of the cameras.
+        cameras: Names of the cameras; None for those of the tasks, which must agree.
         size: Pixels: one number for a square, or (height, width).
         render: A key of ``RENDER_PRESETS``.
         shift: A key of ``SHIFTS``, or None.
         first_seed: Position in the range of seeds kept for pictures; a held-out set starts beyond another's end.
         stride: Fewest and most steps of the expert from one picture to the next, drawn per episode; (4, 8) is 50 to
             100 ms. Pictures that are to differ want more.
-        truth: Store the exact answers, too: positions, depth and calibration.
+        truth: Store the exact answers, too: positions, depth and calibration; Meta-World only.
+        split: "train", "test" or None: the looks that the shift draws from.
         workers: Processes.
 
     Returns:
@@ -97,15 +101,20 @@ def render_frames(
         DataError: The folder holds something else.
     """
     folder = Path(folder)
-    names = list(find_suite(suite)) if tasks is None else [find_task(suite, task).name for task in tasks]
+    rows = find_tasks(suite, "all" if tasks is None else tasks)
+    names = [row.name for row in rows]
     if min(episodes_per_task, frames_per_episode, workers) < 1 or not names:
         raise SettingError("Tasks, episodes_per_task, frames_per_episode and workers must be at least 1.")
     longest = max(stride) * (frames_per_episode - 1) + _WANDER
-    horizon = min(find_task(suite, name).horizon for name in names)
+    horizon = min(row.horizon for row in rows)
     if not 1 <= stride[0] <= stride[1] or longest > horizon:
         raise SettingError(
             f"stride={tuple(stride)} with {frames_per_episode} pictures: strides rise from at least 1, and an episode "
             f"lasts at most {horizon} steps, of which this takes up to {longest}."
+        )
+    if cameras is None and len({row.cameras for row in rows}) > 1:
+        raise SettingError(
+            f"The tasks of {suite!r} are looked at through different cameras: name some, or fewer tasks."
         )
     height, width = (size, size) if isinstance(size, int) else size
     settings = _Settings(
@@ -113,13 +122,14 @@ def render_frames(
         tasks=names,
         episodes_per_task=episodes_per_task,
         frames_per_episode=frames_per_episode,
-        cameras=list(cameras),
+        cameras=list(rows[0].cameras if cameras is None else cameras),
         size=[height, width],
         render=render,
         shift=shift,
         first_seed=first_seed,
         stride=list(stride),
         truth=truth,
+        split=split,
     )
     seeds.draw(seeds.FRAMES, len(names) * episodes_per_task, first=first_seed)
     _make(settings, names[0]).close()  # bad names fail here, before long work
@@ -138,18 +148,19 @@ def _make(settings: _Settings, task: str) -> ManipulationEnv:
         size=settings.size,
         render=settings.render,
         shift=settings.shift,
+        split=settings.split,
     )
 
 
 def _open(folder: Path, settings: _Settings) -> Any:
     """Open the group, or create it with its arrays at full length."""
-    made_by = {**asdict(settings), "versions": package_versions()}
+    made_by = {**asdict(settings), "versions": package_versions(settings.suite)}
     if folder.exists() and any(folder.iterdir()):
         try:
             group = zarr.open_group(folder, mode="r+")
         except FileNotFoundError as error:
             raise DataError(f"{folder} is not empty and holds no zarr group. Choose another folder.") from error
-        unnamed = {"stride": [4, 8], "truth": False}  # by older versions
+        unnamed = {"stride": [4, 8], "truth": False, "split": None}  # by older versions
         found = unnamed | {key: value for key, value in group.attrs.asdict().items() if key != "complete"}
         refuse_other_settings(folder, found=found, wanted=made_by)
         return group
@@ -202,20 +213,22 @@ def _render_task(job: tuple[Path, _Settings, int, list[int]]) -> int:
 def _render_episode(
     env: ManipulationEnv, oracle: Oracle | None, seed: int, settings: _Settings
 ) -> dict[str, NDArray[Any]]:
-    """Play one episode, first wandering, then with a noisy expert: each array [frames*cameras ...]."""
+    """Play one episode, first wandering, then with a noisy expert if there is one: each array [frames*cameras ...]."""
     random = np.random.default_rng([seed, 2])
     stride, wander = int(random.integers(settings.stride[0], settings.stride[1] + 1)), int(random.integers(_WANDER))
-    noise, drift = random.uniform(*_NOISE), np.zeros(4)
+    noise, drift = random.uniform(*_NOISE), np.zeros(env.action_size)
+    simulation, has_expert = env.simulation, find_suite(settings.suite).has_expert
     env.reset(seed=seed)
     looks: list[dict[str, NDArray[Any]]] = []
     for step in range(wander + (settings.frames_per_episode - 1) * stride + 1):
-        drift = 0.9 * drift + random.normal(scale=0.4, size=4)  # smooth: white noise would keep the arm in place
-        if step < wander:
-            action = drift
+        # Smooth: white noise would keep the robot in place.
+        drift = 0.9 * drift + random.normal(scale=0.4, size=env.action_size)
+        if step < wander or not has_expert:
+            action = simulation.rest + simulation.noise * drift
         else:
-            action = env.simulation.expert_action() + noise * drift
-            if (step - wander) % stride == 0:
-                pictures = np.stack(list(env.observe()["pixels"].values()))
-                looks.append({"frames": pictures, **(oracle.answer() if oracle else {})})
-        env.act(np.clip(action, -1, 1).astype(np.float32))
+            action = simulation.expert_action() + noise * simulation.noise * drift
+        if step >= wander and (step - wander) % stride == 0:
+            pictures = np.stack(list(env.observe()["pixels"].values()))
+            looks.append({"frames": pictures, **(oracle.answer() if oracle else {})})
+        env.act(np.clip(action, simulation.action_low, simulation.action_high).astype(np.float32))
     return {name: np.concatenate([look[name] for look in looks]) for name in looks[0]}

@@ -17,6 +17,8 @@ from metaworld.policies import ENV_POLICY_MAP
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from numpy.typing import NDArray
 
+from lerobot_env_pixio.simulation import Ground
+
 _CORNER2_POSITION = (0.75, 0.075, 0.7)  # metres; where LeRobot puts it, closer to the table than Meta-World does
 _UPSIDE_DOWN = ("corner", "corner2", "corner3")
 _HALF_TURN = np.array([0.0, 0.0, 0.0, 1.0])  # quaternion: 180 degrees about the optical axis
@@ -31,10 +33,15 @@ class MetaWorldSimulation:
         state: Meta-World's full observation [39]: hand, gripper, objects, the same one step ago, goal.
     """
 
-    fps = 80
     axes = ("x", "y", "z", "gripper")
     """What the four numbers of an action, and of a position, stand for."""
     action_low, action_high = np.full(4, -1, np.float32), np.full(4, 1, np.float32)
+    noise, rest = np.ones(4), np.zeros(4)
+    # The table's top, at height 0, less what the hand can reach.
+    grounds = (
+        Ground(low=(-0.62, 0.35), high=(-0.42, 0.92), level=0.0, largest=0.05),
+        Ground(low=(0.42, 0.35), high=(0.62, 0.92), level=0.0, largest=0.05),
+    )
     position_low = np.append(SawyerXYZEnv._HAND_SPACE.low, 0).astype(np.float32)
     position_high = np.append(SawyerXYZEnv._HAND_SPACE.high, 1).astype(np.float32)
 

@@ -4,12 +4,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lerobot_env_pixio.suites import find_suite
 from pixio_robot.errors import DataError
 
 
-def package_versions() -> dict[str, str]:
-    """Give the versions of the packages that decide how an episode looks and goes."""
-    return {name: version(name) for name in ("lerobot_env_pixio", "metaworld", "mujoco", "gymnasium", "numpy")}
+def package_versions(suite: str) -> dict[str, str]:
+    """Give the versions of the packages that decide how an episode of a suite looks and goes."""
+    names = ("lerobot_env_pixio", find_suite(suite).package, "mujoco", "gymnasium", "numpy")
+    return {name: version(name) for name in names}
 
 
 def refuse_other_settings(folder: Path, *, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Rollouts of a policy on many scenes at once: the policy here, the physics in worker processes."""
 
+import logging
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -10,10 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from lerobot_env_pixio.environment import ManipulationEnv, Observation
+from lerobot_env_pixio.memory import refuse_too_many
 from lerobot_env_pixio.provenance import package_versions
 from lerobot_env_pixio.records import EpisodeRecord
-from lerobot_env_pixio.simulators import Advance, Fleet, Outcome, Start
+from lerobot_env_pixio.simulators import Advance, Film, Fleet, Outcome, Request, Start
 from pixio_robot.errors import SettingError
+
+logger = logging.getLogger(__name__)
 
 Policy = Callable[[Observation], ArrayLike]
 """From {"pixels": {camera: uint8 [b h w 3]}, "agent_pos": float32 [b s]} to actions [b a] or chunks [b k a]."""
@@ -51,7 +55,9 @@ def rollout(
         arm: What is compared, for the records.
         policy_seed: What the policy was trained from, for the records.
         encoder: Hash of the policy's encoder, for the records.
-        videos: How many of the first episodes are filmed, all cameras side by side, 30 of 80 steps per second.
+        videos: How many of the first failures, and how many of the first successes, are filmed: all cameras side by
+            side, every step, 30 of them per second. Their actions are taken again for that, so a film costs nothing
+            until it is known to be wanted.
         video_folder: Where films go.
         patience: Seconds without an answer from any worker after which those awaited count as hung.
 
@@ -59,16 +65,20 @@ def rollout(
         One record per seed, in order of the seeds.
 
     Raises:
-        SettingError: No seeds, one given twice, numbers below 1, or a policy that gives something else than actions.
+        SettingError: No seeds, one given twice, numbers below 1, more slots than memory, or a policy that gives
+            something else than actions.
         RenderError: The machine cannot render. Any other error of ``make`` comes through as it is.
     """
     _check(make, seeds=seeds, workers=workers, slots=slots, videos=videos, video_folder=video_folder)
-    films = {seed: Path(video_folder or "") / f"{arm or 'episode'}_{seed}.mp4" for seed in list(seeds)[:videos]}
     slots = min(slots, len(seeds))
+    workers = min(workers, slots)
     settings = make().settings  # errors of settings fail here; nothing is rendered in this process
-    with Fleet(make, workers=min(workers, slots), patience=patience) as fleet:
-        outcomes = _play(policy, fleet, seeds=seeds, slots=slots, films=films)
+    refuse_too_many(settings["suite"], slots=slots, workers=workers)
+    with Fleet(make, workers=workers, patience=patience) as fleet:
+        outcomes = _play(policy, fleet, seeds=seeds, slots=slots)
         played = dict(tqdm(outcomes, total=len(seeds), desc=f"roll out {arm}".strip(), unit="episode"))
+        wanted = _choose_films(played, seeds=seeds, count=videos)
+        films = _film(fleet, wanted, slots=slots, folder=Path(video_folder or ""), name=arm or "episode")
     return [
         EpisodeRecord(
             suite=settings["suite"],
@@ -78,8 +88,12 @@ def rollout(
             arm=arm,
             encoder=encoder,
             settings=settings,
-            versions=package_versions(),
-            **vars(played[seed]),
+            versions=package_versions(settings["suite"]),
+            success=played[seed].success,
+            total_reward=played[seed].total_reward,
+            steps=played[seed].steps,
+            error=played[seed].error,
+            video=films.get(seed),
         )
         for seed in seeds
     ]
@@ -108,9 +122,7 @@ def _check(
         ) from error
 
 
-def _play(
-    policy: Policy, fleet: Fleet, *, seeds: Sequence[int], slots: int, films: dict[int, Path]
-) -> Iterator[tuple[int, Outcome]]:
+def _play(policy: Policy, fleet: Fleet, *, seeds: Sequence[int], slots: int) -> Iterator[tuple[int, Outcome]]:
     """Yield each seed with its outcome as it ends."""
     waiting = deque(seeds)
     playing: dict[int, int] = {}  # slot to seed
@@ -119,17 +131,47 @@ def _play(
         for slot in range(slots):
             if slot not in playing and waiting:
                 playing[slot] = waiting.popleft()
-        requests: list[Start | Advance] = [
-            Start(slot=slot, seed=playing[slot], video=films.get(playing[slot]))
-            for slot in playing.keys() - seen.keys()
-        ]
+        requests: list[Request] = [Start(slot=slot, seed=playing[slot]) for slot in playing.keys() - seen.keys()]
         requests += [Advance(slot=slot, actions=chunk) for slot, chunk in decide(policy, seen).items()]
         seen = {}
         for slot, answer in fleet.ask(sorted(requests, key=lambda request: request.slot)).items():
             if isinstance(answer, Outcome):
                 yield playing.pop(slot), answer
-            else:
+            elif isinstance(answer, dict):
                 seen[slot] = answer
+
+
+def _choose_films(played: dict[int, Outcome], *, seeds: Sequence[int], count: int) -> dict[int, Outcome]:
+    """Give the first failures and the first successes by seed; what broke off is neither."""
+    chosen = [
+        seed for success in (False, True) for seed in [one for one in seeds if played[one].success is success][:count]
+    ]
+    return {seed: played[seed] for seed in chosen}
+
+
+def _film(fleet: Fleet, wanted: dict[int, Outcome], *, slots: int, folder: Path, name: str) -> dict[int, str]:
+    """Film episodes, one per slot at a time; give the files by seed. One that cannot be filmed is left out."""
+    films: dict[int, str] = {}
+    waiting = deque(wanted.items())
+    while waiting:
+        round_ = [waiting.popleft() for _ in range(min(slots, len(waiting)))]
+        requests = [
+            Film(slot=slot, seed=seed, actions=outcome.actions, path=folder / f"{name}_{seed}_{_word(outcome)}.mp4")
+            for slot, (seed, outcome) in enumerate(round_)
+            if outcome.actions is not None
+        ]
+        answers = fleet.ask(requests)
+        for request in requests:
+            answer = answers.get(request.slot)
+            if isinstance(answer, Path):
+                films[request.seed] = str(answer)
+            else:
+                logger.warning("No film of seed %d: %s", request.seed, getattr(answer, "error", "its worker was lost"))
+    return films
+
+
+def _word(outcome: Outcome) -> str:
+    return "success" if outcome.success else "failure"
 
 
 def decide(policy: Policy, seen: dict[int, Observation]) -> dict[int, NDArray[np.float32]]:

@@ -1,4 +1,8 @@
-"""Visual changes of a scene: lights, colours and cameras are redrawn for every episode; the physics stay."""
+"""Visual changes of a scene, redrawn for every episode; the physics stay.
+
+Levels "mild" and "strong" change lights, colours and cameras. The others change one thing each, as far as "strong"
+would where it has a say; "all" is "strong" with new textures and distractors on top.
+"""
 
 # pyright: reportAttributeAccessIssue=false
 # (MuJoCo's names live in a compiled module that the type checker cannot see.)
@@ -8,6 +12,11 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from lerobot_env_pixio.distractors import place
+from lerobot_env_pixio.draws import Draws, check_split
+from lerobot_env_pixio.rendering import Cameras
+from lerobot_env_pixio.simulation import Simulation
+from lerobot_env_pixio.textures import repaint
 from pixio_robot.errors import UnknownNameError
 
 
@@ -22,67 +31,95 @@ class ShiftLevel:
         camera: Largest displacement of a camera along each axis, metres; one on the hand moves a tenth of it.
         angle: Largest turn of a camera, degrees; one on the hand turns as far.
         zoom: Largest relative change of a camera's field of view.
+        textures: Whether whatever stands still is painted anew.
+        distractors: Whether things stand about that have nothing to do with the task.
     """
 
-    light: float
-    lamp: float
-    color: float
-    camera: float
-    angle: float
-    zoom: float
+    light: float = 0.0
+    lamp: float = 0.0
+    color: float = 0.0
+    camera: float = 0.0
+    angle: float = 0.0
+    zoom: float = 0.0
+    textures: bool = False
+    distractors: bool = False
 
 
 SHIFTS = {
     "mild": ShiftLevel(light=0.3, lamp=0.3, color=0.15, camera=0.02, angle=1.5, zoom=0.02),
     "strong": ShiftLevel(light=0.7, lamp=1.0, color=0.6, camera=0.08, angle=6.0, zoom=0.1),
+    "lights": ShiftLevel(light=0.7, lamp=1.0),
+    "colors": ShiftLevel(color=0.6),
+    "cameras": ShiftLevel(camera=0.08, angle=6.0, zoom=0.1),
+    "textures": ShiftLevel(textures=True),
+    "distractors": ShiftLevel(distractors=True),
+    "all": ShiftLevel(
+        light=0.7, lamp=1.0, color=0.6, camera=0.08, angle=6.0, zoom=0.1, textures=True, distractors=True
+    ),
 }
 
 _VISUAL = ("light_diffuse", "light_pos", "mat_rgba", "geom_rgba", "cam_pos", "cam_quat", "cam_fovy")
+_TEXTURES, _DISTRACTORS = 1, 2  # streams of randomness of their own, so that "strong" is the same within "all"
 
 
 class VisualShift:
-    """Redraws the looks of one model in place, always from the looks that it had at the start.
+    """Redraws the looks of one scene in place, always from the looks that it had at the start.
 
     Args:
-        model: The MuJoCo model.
+        simulation: Whose model changes.
+        cameras: Who is to see it.
         level: A key of ``SHIFTS``.
+        split: "train" or "test", which share no looks; None for all of them.
 
     Raises:
-        UnknownNameError: No such level.
+        UnknownNameError: No such level or split.
     """
 
-    def __init__(self, model: mujoco.MjModel, level: str) -> None:
+    def __init__(self, simulation: Simulation, cameras: Cameras, level: str, split: str | None) -> None:
         if level not in SHIFTS:
             raise UnknownNameError("shift", level, SHIFTS)
-        self._model, self._level = model, SHIFTS[level]
+        check_split(split)
+        model = simulation.model
+        self._simulation, self._cameras = simulation, cameras
+        self._model, self._level, self._split = model, SHIFTS[level], split
         self._base = {name: getattr(model, name).copy() for name in _VISUAL}
         self._headlight = model.vis.headlight.diffuse.copy()
         # A geom wears its material's colour only as long as its own is the default grey, which must stay then.
         self._painted = ~((model.geom_matid >= 0) & np.all(model.geom_rgba == (0.5, 0.5, 0.5, 1), axis=1))
 
-    def redraw(self, random: np.random.Generator) -> None:
-        """Draw new looks. Call ``mj_forward`` afterwards: poses of lamps and cameras are computed there."""
+    def redraw(self, seed: int) -> None:
+        """Draw the looks of an episode, fixed by its seed alone."""
+        self._change_values(Draws(np.random.default_rng([seed, 1]), self._split))
+        if self._level.textures:
+            draws = Draws(np.random.default_rng([seed, 1, _TEXTURES]), self._split)
+            self._cameras.refresh_textures(repaint(self._model, draws))
+        if self._level.distractors:
+            draws = Draws(np.random.default_rng([seed, 1, _DISTRACTORS]), self._split)
+            self._cameras.distractors[:] = place(self._simulation.grounds, draws)
+        mujoco.mj_forward(self._model, self._simulation.data)  # poses of lamps and cameras are computed there
+
+    def _change_values(self, draws: Draws) -> None:
         model, level = self._model, self._level
         for name, values in self._base.items():
             getattr(model, name)[:] = values
-        strength = random.uniform(1 - level.light, 1 + level.light, size=(model.nlight + 1, 1))
+        strength = draws.uniform(1 - level.light, 1 + level.light, size=(model.nlight + 1, 1))
         model.light_diffuse[:] *= strength[1:]
         model.vis.headlight.diffuse = self._headlight * strength[0]
-        model.light_pos[:] += random.uniform(-level.lamp, level.lamp, size=model.light_pos.shape)
+        model.light_pos[:] += draws.uniform(-level.lamp, level.lamp, size=model.light_pos.shape)
         for colors, painted in ((model.mat_rgba, slice(None)), (model.geom_rgba, self._painted)):
-            share = random.uniform(0, level.color, size=(len(colors), 1))
-            colors[painted, :3] += (share * (random.uniform(size=(len(colors), 3)) - colors[:, :3]))[painted]
-        self._move_cameras(random)
+            share = draws.uniform(0, level.color, size=(len(colors), 1))
+            colors[painted, :3] += (share * (draws.uniform(0, 1, size=(len(colors), 3)) - colors[:, :3]))[painted]
+        self._move_cameras(draws)
 
-    def _move_cameras(self, random: np.random.Generator) -> None:
+    def _move_cameras(self, draws: Draws) -> None:
         model, level = self._model, self._level
-        model.cam_fovy[:] *= random.uniform(1 - level.zoom, 1 + level.zoom, size=model.ncam)
+        model.cam_fovy[:] *= draws.uniform(1 - level.zoom, 1 + level.zoom, size=model.ncam)
         on_hand = model.cam_bodyid > 0
         reach = np.where(on_hand, level.camera / 10, level.camera)[:, None]
-        model.cam_pos[:] += random.uniform(-reach, reach, size=model.cam_pos.shape)
+        model.cam_pos[:] += draws.uniform(-reach, reach, size=model.cam_pos.shape)
         for quaternion in model.cam_quat:
-            axis = random.normal(size=3)
+            axis = draws.random.normal(size=3)
             turn = np.empty(4)
-            angle = np.deg2rad(random.uniform(0, level.angle))
+            angle = np.deg2rad(float(draws.uniform(0, level.angle)))
             mujoco.mju_axisAngle2Quat(turn, axis / np.linalg.norm(axis), angle)
             mujoco.mju_mulQuat(quaternion, quaternion.copy(), turn)

@@ -3,8 +3,8 @@
 import contextlib
 import traceback
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lerobot_env_pixio.environment import ManipulationEnv, Observation
 from lerobot_env_pixio.processes import SPAWN, settle_in
-from lerobot_env_pixio.videos import write_video
+from lerobot_env_pixio.videos import side_by_side, write_video
 from pixio_robot.errors import RenderError
 
 _START = 300.0  # seconds that a process may take to its first picture
@@ -26,7 +26,6 @@ class Start:
 
     slot: int
     seed: int
-    video: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +37,41 @@ class Advance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Film:
+    """Ask for an episode that has ended to be taken again, this time with every step looked at.
+
+    Physics follow scene and actions exactly, so a film shows what happened, and only episodes that are worth a film
+    cost the rendering of one.
+    """
+
+    slot: int
+    seed: int
+    actions: NDArray[np.float32]
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an episode ended. With an error it broke off, and says nothing about the policy."""
+    """How an episode ended. With an error it broke off, and says nothing about the policy.
+
+    Attributes:
+        success: Whether the task was solved; None if the episode broke off.
+        total_reward: Sum of the rewards.
+        steps: Steps that were taken.
+        error: Why it broke off.
+        actions: What was done, float32 [t a]; None if it broke off.
+    """
 
     success: bool | None
     total_reward: float
     steps: int
     error: str | None = None
-    video: str | None = None
+    actions: NDArray[np.float32] | None = None
+
+
+Request = Start | Advance | Film
+Answer = Observation | Outcome | Path
+"""What is seen, how the episode ended, or where its film is."""
 
 
 class Fleet:
@@ -83,12 +109,12 @@ class Fleet:
         for worker in self._workers:
             worker.close()
 
-    def ask(self, requests: list[Start | Advance]) -> dict[int, Observation | Outcome]:
+    def ask(self, requests: Sequence[Request]) -> dict[int, Answer]:
         """Have requests carried out, at most one per slot, in the order of their slots.
 
         Returns:
-            Slot to what is seen there, or how the episode ended. Slots that a lost worker held without being at fault
-            are missing: their episodes have to start anew.
+            Slot to what is seen there, how the episode ended, or where its film is. Slots that a lost worker held
+            without being at fault are missing: their episodes have to start anew.
         """
         requests = sorted(requests, key=lambda request: request.slot)
         awaited: dict[int, deque[int]] = {}
@@ -97,7 +123,7 @@ class Fleet:
             if mine:
                 worker.send(mine)
                 awaited[number] = deque(request.slot for request in mine)
-        answers: dict[int, Observation | Outcome] = {}
+        answers: dict[int, Answer] = {}
         while awaited:
             pipes = {self._workers[number].pipe: number for number in awaited}
             answering = [pipes[pipe] for pipe in wait(list(pipes), self._patience)]  # pyright: ignore[reportArgumentType]
@@ -147,7 +173,7 @@ class _Worker:
         if error is not None:
             raise error
 
-    def send(self, requests: list[Start | Advance]) -> None:
+    def send(self, requests: list[Request]) -> None:
         with contextlib.suppress(OSError):  # one that has died is noticed when it does not answer
             self.pipe.send(requests)
 
@@ -170,36 +196,32 @@ class _Slot:
     def __init__(self, env: ManipulationEnv) -> None:
         self.env = env
 
-    def start(self, request: Start) -> Observation:
-        self.total_reward, self.steps = 0.0, 0
-        self.video, self.frames = request.video, []
-        observation, _ = self.env.reset(seed=request.seed)
-        self._film(observation)
-        return observation
+    def answer(self, request: Request) -> Answer:
+        if isinstance(request, Start):
+            self.total_reward, self.actions = 0.0, np.empty((0, self.env.action_size), np.float32)
+            return self.env.reset(seed=request.seed)[0]
+        if isinstance(request, Advance):
+            return self._advance(request.actions)
+        write_video(request.path, self._frames(request))
+        return request.path
 
-    def advance(self, actions: NDArray[np.float32]) -> Observation | Outcome:
-        if self.video is None:
-            return self._take(actions)
-        answer: Observation | Outcome = {}
-        for action in actions:  # a film needs every step rendered
-            answer = self._take(action[None])
-            if isinstance(answer, Outcome):
-                write_video(self.video, self.frames)
-                return replace(answer, video=str(self.video))
-        return answer
-
-    def _take(self, actions: NDArray[np.float32]) -> Observation | Outcome:
+    def _advance(self, actions: NDArray[np.float32]) -> Observation | Outcome:
         observation, reward, terminated, truncated, info = self.env.advance(actions)
         self.total_reward += reward
-        self.steps += info["steps"]
-        self._film(observation)
+        self.actions = np.concatenate([self.actions, actions[: info["steps"]]])
         if terminated or truncated:
-            return Outcome(success=terminated, total_reward=self.total_reward, steps=self.steps)
+            return Outcome(
+                success=info["is_success"],
+                total_reward=self.total_reward,
+                steps=len(self.actions),
+                actions=self.actions,
+            )
         return observation
 
-    def _film(self, observation: Observation) -> None:
-        if self.video is not None:
-            self.frames.append(np.concatenate(list(observation["pixels"].values()), axis=1))
+    def _frames(self, request: Film) -> Iterator[NDArray[np.uint8]]:
+        yield side_by_side(self.env.reset(seed=request.seed)[0]["pixels"])
+        for action in request.actions:
+            yield side_by_side(self.env.step(action)[0]["pixels"])
 
 
 def _serve(pipe: Connection, make: Callable[[], ManipulationEnv]) -> None:
@@ -220,12 +242,9 @@ def _serve(pipe: Connection, make: Callable[[], ManipulationEnv]) -> None:
             return
         for request in requests:
             try:
-                if isinstance(request, Start):
-                    if request.slot not in slots:
-                        slots[request.slot] = _Slot(spares.pop() if spares else make())
-                    answer = slots[request.slot].start(request)
-                else:
-                    answer = slots[request.slot].advance(request.actions)
+                if request.slot not in slots:
+                    slots[request.slot] = _Slot(spares.pop() if spares else make())
+                answer = slots[request.slot].answer(request)
             except Exception:
                 slots.pop(request.slot, None)  # its state is anyone's guess: the next episode gets a fresh one
                 answer = Outcome(success=None, total_reward=0.0, steps=0, error=traceback.format_exc(limit=-3))

@@ -1,5 +1,6 @@
 """The tasks of every suite: names, the sentence that describes each, and how long an episode may take."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pixio_robot.errors import UnknownNameError
@@ -10,18 +11,32 @@ class Task:
     """One row of the table of tasks.
 
     Attributes:
-        suite: the simulator that runs it, a key of `TASKS`.
-        name: the task's name in that suite.
-        description: one English sentence, the `task` of LeRobot data sets.
-        max_episode_steps: the time limit, about twice what the scripted expert needs.
-        horizon: steps after which the simulator refuses to go on.
+        suite: The simulator that runs it, a key of ``SUITES``.
+        name: The task's name in that suite.
+        description: One English sentence, the ``task`` of LeRobot data sets.
+        max_episode_steps: The time limit; about twice what the scripted expert needs, where there is one.
+        horizon: Steps after which the simulator refuses to go on, or the suite's own time limit.
+        fps: Steps per second of simulated time.
+        cameras: What it is looked at through, unless others are named.
+        axes: How many numbers an action has, and a position.
+        target_reward: None where a task can be solved, which ends the episode. Where it can only be done well all the
+            time, the mean reward per step from which on an episode counts as a success when its time is up.
     """
 
     suite: str
     name: str
     description: str
     max_episode_steps: int
-    horizon: int = 500
+    horizon: int
+    fps: int
+    cameras: tuple[str, ...]
+    axes: int
+    target_reward: float | None = None
+
+    @property
+    def gym_id(self) -> str:
+        """What `gymnasium.make` knows it by."""
+        return f"lerobot_env_pixio/{self.name if self.suite == 'metaworld' else f'{self.suite}-{self.name}'}"
 
 
 _META_WORLD = {
@@ -87,24 +102,114 @@ _SLOW = {
 }
 """Time limits where the expert needs longer than elsewhere, in steps."""
 
+_ADROIT = {
+    "door": ("Unlatch the door and pull it open", 28),
+    "hammer": ("Take the hammer and drive the nail into the board", 26),
+    "pen": ("Turn the pen in the hand to the direction of the green one", 24),
+    "relocate": ("Carry the ball to the green sphere", 30),
+}
+"""Sentence, and how many joints."""
+
+# What the experts of CortexBench's demonstrations earn per step, by the authors of that benchmark, is 0.759 for the
+# cheetah and 0.743 for the finger, and 0.92 to 0.97 for the others. Four fifths of it count as a success.
+_CONTROL_SUITE = {
+    "cheetah-run": ("Run forward", 100, "side", 6, 0.61),
+    "finger-spin": ("Spin the body with the finger", 50, "cam0", 2, 0.59),
+    "reacher-easy": ("Keep the tip of the arm in the target", 50, "fixed", 2, 0.77),
+    "walker-stand": ("Stand upright", 40, "side", 6, 0.78),
+    "walker-walk": ("Walk forward", 40, "side", 6, 0.73),
+}
+"""Sentence, steps per second, camera, how many joints, target reward."""
+
+_ALOHA = {
+    "insertion": "Insert the peg into the socket",
+    "transfer-cube": "Pick up the cube with the right arm and hand it over to the left",
+}
+
 TASKS: dict[str, dict[str, Task]] = {
     "metaworld": {
-        name: Task(suite="metaworld", name=name, description=description, max_episode_steps=_SLOW.get(name, 200))
+        name: Task(
+            suite="metaworld",
+            name=name,
+            description=description,
+            max_episode_steps=_SLOW.get(name, 200),
+            horizon=500,
+            fps=80,
+            cameras=("corner2", "gripperPOV"),
+            axes=4,
+        )
         for name, description in _META_WORLD.items()
-    }
+    },
+    "adroit": {
+        name: Task(
+            suite="adroit",
+            name=name,
+            description=description,
+            max_episode_steps=200,
+            horizon=500,
+            fps=100,
+            cameras=("vil_camera",),
+            axes=axes,
+        )
+        for name, (description, axes) in _ADROIT.items()
+    },
+    "dmcontrol": {
+        name: Task(
+            suite="dmcontrol",
+            name=name,
+            description=description,
+            max_episode_steps=1000,
+            horizon=1000,
+            fps=fps,
+            cameras=(camera,),
+            axes=axes,
+            target_reward=target,
+        )
+        for name, (description, fps, camera, axes, target) in _CONTROL_SUITE.items()
+    },
+    "aloha": {
+        name: Task(
+            suite="aloha",
+            name=name,
+            description=description,
+            max_episode_steps=500,
+            horizon=1000,
+            fps=50,
+            cameras=("top", "left_wrist", "right_wrist"),
+            axes=14,
+        )
+        for name, description in _ALOHA.items()
+    },
 }
 """Suite, then task name, to the task."""
 
-
-def find_suite(suite: str) -> dict[str, Task]:
-    """Give a suite's tasks by name.
-
-    Raises:
-        UnknownNameError: No such suite; carries the nearest name.
-    """
-    if suite not in TASKS:
-        raise UnknownNameError("suite", suite, TASKS)
-    return TASKS[suite]
+TASK_SETS: dict[str, dict[str, tuple[str, ...]]] = {
+    "metaworld": {
+        "mt10": (
+            "reach-v3",
+            "push-v3",
+            "pick-place-v3",
+            "door-open-v3",
+            "drawer-open-v3",
+            "drawer-close-v3",
+            "button-press-topdown-v3",
+            "peg-insert-side-v3",
+            "window-open-v3",
+            "window-close-v3",
+        ),
+        "cortex-metaworld": (
+            "assembly-v3",
+            "bin-picking-v3",
+            "button-press-topdown-v3",
+            "drawer-open-v3",
+            "hammer-v3",
+        ),
+    },
+    "adroit": {"cortex-adroit": ("pen", "relocate")},
+    "dmcontrol": {"cortex-dmcontrol": tuple(_CONTROL_SUITE)},
+    "aloha": {},
+}
+"""Suite, then name of a set, to its tasks; every suite's set "all" is understood."""
 
 
 def find_task(suite: str, name: str) -> Task:
@@ -113,8 +218,39 @@ def find_task(suite: str, name: str) -> Task:
     Raises:
         UnknownNameError: No such suite, or no such task in it; carries the nearest name.
     """
-    tasks = find_suite(suite)
+    tasks = _tasks_of(suite)
     task = tasks.get(name) or tasks.get(f"{name}-v3")
     if task is None:
         raise UnknownNameError(f"{suite} task", name, tasks)
     return task
+
+
+def find_tasks(suite: str, names: str | Sequence[str] = "all") -> list[Task]:
+    """Look up several tasks of a suite.
+
+    Args:
+        suite: A key of ``TASKS``.
+        names: Names of tasks or of sets of them: "all", or a key of the suite's ``TASK_SETS``.
+
+    Returns:
+        The tasks, each once, in the order of their first mention.
+
+    Raises:
+        UnknownNameError: No such suite, task or set; carries the nearest name.
+    """
+    tasks = _tasks_of(suite)
+    sets = {"all": tuple(tasks)} | TASK_SETS[suite]
+    found: dict[str, Task] = {}
+    for name in [names] if isinstance(names, str) else names:
+        if name not in sets and name not in tasks and f"{name}-v3" not in tasks:
+            raise UnknownNameError(f"{suite} task, or set of tasks,", name, [*tasks, *sets])
+        for member in sets.get(name, (name,)):
+            task = find_task(suite, member)
+            found[task.name] = task
+    return list(found.values())
+
+
+def _tasks_of(suite: str) -> dict[str, Task]:
+    if suite not in TASKS:
+        raise UnknownNameError("suite", suite, TASKS)
+    return TASKS[suite]

@@ -5,14 +5,17 @@ pixel centres at +0.5, depth along the optical axis.
 """
 
 import math
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lerobot_env_pixio.environment import ManipulationEnv
-from lerobot_env_pixio.meta_world import MetaWorldSimulation
 from lerobot_env_pixio.rendering import Cameras
 from pixio_robot.errors import SettingError
+
+if TYPE_CHECKING:
+    from lerobot_env_pixio.meta_world import MetaWorldSimulation
 
 DEPTH_SIDE = 32
 """The shorter side of a depth map has at least as many cells, where the picture itself has."""
@@ -60,17 +63,18 @@ class Oracle:
     """
 
     def __init__(self, env: ManipulationEnv) -> None:
-        if not isinstance(env.simulation, MetaWorldSimulation):
-            raise SettingError(f"Where the object is, is known for Meta-World only, not for {type(env.simulation)}.")
-        self._simulation, self._cameras = env.simulation, env.cameras
+        suite = env.settings["suite"]
+        if suite != "metaworld":
+            raise SettingError(f"Where the object is, is known for the suite 'metaworld' only, not for {suite!r}.")
+        self._simulation, self._cameras = cast("MetaWorldSimulation", env.simulation), env.cameras
         # Rendered anew at the map's own size: a cell's number is the depth at its centre, no mixture across an edge.
         self._depth = Cameras(
             env.simulation.model,
             env.simulation.data,
-            names=env.cameras.names,
-            size=depth_size(*env.cameras.size),
+            sizes={name: depth_size(*size) for name, size in env.cameras.sizes.items()},
             preset="fast",
         )
+        self._depth.distractors = env.cameras.distractors  # they are seen, so they are near
 
     def answer(self) -> dict[str, NDArray[np.float64]]:
         """Answer for every camera, in their order: each array [cameras ...]."""

@@ -1,6 +1,7 @@
 """Episodes as videos that every browser plays."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -8,14 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], *, fps: int = 30) -> None:
-    """Write RGB pictures [h w 3] as H.264 in MP4, readable from its first byte on; odd sides lose a pixel."""
-    height, width = (side // 2 * 2 for side in frames[0].shape[:2])
+def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], *, fps: int = 30) -> None:
+    """Write RGB pictures [h w 3] as H.264 in MP4, readable from its first byte on; odd sides lose a pixel.
+
+    Pictures are taken one by one, so that a long film needs little memory; the file appears once it is whole.
+    """
+    frames = iter(frames)
+    first = next(frames)
+    height, width = (side // 2 * 2 for side in first.shape[:2])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+    begun = path.with_suffix(".partial.mp4")
+    with av.open(str(begun), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for frame in frames:
+        for frame in chain([first], frames):
             picture = np.ascontiguousarray(frame[:height, :width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
+    begun.replace(path)
+
+
+def side_by_side(pixels: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Put the pictures of all cameras [h w 3] in a row, each at the top, black below the lower ones."""
+    tallest = max(len(picture) for picture in pixels.values())
+    padded = [np.pad(picture, ((0, tallest - len(picture)), (0, 0), (0, 0))) for picture in pixels.values()]
+    return np.concatenate(padded, axis=1)

@@ -7,8 +7,8 @@ import pytest
 from lerobot.envs.configs import EnvConfig
 from lerobot.envs.utils import env_to_policy_features, preprocess_observation
 
-from lerobot_env_pixio import find_task
-from lerobot_env_pixio.configs import PixioMetaWorldConfig
+from lerobot_env_pixio import TASKS, find_task
+from lerobot_env_pixio.configs import PixioEnvConfig, PixioMetaWorldConfig
 from pixio_robot.errors import UnknownNameError
 
 
@@ -77,3 +77,21 @@ def test_an_ended_episode_stands_still_for_the_rest_of_the_rollout(config: Pixio
 def test_a_typo_on_the_command_line_is_answered_with_the_nearest_task() -> None:
     with pytest.raises(UnknownNameError, match="'button-press-topdown-v3'"):
         PixioMetaWorldConfig(task="button-press-topdwn-v3")
+
+
+@pytest.mark.parametrize(("kind", "suite"), [(f"pixio_{suite}", suite) for suite in TASKS])
+def test_every_suite_has_a_door(kind: str, suite: str) -> None:
+    made = EnvConfig.get_choice_class(kind)
+    config = made(height=16, width=16, episode_length=2)
+    assert isinstance(config, PixioEnvConfig)
+    assert config.type == kind
+    row = find_task(suite, str(config.task))
+    assert (config.fps, config.cameras) == (row.fps, list(row.cameras))
+    vector = config.create_envs(1)[suite][0]
+    observation = preprocess_observation(vector.reset(seed=[1])[0])
+    features = env_to_policy_features(config)
+    ends = [vector.step(np.zeros((1, row.axes), np.float32))[3].all() for _ in range(2)]
+    vector.close()
+    assert ends == [False, True]
+    assert features.keys() - {"action"} == observation.keys()
+    assert features["action"].shape == (row.axes,)

@@ -6,18 +6,82 @@ import numpy as np
 import pytest
 
 from lerobot_env_pixio import ManipulationEnv, check_rendering, make_env
-from pixio_robot.errors import RenderError
+from pixio_robot.errors import RenderError, SettingError
+
+UPRIGHT = [
+    ("metaworld", "reach", ("corner", "corner2", "corner3", "behindGripper")),
+    ("adroit", "door", ("vil_camera", "fixed")),
+    ("dmcontrol", "walker-walk", ("side", "back")),
+    ("dmcontrol", "cheetah-run", ("side", "back")),
+    ("dmcontrol", "finger-spin", ("cam0", "cam1")),
+    ("aloha", "insertion", ("angle", "front_close", "left_pillar", "right_pillar", "left_wrist", "right_wrist")),
+]
+"""Every camera that does not look straight down, where there is no up."""
 
 
-@pytest.mark.parametrize("camera", ["corner", "corner2", "corner3"])
-def test_cameras_are_right_side_up(camera: str) -> None:
-    """Of two points, the one that is higher in the world is higher in the image."""
-    env = make_env("metaworld", "reach-v3", cameras=(camera,), size=32)
+@pytest.mark.parametrize(("suite", "task", "cameras"), UPRIGHT)
+def test_cameras_are_right_side_up(suite: str, task: str, cameras: tuple[str, ...]) -> None:
+    """Of two points on a camera's axis, one raised, the raised one is higher in the image."""
+    env = make_env(suite, task, cameras=cameras, size=32)
     env.reset(seed=0)
-    intrinsics, pose = env.cameras.intrinsics(camera), env.cameras.cam2world(camera)
-    points = np.array([[0, 0.6, 0.0, 1], [0, 0.6, 0.3, 1]])
-    low, high = (np.linalg.inv(pose) @ points.T)[:3].T
-    assert (intrinsics @ high)[1] / high[2] < (intrinsics @ low)[1] / low[2]
+    for camera in cameras:
+        intrinsics, pose = env.cameras.intrinsics(camera), env.cameras.cam2world(camera)
+        ahead = pose @ (0, 0, 1, 1)
+        points = ahead + np.array([[0, 0, 0, 0], [0, 0, 0.1, 0]])
+        low, high = (np.linalg.inv(pose) @ points.T)[:3].T
+        assert (intrinsics @ high)[1] / high[2] < (intrinsics @ low)[1] / low[2] - 0.1, camera
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("suite", "task", "body"),
+    [
+        ("metaworld", "pick-place", "obj"),
+        ("adroit", "relocate", "Object"),
+        ("dmcontrol", "finger-spin", "spinner"),
+        ("aloha", "transfer-cube", "box"),
+    ],
+)
+def test_segmentation_depth_and_calibration_agree_on_where_a_body_is(suite: str, task: str, body: str) -> None:
+    env = make_env(suite, task, size=(96, 128))
+    env.reset(seed=1)
+    name = env.cameras.names[0]
+    bodies, depth = env.cameras.segmentation(name), env.cameras.depth(name)
+    number = next(index for index, known in env.cameras.bodies.items() if known == body)
+    rows, columns = np.nonzero(bodies == number)
+    assert len(rows) > 5
+    rays = np.linalg.inv(env.cameras.intrinsics(name)) @ np.stack([columns + 0.5, rows + 0.5, np.ones(len(rows))])
+    points = env.cameras.cam2world(name) @ np.vstack([rays * depth[rows, columns], np.ones(len(rows))])
+    nearest = np.abs(points[:3].mean(axis=1) - env.simulation.data.body(body).xpos)
+    env.close()
+    assert nearest.max() < 0.08  # metres; one sees its near side
+
+
+def test_every_camera_has_its_own_size() -> None:
+    sizes = {"corner2": (24, 32), "gripperPOV": 16}
+    env = make_env("metaworld", "reach", size=sizes)
+    observation, _ = env.reset(seed=0)
+    assert {name: picture.shape for name, picture in observation["pixels"].items()} == {
+        "corner2": (24, 32, 3),
+        "gripperPOV": (16, 16, 3),
+    }
+    assert env.observation_space.contains(observation)
+    assert env.cameras.intrinsics("gripperPOV")[0, 2] == 8
+    assert env.cameras.depth("corner2").shape == (24, 32)
+    again = make_env(**env.settings)
+    alone = make_env("metaworld", "reach", cameras=["gripperPOV"], size=16)
+    same = again.reset(seed=0)[0], alone.reset(seed=0)[0]
+    for made in (env, again, alone):
+        made.close()
+    for other in same:
+        np.testing.assert_array_equal(other["pixels"]["gripperPOV"], observation["pixels"]["gripperPOV"])
+
+
+def test_sizes_of_other_cameras_are_refused() -> None:
+    with pytest.raises(SettingError, match=r"\['corner2'\]; those in use are \['corner2', 'gripperPOV'\]"):
+        make_env("metaworld", "reach", size={"corner2": 16})
+    with pytest.raises(SettingError, match="height, width"):
+        make_env("metaworld", "reach", size=(16, 16, 3))
 
 
 def test_the_floor_of_corner2_is_below_its_sky(env: ManipulationEnv) -> None:

@@ -6,9 +6,10 @@ import av
 import numpy as np
 import pytest
 
-from lerobot_env_pixio import EpisodeRecord, make_env, read_records, rollout, write_records
+from lerobot_env_pixio import EpisodeRecord, make_env, memory, read_records, rollout, write_records
 from lerobot_env_pixio.environment import Observation
 from lerobot_env_pixio.rollouts import decide
+from lerobot_env_pixio.videos import side_by_side
 from pixio_robot.errors import DataError, SettingError
 
 SEEDS = range(1_000_000, 1_000_005)
@@ -48,13 +49,43 @@ def test_records_follow_the_seeds_and_tell_success_from_failure(records: list[Ep
     assert records[0].versions["mujoco"] == "3.8.1"
 
 
-def test_a_film_shows_every_step_and_all_cameras(records: list[EpisodeRecord]) -> None:
-    assert [record.video is not None for record in records] == [True] + [False] * 4
-    with av.open(str(records[0].video)) as film:
-        assert film.streams.video[0].codec_context.name == "h264"
-        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
-    assert len(frames) == records[0].steps + 1
-    assert frames[0].shape == (16, 32, 3)
+def test_the_first_failure_and_the_first_success_are_filmed_as_they_were(records: list[EpisodeRecord]) -> None:
+    filmed = [record for record in records if record.video is not None]
+    assert filmed == [next(one for one in records if one.success is success) for success in (True, False)] or (
+        filmed == [next(one for one in records if one.success is success) for success in (False, True)]
+    )
+    for record in filmed:
+        assert Path(str(record.video)).stem.endswith("success" if record.success else "failure")
+        with av.open(str(record.video)) as film:
+            assert film.streams.video[0].codec_context.name == "h264"
+            frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+        assert len(frames) == record.steps + 1  # had it gone another way, it would have ended at another time
+        assert frames[0].shape == (16, 32, 3)
+
+
+def test_cameras_of_different_height_stand_side_by_side() -> None:
+    picture = side_by_side({"a": np.ones((4, 6, 3), np.uint8), "b": np.ones((2, 3, 3), np.uint8)})
+    assert picture.shape == (4, 9, 3)
+    assert picture[2:, 6:].max() == 0
+    assert picture[:2].min() == 1
+
+
+def test_more_environments_than_memory_are_refused_with_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_megabytes", lambda: 2000)
+    memory.refuse_too_many("metaworld", slots=4, workers=2)
+    with pytest.raises(SettingError, match=r"slots=100.*2000 MB are free.*slots=7 would fit"):
+        rollout(stand, MAKE, seeds=range(200), slots=100, workers=2)
+    monkeypatch.setattr(memory, "free_megabytes", lambda: None)
+    memory.refuse_too_many("metaworld", slots=10**6, workers=2)
+
+
+def test_memory_is_read_from_machine_and_container(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("3145728\n")
+    (tmp_path / "memory.current").write_text("1048576\n")
+    assert memory._free_in_container(tmp_path) == 2
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._free_in_container(tmp_path) is None
+    assert memory._free_in_container(tmp_path / "none") is None
 
 
 def test_records_survive_the_file(records: list[EpisodeRecord], tmp_path: Path) -> None:
@@ -64,6 +95,26 @@ def test_records_survive_the_file(records: list[EpisodeRecord], tmp_path: Path) 
     assert read_records(path) == records
     path.write_text(path.read_text() + '{"suite": "metaworld"}\n')
     with pytest.raises(DataError, match="line 6"):
+        read_records(path)
+
+
+def test_a_torn_last_line_is_left_out_said_and_mended(
+    records: list[EpisodeRecord], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "records.jsonl"
+    write_records(path, records[:3])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40])  # a kill in the middle of the third line
+    assert read_records(path) == records[:2]
+    assert "torn off by a kill" in caplog.text
+    write_records(path, records[2:])
+    assert read_records(path) == records
+    path.write_bytes(whole[:-1])  # only the line break is missing
+    assert read_records(path) == records[:3]
+    write_records(path, records[3:])
+    assert read_records(path) == records
+    path.write_bytes(b"{}" + whole[:-40])  # the first line is another matter
+    with pytest.raises(DataError, match="line 1"):
         read_records(path)
 
 

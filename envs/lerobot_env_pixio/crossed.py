@@ -1,0 +1,172 @@
+"""Rates over several training seeds: every policy plays the same scenes, so seeds and scenes cross.
+
+A method's success rate has two sources of luck: which weights training happened to reach, and which scenes happened to
+be drawn. The intervals here answer for both: what if one trained again, and drew scenes again?
+
+`pooled` and `paired_pooled` take the table of seeds and scenes apart by analysis of variance (random effects, crossed),
+which gives the variance of its mean and, by Satterthwaite, how many degrees of freedom that estimate has: the spread of
+three seeds, guessed from three seeds, needs a quantile far beyond 1.96. A rate's interval is then Wilson's, for as many
+independent episodes as have that variance, so it never leaves 0 to 1. `hierarchical_bootstrap` is what the field
+mostly does instead. `coverage` measures both; with the three to five seeds that one can afford, the bootstrap is too
+narrow wherever seeds differ much, because it can only redraw the seeds that there are.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from lerobot_env_pixio.statistics import paired, wilson
+from pixio_robot.errors import SettingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledRate:
+    """A rate, or a difference of rates, over training seeds and scenes.
+
+    Attributes:
+        value: The mean over all episodes.
+        low: Lower end of the 95 % interval for other seeds and other scenes.
+        high: Its upper end.
+        per_seed: The mean of each seed, for one arm or for both.
+        scenes: Scenes that each seed's policy played.
+    """
+
+    value: float
+    low: float
+    high: float
+    per_seed: tuple[tuple[float, ...], ...]
+    scenes: int
+
+
+def pooled(successes: ArrayLike) -> PooledRate:
+    """Give the success rate of a method over training seeds and scenes.
+
+    Args:
+        successes: Bool [seeds scenes]; a column is the same scene for every seed.
+
+    Raises:
+        SettingError: No such table, or one seed only, which cannot tell how seeds differ.
+    """
+    table = _table(successes)
+    rate, scenes = float(table.mean()), table.shape[1]
+    variance, quantile = _spread_of_mean([table])
+    if variance == 0:  # nothing varies: what one seed's scenes say
+        low, high = wilson(round(rate * scenes), scenes)
+    else:
+        low, high = _score_interval(rate, rate * (1 - rate) / variance, quantile)
+    return _result([table], low, high)
+
+
+def paired_pooled(a: ArrayLike, b: ArrayLike) -> PooledRate:
+    """Give the difference of two methods' success rates, a less b, on the same scenes.
+
+    What makes a scene easy or hard for both falls out, which is what pairing is for. Only scenes are paired: a seed of
+    one arm and a seed of the other have nothing in common, and there may be more of the one than of the other.
+
+    Args:
+        a: Bool [seeds scenes].
+        b: Bool [seeds scenes], the same scenes in the same order.
+
+    Raises:
+        SettingError: No such tables, other numbers of scenes, or an arm of one seed only.
+    """
+    arms = [_table(a), _table(b)]
+    _refuse_other_scenes(arms)
+    difference = float(arms[0].mean() - arms[1].mean())
+    variance, quantile = _spread_of_mean(arms)
+    if variance == 0:  # nothing varies: what one seed's scenes say
+        alone = paired((arms[0][0] > 0).tolist(), (arms[1][0] > 0).tolist())
+        return _result(arms, alone.low, alone.high)
+    reach = quantile * variance**0.5
+    return _result(arms, max(difference - reach, -1.0), min(difference + reach, 1.0))
+
+
+def hierarchical_bootstrap(
+    a: ArrayLike, b: ArrayLike | None = None, *, resamples: int = 2000, seed: int = 0
+) -> PooledRate:
+    """Give a rate, or the difference of two on the same scenes, with the percentile interval of a crossed bootstrap.
+
+    Seeds are drawn anew with replacement, each arm's for itself; so are scenes, the same for all seeds and both arms
+    (Owen 2007, https://arxiv.org/abs/0712.1111).
+
+    Args:
+        a: Bool [seeds scenes].
+        b: Bool [seeds scenes], as in `paired_pooled`; None for the rate of ``a`` alone.
+        resamples: How often to draw anew.
+        seed: Of the drawing.
+
+    Raises:
+        SettingError: As in `pooled` and `paired_pooled`.
+    """
+    arms = [_table(a)] if b is None else [_table(a), _table(b)]
+    _refuse_other_scenes(arms)
+    random, scenes = np.random.default_rng(seed), arms[0].shape[1]
+    # How often each scene, and each seed, is drawn: then the means of all resamples are a product of matrices.
+    drawn = random.multinomial(scenes, np.full(scenes, 1 / scenes), size=resamples) / scenes
+    means = np.zeros(resamples)
+    for sign, table in zip((1, -1), arms, strict=False):
+        seeds = len(table)
+        weights = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
+        means += sign * np.einsum("rs,se,re->r", weights, table, drawn, optimize=True)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return _result(arms, float(low), float(high))
+
+
+def _table(successes: ArrayLike) -> NDArray[np.float64]:
+    table = np.asarray(successes, np.float64)
+    if table.ndim != 2 or min(table.shape) < 2:
+        raise SettingError(
+            f"Successes of shape {list(table.shape)}: give [seeds scenes], at least 2 of each. For one training seed, "
+            "use wilson() or paired(), which answer for its scenes alone."
+        )
+    if not np.isin(table, (0, 1)).all():
+        raise SettingError("Successes hold something else than true and false. Leave broken episodes' scenes out.")
+    return table
+
+
+def _refuse_other_scenes(arms: list[NDArray[np.float64]]) -> None:
+    if len({table.shape[1] for table in arms}) > 1:
+        raise SettingError(
+            f"The arms are {[list(table.shape) for table in arms]} [seeds scenes]: pairing needs the same scenes."
+        )
+
+
+def _result(arms: list[NDArray[np.float64]], low: float, high: float) -> PooledRate:
+    means = [tuple(float(mean) for mean in table.mean(axis=1)) for table in arms]
+    value = float(arms[0].mean() - sum(table.mean() for table in arms[1:]))
+    return PooledRate(value=value, low=low, high=high, per_seed=tuple(means), scenes=arms[0].shape[1])
+
+
+def _spread_of_mean(arms: list[NDArray[np.float64]]) -> tuple[float, float]:
+    """Give the variance of a rate, or of a difference of two, over other seeds and scenes, and Student's quantile."""
+    scenes = arms[0].shape[1]
+    # Mean squares as variances of the arms' means: what the means of seeds vary by, and what is left of a table once
+    # the means of seeds and scenes are taken out. Each holds the episodes' own luck once.
+    seeds_part, rest_part, squared, squared_rest = 0.0, 0.0, 0.0, 0.0
+    for table in arms:
+        count = len(table)
+        rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
+        of_seeds = table.mean(axis=1).var(ddof=1) / count
+        of_rest = (rest**2).sum() / ((count - 1) * (scenes - 1)) / table.size
+        seeds_part, rest_part = seeds_part + of_seeds, rest_part + of_rest
+        squared += of_seeds**2 / (count - 1)
+        squared_rest += of_rest**2 / ((count - 1) * (scenes - 1))
+    by_scene = arms[0].mean(axis=0) - sum(table.mean(axis=0) for table in arms[1:])
+    scenes_part = by_scene.var(ddof=1) / scenes
+    variance = seeds_part + scenes_part - rest_part  # the luck is in both, and counts once
+    if variance <= rest_part:  # as if neither seeds nor scenes differed; the luck is always left
+        variance, squared_total = rest_part, squared_rest
+    else:
+        squared_total = squared + scenes_part**2 / (scenes - 1) + squared_rest
+    freedom = variance**2 / squared_total if squared_total else np.inf
+    return float(variance), float(stats.t.ppf(0.975, max(freedom, 1.0)))
+
+
+def _score_interval(rate: float, episodes: float, quantile: float) -> tuple[float, float]:
+    """Give Wilson's interval of a rate over a number of independent episodes that need not be whole."""
+    share = quantile**2 / episodes
+    middle = (rate + share / 2) / (1 + share)
+    reach = (share * (rate * (1 - rate) + share / 4)) ** 0.5 / (1 + share)
+    return middle - reach, middle + reach
