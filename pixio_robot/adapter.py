@@ -161,7 +161,7 @@ class VisualFeatureAdapter(nn.Module):
             parts.append(self.patch_pool(views))
         x = torch.cat(parts, dim=-2) + self.slot_embedding + self.camera_embedding + self.step_embedding
         if self.to_vector is not None:
-            return self.to_vector(x.flatten(1))
+            return self.to_vector(F.gelu(x.flatten(1)))
         return x.flatten(1, 3)
 
     def _stack(self, tokens: Sequence[Tokens]) -> Tokens:

@@ -39,12 +39,22 @@ from small_policies import STEPS, resnet_act, resnet_diffusion, small_act, small
 from stock_loop import StockLoop
 from tqdm import tqdm
 
-from lerobot_env_pixio import collect_demonstrations, make_env, read_records, rollout, seeds, write_records
+from lerobot_env_pixio import (
+    collect_demonstrations,
+    make_env,
+    paired,
+    paired_pooled,
+    pooled,
+    read_records,
+    rollout,
+    seeds,
+    wilson,
+    write_records,
+)
 from lerobot_policy_pixio.acting import Actor
 from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import Trainer, make_policy, make_processors, train
-from pixio_pretrain.probe.resampling import interval, resampled_means
 from pixio_robot import Encoder, build_cache, load_encoder
 
 SUITE, CAMERAS, SIZE = "metaworld", ("corner2", "gripperPOV"), 128
@@ -259,14 +269,16 @@ def keep(checkpoint: Path, place: Path) -> None:
 def write_results(options: argparse.Namespace) -> None:
     """Write the table of all cells that are there."""
     cells: dict[str, list[Cell]] = {}
-    successes: dict[str, np.ndarray] = {}  # seeds x scenes
+    outcomes: dict[str, list[list[bool | None]]] = {}  # seeds x scenes
     for name in ARMS:
         homes = sorted(path.parent for path in options.folder.glob(f"{name}-*/records.jsonl"))
         if homes:
             cells[name] = [Cell(**json.loads((home / "cell.json").read_text())) for home in homes]
-            records = [read_records(home / "records.jsonl") for home in homes]
-            successes[name] = np.array([[bool(one.success) for one in seed] for seed in records], np.float64)
-    means = {name: resampled_means(found, arm=name, stratum="scenes") for name, found in successes.items()}
+            outcomes[name] = [[one.success for one in read_records(home / "records.jsonl")] for home in homes]
+    # A scene that broke off is nobody's failure: it is left out everywhere, so that all arms keep the same ones.
+    played = np.concatenate([np.array(found, object) for found in outcomes.values()])  # cells x scenes
+    whole = np.all(played != None, axis=0)  # noqa: E711 (element by element)
+    successes = {name: np.array(found, object)[:, whole].astype(bool) for name, found in outcomes.items()}
     rows = [
         "| policy | steps | samples/s | success by training seed | success | 95 % interval |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -275,29 +287,27 @@ def write_results(options: argparse.Namespace) -> None:
         steps = ", ".join(str(cell.steps) for cell in cells[name])
         speed = np.mean([cell.steps * options.batch_size / cell.train_seconds for cell in cells[name]])
         each = ", ".join(f"{int(seed.sum())}/{len(seed)}" for seed in found)
-        rate, low, high = interval(means[name])
+        low, high = interval(found)
         rows.append(
-            f"| {ARMS[name].label} | {steps} | {speed:.0f} | {each} | {int(found.sum())}/{found.size}, {rate:.0%} | "
-            f"{low:.0%} to {high:.0%} |"
+            f"| {ARMS[name].label} | {steps} | {speed:.0f} | {each} | {int(found.sum())}/{found.size}, "
+            f"{found.mean():.0%} | {low:.0%} to {high:.0%} |"
         )
-    pairs = [
-        (ours, theirs)
-        for ours, theirs in (("pixio-act", "resnet-act"), ("pixio-diffusion", "resnet-diffusion"))
-        if ours in means and theirs in means
-    ]
     lines = []
-    for ours, theirs in pairs:
-        difference, low, high = interval(means[ours] - means[theirs])
-        lines.append(
-            f"- {ARMS[ours].label} less {ARMS[theirs].label}: {100 * difference:+.0f} points "
-            f"({100 * low:+.0f} to {100 * high:+.0f}), paired over scenes."
-        )
+    for ours, theirs in (("pixio-act", "resnet-act"), ("pixio-diffusion", "resnet-diffusion")):
+        if ours in successes and theirs in successes:
+            a, b = successes[ours], successes[theirs]
+            low, high = interval(a, b)
+            lines.append(
+                f"- {ARMS[ours].label} less {ARMS[theirs].label}: {100 * (a.mean() - b.mean()):+.0f} points "
+                f"({100 * low:+.0f} to {100 * high:+.0f}), paired over scenes."
+            )
     parts = [
         f"# {options.task}: policies after {options.minutes:g} minutes of training",
         f"`{shlex.join(['scripts/compare_policies.py', *sys.argv[1:]])}`",
         f"{datetime.now(UTC).date().isoformat()}, {os.cpu_count()} cores ({platform.machine()}), one thread, "
         f"torch {torch.__version__}. {options.demonstrations} demonstrations, batches of {options.batch_size}, "
-        "the last weights are measured. Intervals: bootstrap over training seeds and scenes.",
+        "the last weights are measured. Intervals: for other training seeds and other scenes, where there are several "
+        "seeds; for other scenes alone, where there is one.",
         "\n".join(rows),
         "\n".join(lines),
     ]
@@ -305,6 +315,17 @@ def write_results(options: argparse.Namespace) -> None:
     draft.write_text("\n\n".join(part for part in parts if part) + "\n")
     draft.replace(options.folder / "results.md")
     print(draft.with_suffix(".md").read_text())
+
+
+def interval(a: np.ndarray, b: np.ndarray | None = None) -> tuple[float, float]:
+    """Give the 95 % interval of a success rate, or of the difference of two: bool [seeds scenes]."""
+    if min(len(a), len(a if b is None else b)) == 1:
+        if b is None:
+            return wilson(int(a[0].sum()), a.shape[1])
+        alone = paired(a[0].tolist(), b[0].tolist())
+        return alone.low, alone.high
+    result = pooled(a) if b is None else paired_pooled(a, b)
+    return result.low, result.high
 
 
 if __name__ == "__main__":
