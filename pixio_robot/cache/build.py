@@ -4,12 +4,11 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import torch
 import zarr
@@ -22,6 +21,7 @@ from pixio_robot.cache.recipe import Recipe
 from pixio_robot.cache.source import Augmentation, FrameSource
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CacheError, SettingError
+from pixio_robot.locks import alone
 from pixio_robot.tokens import Tokens
 
 
@@ -120,18 +120,14 @@ def estimate_cache(
     return Estimate(frames=len(source) * len(source.cameras) * copies, nbytes=nbytes, seconds=seconds)
 
 
-@contextmanager
-def sole_builder(path: Path) -> Iterator[None]:
-    """Keep every other process from building or deleting a cache; the lock ends with the process, however that ends.
+def sole_builder(path: Path) -> AbstractContextManager[None]:
+    """Keep every other process from building or deleting a cache.
 
     Raises:
         CacheError: If another process has it.
     """
-    try:
-        with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
-            yield
-    except filelock.Timeout as error:
-        raise CacheError(f"Another process is building {path}: wait for it, or choose another path.") from error
+    refusal = CacheError(f"Another process is building {path}: wait for it, or choose another path.")
+    return alone(path.with_name(f".{path.name}.lock"), refusal)
 
 
 def _is_whole(path: Path, identity: dict[str, Any]) -> bool:

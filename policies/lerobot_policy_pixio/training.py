@@ -38,6 +38,8 @@ from lerobot_policy_pixio.options import PixioOptions
 from lerobot_policy_pixio.run import RunFolder, lerobot_config, termination
 from pixio_robot.cache import FeatureCache
 from pixio_robot.encoder import Encoder
+from pixio_robot.errors import SettingError
+from pixio_robot.locks import alone
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +89,8 @@ def train(
         alone gather_samples_per_s, and what ``Evaluation.run`` gives at steps with an evaluation.
 
     Raises:
-        SettingError: If the folder holds another run, training diverges, or the policy trains its encoder.
+        SettingError: If the folder holds another run or one that is being trained, training diverges, or the policy
+            trains its encoder.
         DataError: If the data set lacks what the policy needs.
         CacheError: If the cache is of another encoder, data set or setting.
         CheckpointError: If the encoder is not the one that the policy was trained with.
@@ -95,9 +98,10 @@ def train(
     frames = dataset_root if isinstance(dataset_root, DatasetFrames) else DatasetFrames(dataset_root)
     variants = 0 if cache is None else FeatureCache.open(cache).variants
     settings = {"dataset_sha256": frames.fingerprint, "batch_size": batch_size, "seed": seed, "variants": variants}
-    run = RunFolder(Path(folder), config, **settings)
-    newest = run.newest
-    with torch.random.fork_rng(_cuda_devices(config)):
+    refusal = SettingError(f"Another process trains in {folder}. Wait for it, or choose another folder.")
+    with alone(Path(folder) / ".lock", refusal), torch.random.fork_rng(_cuda_devices(config)):
+        run = RunFolder(Path(folder), config, **settings)
+        newest = run.newest
         if newest is None:
             policy = make_policy(config, frames, seed=seed, encoder=encoder)
         else:

@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from pixio_pretrain.card import PICTURES, write_encoders
@@ -27,6 +26,7 @@ from pixio_pretrain.logs import Logs, Row, Silence
 from pixio_pretrain.run import Run, folder_of, open_data, start
 from pixio_pretrain.speed import Meter, matmul_ceiling
 from pixio_robot.errors import SettingError
+from pixio_robot.locks import alone
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,8 @@ def train(config: RunConfig, *, command: str = "pixio_pretrain.train(config)") -
         if config.device == "cpu":
             keep_freed_memory()
         world = join(config.device)
-        with _alone_in(folder) if world.first else nullcontext():
+        refusal = SettingError(f"Another process trains in {folder}. Wait for it, or choose another folder.")
+        with alone(folder / ".lock", refusal) if world.first else nullcontext():
             run = start(config, world)
             _fit(run)
             model = run.whole_model()
@@ -70,21 +71,6 @@ def train(config: RunConfig, *, command: str = "pixio_pretrain.train(config)") -
                 (folder / "result.writing").write_text(json.dumps(result, indent=2) + "\n")
                 os.replace(folder / "result.writing", folder / "result.json")
     return folder / names[0]
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; a lock dies with its process, so a kill leaves none behind.
-
-    Raises:
-        SettingError: If another run is at work there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise SettingError(f"Another process trains in {folder}. Wait for it, or choose another folder.") from error
 
 
 def _finished(config: RunConfig) -> list[str]:

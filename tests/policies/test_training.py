@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from lerobot.optim import load_optimizer_state
 from lerobot.policies.factory import make_pre_post_processors
 
@@ -20,7 +21,7 @@ from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.modeling_pixio_act import PixioACTPolicy
 from lerobot_policy_pixio.training import Trainer, make_policy, make_processors, sample_rows, train
-from pixio_robot import Encoder, build_cache, create_encoder
+from pixio_robot import Encoder, build_cache, create_encoder, locks
 from pixio_robot.errors import CacheError, CheckpointError, DataError, SettingError
 
 MakeConfig = Callable[..., PixioACTConfig]
@@ -220,6 +221,16 @@ def test_what_does_not_belong_together_is_refused(
     features = make_policy(make_config(), DatasetFrames(dataset_root), seed=0).config.input_features
     with pytest.raises(DataError, match=r"no camera 'observation.images.wrist'.*observation.images.top"):
         trained("g", dataset_root=one_eyed, config=make_config(input_features=features))
+
+
+def test_two_runs_at_once_in_one_folder_are_refused(
+    trained: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "GRACE", 0.1)
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(SettingError, match=r"Another process trains in .*run"):
+        trained("run", steps=1)
+    trained("run", steps=1)
 
 
 def test_a_run_starts_from_the_weights_of_another(

@@ -1,0 +1,29 @@
+"""One process at a time: what is being written is written by one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pixio_robot.errors import PixioRobotError
+
+GRACE = 10.0
+"""Seconds for which a lock is waited for. It ends with the process that holds it and with that one's children, and
+PyTorch's loader workers take some 5 seconds to notice that they were orphaned by a kill."""
+
+
+@contextmanager
+def alone(lock: Path, refusal: PixioRobotError) -> Iterator[None]:
+    """Keep all other processes out while the block runs; however the process ends, no lock stays behind.
+
+    Args:
+        lock: The file to lock; its folder is made if need be.
+        refusal: What to raise if another process has it and does not end in time.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=GRACE):
+            yield
+    except Timeout as error:
+        raise refusal from error
