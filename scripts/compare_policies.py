@@ -7,9 +7,9 @@ many steps fit is measured first, so that schedules know their end. Then each is
 
     scripts/compare_policies.py --task pick-place-v3 --minutes 5 --seeds 0 1 2 --rollouts 100
 
-A cell (a policy and a training seed) that is done is not done again; cells may be shared out among processes by
---arms and --seeds. The folder comes to hold every cell's checkpoint and records, and results.md, whose table is
-computed from the records of all cells that are there.
+A cell (a policy and a training seed) that is done is not done again, nor one that another process is at: start the
+command several times to share the cells out. The folder comes to hold every cell's checkpoint and records, and
+results.md, whose table is computed from the records of all cells that are there.
 """
 
 import argparse
@@ -32,6 +32,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from lerobot.configs import FeatureType
 from lerobot.policies.factory import get_policy_class
 from lerobot.utils.feature_utils import dataset_to_policy_features
@@ -116,15 +117,16 @@ def main() -> None:
     options = parse_options()
     torch.set_num_threads(1)
     claim(options)
-    demonstrations = collect_demonstrations(
-        options.folder / "demonstrations",
-        SUITE,
-        options.task,
-        episodes=options.demonstrations,
-        cameras=CAMERAS,
-        size=SIZE,
-        workers=options.workers,
-    )
+    with FileLock(options.folder / ".demonstrations.lock"):
+        demonstrations = collect_demonstrations(
+            options.folder / "demonstrations",
+            SUITE,
+            options.task,
+            episodes=options.demonstrations,
+            cameras=CAMERAS,
+            size=SIZE,
+            workers=options.workers,
+        )
     for seed in options.seeds:
         for name in options.arms:
             fill_cell(name, seed, demonstrations, options)
@@ -160,11 +162,19 @@ def claim(options: argparse.Namespace) -> None:
 
 
 def fill_cell(name: str, seed: int, demonstrations: Path, options: argparse.Namespace) -> None:
-    """Train and measure one cell, unless its records are there."""
+    """Train and measure one cell, unless its records are there or another process is at it."""
     home = options.folder / f"{name}-{seed}"
-    if (home / "records.jsonl").exists():
-        return
-    shutil.rmtree(home, ignore_errors=True)  # a cell that was killed would have part of its time for nothing
+    try:
+        with FileLock(home.with_name(f".{home.name}.lock"), timeout=0):
+            if not (home / "records.jsonl").exists():
+                shutil.rmtree(home, ignore_errors=True)  # one that was killed would have part of its time for nothing
+                train_and_measure(name, seed, home, demonstrations, options)
+    except Timeout:
+        print(f"Another process is at {home.name}.")
+
+
+def train_and_measure(name: str, seed: int, home: Path, demonstrations: Path, options: argparse.Namespace) -> None:
+    """Fill in one cell."""
     frames = DatasetFrames(demonstrations)
     learn = learn_cached if ARMS[name].cached else learn_live
     cell = learn(name, seed, frames, home, options)
@@ -219,11 +229,12 @@ def learn_cached(name: str, seed: int, frames: DatasetFrames, home: Path, option
 def cost_of_cache(cache: Path, encoder: Encoder, frames: DatasetFrames, grid: int) -> float:
     """Build the cache that all cells share, and say what it took of one core: the same for each of them."""
     path = cache.with_suffix(".json")
-    if not path.exists():
-        shutil.rmtree(cache, ignore_errors=True)  # of a half-built one the cost is not known
-        began = time.process_time()
-        build_cache(cache, encoder, frames, grid=grid)
-        path.write_text(json.dumps({"seconds": time.process_time() - began}) + "\n")
+    with FileLock(cache.with_name(".cost.lock")):
+        if not path.exists():
+            shutil.rmtree(cache, ignore_errors=True)  # of a half-built one the cost is not known
+            began = time.process_time()
+            build_cache(cache, encoder, frames, grid=grid)
+            path.write_text(json.dumps({"seconds": time.process_time() - began}) + "\n")
     return json.loads(path.read_text())["seconds"]
 
 

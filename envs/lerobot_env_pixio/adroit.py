@@ -54,18 +54,22 @@ class AdroitSimulation:
 
     def reset(self, seed: int) -> None:
         """Draw a new scene: equal seeds give equal scenes, whatever went before."""
-        self._env.reset(seed=seed)
+        self._observation, _ = self._env.reset(seed=seed)
         self._held = 0
 
     def step(self, action: NDArray[np.float32]) -> tuple[float, bool]:
         """Drive every joint to its target (action [a]); give reward and success."""
-        _, reward, _, _, info = self._env.step(action)
+        self._observation, reward, _, _, info = self._env.step(action)
         self._held += bool(info["success"])
         return float(reward), self._held > self._needed
 
     def position(self) -> NDArray[np.float32]:
         """Give the joints' positions in radians, or metres where the arm slides: [a]."""
         return self._joints.position(self.data)
+
+    def state(self) -> NDArray[np.float32]:
+        """Give the library's observation, 39 to 46 numbers: joints, and where object and goal are to each other."""
+        return self._observation.astype(np.float32)
 
     def expert_action(self) -> NDArray[np.float32]:
         """There is no scripted expert.

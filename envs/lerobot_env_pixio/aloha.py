@@ -84,6 +84,10 @@ class AlohaSimulation:
         position = self._task.get_qpos(self._physics)
         return np.clip(position, self.position_low, self.position_high, dtype=np.float32)
 
+    def state(self) -> NDArray[np.float32]:
+        """Give `position` [14] and each object's place in metres and orientation as a quaternion, 7 numbers apiece."""
+        return np.concatenate([self.position(), self._task.get_env_state(self._physics)], dtype=np.float32)
+
     def expert_action(self) -> NDArray[np.float32]:
         """Give what the scripted expert, which sees where everything is, would do now [14]. Ask it once per step."""
         return np.clip(self._expert.action(), self.action_low, self.action_high).astype(np.float32)

@@ -49,15 +49,21 @@ class ControlSuiteSimulation:
     def reset(self, seed: int) -> None:
         """Draw a new scene: equal seeds give equal scenes, whatever went before."""
         cast(Any, self._env.task).random.seed(seed)
-        self._env.reset()
+        self._observation = self._env.reset().observation
 
     def step(self, action: NDArray[np.float32]) -> tuple[float, bool]:
         """Apply torques (action [a]); give reward and that nothing has succeeded yet."""
-        return float(self._env.step(action).reward or 0.0), False
+        step = self._env.step(action)
+        self._observation = step.observation
+        return float(step.reward or 0.0), False
 
     def position(self) -> NDArray[np.float32]:
         """Give the driven joints' angles in radians [a]."""
         return self._joints.position(self.data)
+
+    def state(self) -> NDArray[np.float32]:
+        """Give the suite's own observation, its parts one after the other: poses, velocities, and the target if any."""
+        return np.concatenate([np.ravel(part) for part in self._observation.values()], dtype=np.float32)
 
     def expert_action(self) -> NDArray[np.float32]:
         """There is no scripted expert.

@@ -45,6 +45,7 @@ def collect_demonstrations(
     render: str = "fast",
     shift: str | None = None,
     split: str | None = None,
+    state: bool = False,
     noise: float = 0.1,
     first_seed: int = 0,
     workers: int = 2,
@@ -52,8 +53,9 @@ def collect_demonstrations(
     """Collect successful episodes of a task's scripted expert into a LeRobotDataset.
 
     Its features are ``observation.images.<camera>`` (video), ``observation.state``, ``action`` (what the expert
-    wanted), ``next.reward``, ``next.success`` and ``seed``. Seeds at which the expert fails are passed over. A killed
-    run is taken up where it stopped; a complete data set of the same settings is reused.
+    wanted), ``next.reward``, ``next.success`` and ``seed``; with ``state`` also ``observation.environment_state``.
+    Seeds at which the expert fails are passed over. A killed run is taken up where it stopped; a complete data set of
+    the same settings is reused.
 
     Args:
         folder: Where the data set goes; staging happens in siblings of it.
@@ -65,6 +67,7 @@ def collect_demonstrations(
         render: A key of ``RENDER_PRESETS``.
         shift: A key of ``SHIFTS``, or None.
         split: "train", "test" or None: the looks that a shift draws from.
+        state: Record the scene's whole state too, as ``make_env`` gives it.
         noise: Standard deviation of the noise on executed actions, see ``demonstrate``.
         first_seed: Position in the range of demonstration seeds.
         workers: Processes.
@@ -81,7 +84,8 @@ def collect_demonstrations(
     if episodes < 1 or workers < 1 or noise < 0:
         raise SettingError(f"episodes={episodes}, workers={workers}, noise={noise}: at least 1, 1 and 0 are needed.")
     refuse_without_expert(suite)
-    env = make_env(suite, task, cameras=cameras, size=size, render=render, shift=shift, split=split)  # bad names fail
+    looks: dict[str, Any] = {"cameras": cameras, "size": size, "render": render, "shift": shift, "split": split}
+    env = make_env(suite, task, **looks, state=state)  # bad names fail here
     made_by = {"environment": env.settings, "episodes": episodes, "noise": noise, "first_seed": first_seed}
     made_by |= {"video": _VIDEO, "versions": package_versions(suite)}
     staging = folder.with_name(f"{folder.name}.staging")
@@ -159,7 +163,7 @@ def _play_seed(job: tuple[Path, int]) -> bool:
         if shown:
             arrays: dict[str, Any] = {**vars(shown), **shown.pixels}
             del arrays["pixels"]
-            np.savez(file, **arrays)
+            np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
     begun.replace(_episode(staging, seed))
     return shown is not None
 
@@ -200,6 +204,9 @@ def _features(env: ManipulationEnv) -> dict[str, dict[str, Any]]:
     axes = list(env.simulation.axes)
     image = {"dtype": "video", "names": ["height", "width", "channels"]}
     images = {f"observation.images.{name}": image | {"shape": (*size, 3)} for name, size in env.cameras.sizes.items()}
+    if env.settings.get("state"):
+        state = {"dtype": "float32", "shape": env.simulation.state().shape, "names": None}
+        images["observation.environment_state"] = state
     return images | {
         "observation.state": {"dtype": "float32", "shape": (len(axes),), "names": axes},
         "action": {"dtype": "float32", "shape": (len(axes),), "names": axes},
@@ -213,7 +220,10 @@ def _frames(path: Path, *, seed: int, cameras: Sequence[str]) -> Iterator[dict[s
     with np.load(path) as stored:
         episode = dict(stored)
     for step in range(len(episode["actions"])):
-        yield {f"observation.images.{name}": episode[name][step] for name in cameras} | {
+        seen = {f"observation.images.{name}": episode[name][step] for name in cameras}
+        if "environment_states" in episode:
+            seen["observation.environment_state"] = episode["environment_states"][step]
+        yield seen | {
             "observation.state": episode["states"][step],
             "action": episode["actions"][step],
             "next.reward": episode["rewards"][step : step + 1],

@@ -15,7 +15,7 @@ from lerobot_env_pixio.tasks import Task, find_task
 from pixio_robot.errors import SettingError
 
 Observation = dict[str, Any]
-"""{"pixels": {camera: uint8 [h w 3]}, "agent_pos": float32 [a]}."""
+"""{"pixels": {camera: uint8 [h w 3]}, "agent_pos": float32 [a]}, and "environment_state": float32 [s] if asked for."""
 
 Size = int | Sequence[int]
 """Pixels: one number for a square, or (height, width)."""
@@ -37,6 +37,7 @@ class ManipulationEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         shift: A key of ``SHIFTS``, or None for the scene's own looks.
         split: "train" or "test" for looks that the other never shows, or None for all that the shift can give.
         max_episode_steps: The time limit.
+        state: Whether observations hold the scene's whole state, as no robot knows it.
 
     Raises:
         UnknownNameError: An unknown camera, preset, shift or split.
@@ -53,6 +54,7 @@ class ManipulationEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         shift: str | None,
         split: str | None,
         max_episode_steps: int,
+        state: bool,
     ) -> None:
         if split is not None and shift is None:
             raise SettingError(f"split={split!r} without a shift: a scene's own looks cannot be split. Name a shift.")
@@ -67,7 +69,7 @@ class ManipulationEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self.max_episode_steps = self._max_episode_steps = max_episode_steps  # LeRobot reads the underscored one
         self._steps, self._earned = 0, 0.0
         self.action_size = len(self.simulation.action_low)
-        self.task_description = task.description
+        self.task, self.task_description = task.name, task.description  # LeRobot asks for both
         self.render_mode = "rgb_array"
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": task.fps}
         one_size = len(set(sizes.values())) == 1
@@ -84,11 +86,18 @@ class ManipulationEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         }
         if split is not None:  # records from before there were splits have no such key
             self.settings["split"] = split
+        if state:  # nor this one
+            self.settings["state"] = True
         images: dict[str, spaces.Space[Any]] = {
             name: spaces.Box(0, 255, (*size, 3), np.uint8) for name, size in sizes.items()
         }
         position = spaces.Box(self.simulation.position_low, self.simulation.position_high)
-        self.observation_space = spaces.Dict({"pixels": spaces.Dict(images), "agent_pos": position})
+        space: dict[str, spaces.Space[Any]] = {"pixels": spaces.Dict(images), "agent_pos": position}
+        self._state = state
+        if state:
+            self.simulation.reset(0)  # before which there is no state to measure
+            space["environment_state"] = spaces.Box(-np.inf, np.inf, self.simulation.state().shape, np.float32)
+        self.observation_space = spaces.Dict(space)
         self.action_space = spaces.Box(self.simulation.action_low, self.simulation.action_high)
 
     def reset(
@@ -146,9 +155,10 @@ class ManipulationEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return reward, success
 
     def observe(self) -> Observation:
-        """Look through every camera."""
+        """Look through every camera, and at the state where that is asked for."""
         pixels = {name: self.cameras.color(name) for name in self.cameras.names}
-        return {"pixels": pixels, "agent_pos": self.simulation.position()}
+        seen: Observation = {"pixels": pixels, "agent_pos": self.simulation.position()}
+        return seen | {"environment_state": self.simulation.state()} if self._state else seen
 
     def render(self) -> NDArray[np.uint8]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Give the first camera's picture, RGB [h w 3]."""
@@ -169,6 +179,7 @@ def make_env(
     shift: str | None = None,
     max_episode_steps: int | None = None,
     split: str | None = None,
+    state: bool = False,
 ) -> ManipulationEnv:
     """Make the environment of a task, such as ``make_env("metaworld", "pick-place-v3")``.
 
@@ -181,6 +192,8 @@ def make_env(
         shift: None, or how looks and cameras change from episode to episode: "mild", "strong" or another of ``SHIFTS``.
         max_episode_steps: The time limit; None for the task's own.
         split: "train" or "test": draw from one half of the looks that the shift can give, which the other never shows.
+        state: Add "environment_state": what the suite's library itself observes of the scene, goal included. It is for
+            controls that show how much of a failure is the eyes'.
 
     Raises:
         UnknownNameError: A name that nothing answers to; carries the nearest one.
@@ -198,6 +211,7 @@ def make_env(
         shift=shift,
         split=split,
         max_episode_steps=limit,
+        state=state,
     )
 
 

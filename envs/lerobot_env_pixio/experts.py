@@ -20,6 +20,7 @@ class Demonstration:
         actions: What the expert wanted, float32 [t a]; what was done differs from it by the noise.
         rewards: Reward of each action, float32 [t].
         successes: Whether the task stood solved after each action, bool [t].
+        environment_states: The scene's whole state before each action, float32 [t s]; None where it is not observed.
     """
 
     pixels: dict[str, NDArray[np.uint8]]
@@ -27,6 +28,7 @@ class Demonstration:
     actions: NDArray[np.float32]
     rewards: NDArray[np.float32]
     successes: NDArray[np.bool_]
+    environment_states: NDArray[np.float32] | None = None
 
 
 def demonstrate(env: ManipulationEnv, seed: int, *, noise: float) -> Demonstration | None:
@@ -62,10 +64,12 @@ def demonstrate(env: ManipulationEnv, seed: int, *, noise: float) -> Demonstrati
     observations, actions, rewards, successes = zip(*steps, strict=True)
     if not any(successes):
         return None
+    has_state = "environment_state" in observation
     return Demonstration(
         pixels={name: np.stack([seen["pixels"][name] for seen in observations]) for name in env.cameras.names},
         states=np.stack([seen["agent_pos"] for seen in observations]),
         actions=np.stack(actions),
         rewards=np.array(rewards, np.float32),
         successes=np.array(successes),
+        environment_states=np.stack([seen["environment_state"] for seen in observations]) if has_state else None,
     )

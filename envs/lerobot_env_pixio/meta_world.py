@@ -30,7 +30,6 @@ class MetaWorldSimulation:
     Attributes:
         model: The compiled scene.
         data: Its present state.
-        state: Meta-World's full observation [39]: hand, gripper, objects, the same one step ago, goal.
     """
 
     axes = ("x", "y", "z", "gripper")
@@ -61,21 +60,25 @@ class MetaWorldSimulation:
     def reset(self, seed: int) -> None:
         """Draw a new scene: equal seeds give equal scenes, whatever went before."""
         self._env.seed(seed)
-        self.state, _ = self._env.reset()
+        self._observation, _ = self._env.reset()
         self._expert = ENV_POLICY_MAP[self._task]()
 
     def step(self, action: NDArray[np.float32]) -> tuple[float, bool]:
         """Move the hand by up to 1 cm along x, y, z and drive the fingers (action [4]); give reward and success."""
-        self.state, reward, _, _, info = self._env.step(action)
+        self._observation, reward, _, _, info = self._env.step(action)
         return float(reward), bool(info["success"])
 
     def position(self) -> NDArray[np.float32]:
         """Give the hand's x, y, z in metres, and the gripper's opening from 0 to 1: [4]."""
-        return np.clip(self.state[:4], self.position_low, self.position_high, dtype=np.float32)
+        return np.clip(self._observation[:4], self.position_low, self.position_high, dtype=np.float32)
+
+    def state(self) -> NDArray[np.float32]:
+        """Give Meta-World's full observation [39]: hand, gripper, objects, the same one step ago, goal; metres."""
+        return self._observation.astype(np.float32)
 
     def expert_action(self) -> NDArray[np.float32]:
         """Give what the scripted expert, which sees the full state, would do now [4], inside the action limits."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")
-            action = self._expert.get_action(self.state)
+            action = self._expert.get_action(self._observation)
         return np.clip(action, self.action_low, self.action_high).astype(np.float32)

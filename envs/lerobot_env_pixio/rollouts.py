@@ -5,6 +5,7 @@ import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +21,7 @@ from pixio_robot.errors import SettingError
 logger = logging.getLogger(__name__)
 
 Policy = Callable[[Observation], ArrayLike]
-"""From {"pixels": {camera: uint8 [b h w 3]}, "agent_pos": float32 [b s]} to actions [b a] or chunks [b k a]."""
+"""From {"pixels": {camera: uint8 [b h w 3]}, "agent_pos": float32 [b a], ...} to actions [b a] or chunks [b k a]."""
 
 
 def rollout(
@@ -183,10 +184,8 @@ def decide(policy: Policy, seen: dict[int, Observation]) -> dict[int, NDArray[np
     if not seen:
         return {}
     ordered = [seen[slot] for slot in sorted(seen)]
-    batch = {
-        "pixels": {name: np.stack([one["pixels"][name] for one in ordered]) for name in ordered[0]["pixels"]},
-        "agent_pos": np.stack([one["agent_pos"] for one in ordered]),
-    }
+    batch: dict[str, Any] = {key: np.stack([one[key] for one in ordered]) for key in ordered[0] if key != "pixels"}
+    batch["pixels"] = {name: np.stack([one["pixels"][name] for one in ordered]) for name in ordered[0]["pixels"]}
     actions = np.asarray(policy(batch), np.float32)
     chunks = actions[:, None] if actions.ndim == 2 else actions  # b k a
     if chunks.ndim != 3 or len(chunks) != len(ordered) or not np.isfinite(chunks).all():

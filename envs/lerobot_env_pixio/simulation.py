@@ -67,6 +67,10 @@ class Simulation(Protocol):
         """Give what the robot knows of itself [a]."""
         ...
 
+    def state(self) -> NDArray[np.float32]:
+        """Give what the suite's library itself observes of the whole scene, objects and goal included [s]."""
+        ...
+
     def expert_action(self) -> NDArray[np.float32]:
         """Give the scripted expert's next action [a], inside the limits.
 

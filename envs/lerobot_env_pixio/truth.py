@@ -78,10 +78,10 @@ class Oracle:
 
     def answer(self) -> dict[str, NDArray[np.float64]]:
         """Answer for every camera, in their order: each array [cameras ...]."""
-        names = self._cameras.names
+        names, state = self._cameras.names, self._simulation.state().astype(np.float64)
         return {
-            "hand": np.tile(self._simulation.state[:3], (len(names), 1)),
-            "object": np.tile(self._simulation.state[4:7], (len(names), 1)),
+            "hand": np.tile(state[:3], (len(names), 1)),
+            "object": np.tile(state[4:7], (len(names), 1)),
             "depth": np.stack([self._depth.depth(name) for name in names]).astype(np.float64),
             "intrinsics": np.stack([self._cameras.intrinsics(name) for name in names]),
             "cam2world": np.stack([self._cameras.cam2world(name) for name in names]),

@@ -1,11 +1,12 @@
 import subprocess
 import sys
+import warnings
 
 import gymnasium
 import numpy as np
 import pytest
 from lerobot.envs.configs import EnvConfig
-from lerobot.envs.utils import env_to_policy_features, preprocess_observation
+from lerobot.envs.utils import check_env_attributes_and_types, env_to_policy_features, preprocess_observation
 
 from lerobot_env_pixio import TASKS, find_task
 from lerobot_env_pixio.configs import PixioEnvConfig, PixioMetaWorldConfig
@@ -52,6 +53,8 @@ def test_observations_have_the_keys_that_policies_are_built_for(
     vector = config.create_envs(2, use_async_envs=in_processes)["metaworld"][0]
     observation = preprocess_observation(vector.reset(seed=[1, 2])[0])
     features = env_to_policy_features(config)
+    with warnings.catch_warnings(action="error"):
+        check_env_attributes_and_types(vector)  # ends the processes of an environment that lacks one
     described, limit = vector.call("task_description"), vector.call("_max_episode_steps")
     vector.close()
     assert features.keys() - {"action"} == observation.keys()

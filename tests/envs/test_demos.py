@@ -50,7 +50,17 @@ def test_the_data_set_has_what_policies_train_on(folder: Path) -> None:
     assert list(dict.fromkeys(columns["seed"].tolist())) == seeds.draw(seeds.DEMONSTRATION, 3)
     for episode in range(3):
         assert columns["next.success"][columns["episode_index"] == episode].any()
+    assert "observation.environment_state" not in data.features
     assert not list(folder.parent.glob("set.*"))
+
+
+def test_the_whole_state_is_recorded_where_it_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    plain = load(folder)
+    knowing = load(collect_demonstrations(tmp_path / "set", *TASK, **SETTINGS, state=True, workers=1))
+    assert knowing.meta.stats["observation.environment_state"]["mean"].shape == (39,)
+    told = knowing[5]["observation.environment_state"]
+    np.testing.assert_array_equal(told[:3], knowing[5]["observation.state"][:3])  # the hand comes first
+    np.testing.assert_array_equal(plain[5]["observation.state"], knowing[5]["observation.state"])
 
 
 def test_pictures_are_what_a_policy_will_see(folder: Path, reach: ManipulationEnv) -> None:

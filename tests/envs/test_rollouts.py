@@ -190,3 +190,16 @@ def test_a_policy_that_gives_no_actions_is_told(actions: np.ndarray) -> None:
     seen = {0: {"pixels": {"corner2": np.zeros((8, 8, 3), np.uint8)}, "agent_pos": np.zeros(4, np.float32)}}
     with pytest.raises(SettingError, match="The policy gave"):
         decide(lambda _: actions, seen)
+
+
+def test_a_policy_sees_the_whole_state_where_the_environment_gives_it() -> None:
+    asked = []
+
+    def see(observation: dict[str, np.ndarray]) -> np.ndarray:
+        asked.append(observation["environment_state"].shape)
+        return np.zeros((len(observation["agent_pos"]), 4, 4))
+
+    make = partial(make_env, "metaworld", "reach-v3", size=16, state=True, max_episode_steps=4)
+    (record,) = rollout(see, make, seeds=[7])
+    assert asked == [(1, 39)]
+    assert record.settings["state"] is True

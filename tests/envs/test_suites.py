@@ -161,3 +161,40 @@ def test_the_goal_has_to_be_held_in_adroit() -> None:
     simulation.reset(0)
     simulation._env.step = lambda _: (None, 1.0, False, False, {"success": True})
     assert simulation.step(simulation.rest)[1] is False
+
+
+@pytest.mark.parametrize(("suite", "task"), SLOW)
+def test_the_whole_state_is_there_for_those_who_ask_and_for_nobody_else(suite: str, task: str) -> None:
+    env, plain = make_env(suite, task, size=16, state=True), make_env(suite, task, size=16)
+    (first, _), (blind, _) = env.reset(seed=3), plain.reset(seed=3)
+    simulation = env.simulation
+    pushed = np.clip(simulation.rest + simulation.noise, simulation.action_low, simulation.action_high)
+    second, *_ = env.step(pushed.astype(np.float32))
+    other, _ = env.reset(seed=4)
+    again, _ = env.reset(seed=3)
+    env.close()
+    plain.close()
+    assert (first["environment_state"] != second["environment_state"]).any()  # it is of now
+    assert (first["environment_state"] != other["environment_state"]).any()  # and of this scene
+    np.testing.assert_array_equal(first["environment_state"], again["environment_state"])
+    assert env.observation_space.contains(first)
+    assert "environment_state" not in blind
+    assert env.settings == plain.settings | {"state": True}
+    np.testing.assert_array_equal(first["agent_pos"], blind["agent_pos"])
+
+
+def test_meta_worlds_state_tells_the_goal_which_the_library_hides_by_default() -> None:
+    simulation: Any = load_simulation("metaworld")("pick-place-v3")
+    simulation.reset(0)
+    assert simulation.state().shape == (39,)
+    np.testing.assert_allclose(simulation.state()[-3:], simulation._env._target_pos, rtol=1e-6)
+
+
+def test_alohas_state_tells_where_every_object_is() -> None:
+    simulation: Any = load_simulation("aloha")("insertion")
+    simulation.reset(0)
+    state = simulation.state()
+    assert state.shape == (14 + 2 * 7,)
+    np.testing.assert_array_equal(state[:14], simulation.position())
+    for name in ("peg", "socket"):
+        assert any(np.allclose(state[start : start + 3], simulation.data.body(name).xpos) for start in (14, 21))
