@@ -103,5 +103,6 @@ def test_what_cannot_be_measured_is_refused(save_policy: Callable[..., Path], tm
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
 def test_a_compiled_policy_can_be_measured(save_policy: Callable[..., Path]) -> None:
     assert latency.measure(save_policy("pixio_act"), compiled=True, repeats=2).total[0] > 0

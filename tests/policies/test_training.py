@@ -289,7 +289,7 @@ def test_lerobots_commands_train_and_reload_the_policy(
         [
             *common,
             "--policy.type=pixio_act",
-            f"--policy.eyes.encoder={encoder_folder}",
+            f"--policy.encoder={encoder_folder}",
             *small,
             f"--output_dir={first}",
         ],
