@@ -24,17 +24,13 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-import torch
-from gymnasium.vector import SyncVectorEnv
-from lerobot.configs import FeatureType, PolicyFeature
-from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from rich.console import Console
 from rich.table import Table
-from small_policies import small_act
 
 from lerobot_env_pixio import make_env, rollout, seeds
 from lerobot_env_pixio.provenance import package_versions
-from lerobot_policy_pixio.acting import Actor
+
+# PyTorch and LeRobot are imported where they are used: simulator processes import this file.
 
 CAMERA, SIZE = "corner2", 480  # LeRobot's, which cannot be chosen there
 PRESETS = ("fast", "full")
@@ -44,8 +40,10 @@ CONSOLE = Console()
 def main() -> None:
     """Take turns, print the tables and write the figures."""
     options = parse_options()
+    import torch
+    from lerobot.envs.metaworld import MetaworldEnv
+
     torch.set_num_threads(options.threads)
-    from lerobot.envs.metaworld import MetaworldEnv  # after MUJOCO_GL is set, by our package
 
     stock = MetaworldEnv(f"metaworld-{options.task}", camera_name=CAMERA, obs_type="pixels_agent_pos")
     ours = {
@@ -81,7 +79,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--task", default="pick-place-v3", help="of Meta-World")
     parser.add_argument("--steps", type=int, default=20, help="frames per turn")
     parser.add_argument("--episodes", type=int, default=4, help="episodes per turn, all at once")
-    parser.add_argument("--limit", type=int, default=200, help="steps of an episode")
+    parser.add_argument("--limit", type=int, default=100, help="steps of an episode")
     parser.add_argument("--rounds", type=int, default=3, help="turns, after one to warm up")
     parser.add_argument("--threads", type=int, default=1, help="threads of the policy")
     parser.add_argument("--folder", type=Path, default=Path("outputs"), help="for the figures")
@@ -111,6 +109,8 @@ def frames_per_second(env: Any, steps: int) -> float:
 
 def lerobot_episodes_per_minute(env: Any, options: argparse.Namespace) -> float:
     """LeRobot's own evaluation loop."""
+    import torch
+    from gymnasium.vector import SyncVectorEnv
     from lerobot.envs.configs import MetaworldEnv as MetaworldConfig
     from lerobot.envs.factory import make_env_pre_post_processors
     from lerobot.scripts.lerobot_eval import rollout as lerobots
@@ -133,6 +133,8 @@ def lerobot_episodes_per_minute(env: Any, options: argparse.Namespace) -> float:
 
 def our_episodes_per_minute(options: argparse.Namespace) -> float:
     """Our rollouts; starting the simulator's process is part of them."""
+    from lerobot_policy_pixio.acting import Actor
+
     actor = Actor(*make_policy(f"observation.images.{CAMERA}"))
     make = partial(make_env, "metaworld", options.task, cameras=[CAMERA], size=SIZE, max_episode_steps=options.limit)
     scenes = seeds.draw(seeds.DEMONSTRATION, options.episodes)
@@ -143,6 +145,11 @@ def our_episodes_per_minute(options: argparse.Namespace) -> float:
 
 def make_policy(camera: str) -> tuple[Any, Any, Any]:
     """A small ACT with random weights and its processors."""
+    import torch
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+    from small_policies import small_act
+
     config = small_act("shipped:pixio_vitt16")
     config.input_features = {
         "observation.state": PolicyFeature(type=FeatureType.STATE, shape=(4,)),

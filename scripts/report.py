@@ -1,6 +1,5 @@
 """The quickstart's report: one self-contained HTML page, computed from records and logs, never typed."""
 
-import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -8,14 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib as mpl
-
-mpl.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from page import to_base64, to_svg, write_page
 from PIL import Image
 from torch import Tensor
 
@@ -111,7 +106,7 @@ def rates_svg(arms: Sequence[ArmResult]) -> str:
     axis.set_ylim(-0.6, len(arms) - 0.4)
     axis.set_xlabel("success on held-out seeds, %")
     axis.grid(axis="x", alpha=0.3)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def losses_svg(arms: Sequence[ArmResult]) -> str:
@@ -123,7 +118,7 @@ def losses_svg(arms: Sequence[ArmResult]) -> str:
     axis.set(xlabel="training step", ylabel="L1 loss of normalised actions", yscale="log")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def pca_picture(frames: Tensor, encoders: Sequence[Encoder], *, side: int = 128) -> Image.Image:
@@ -168,23 +163,18 @@ def write_report(
         facts: date, machine, duration, command.
         settings: Everything needed to repeat the run.
     """
-    folder = Path(__file__).parent
-    template = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined
-    ).get_template("report.html.jinja")
     buffer = io.BytesIO()
     pca.save(buffer, format="PNG")
-    html = template.render(
+    write_page(
+        path,
+        Path(__file__).with_name("report.html.jinja"),
         title="From rendered pixels to a measured policy",
         tasks=[_task(task) for task in tasks],
-        pca=_base64(buffer.getvalue()),
-        reconstructions=_base64(reconstructions.read_bytes()),
+        pca=to_base64(buffer.getvalue()),
+        reconstructions=to_base64(reconstructions.read_bytes()),
         settings=json.dumps(settings, indent=2, default=str),
         **facts,
     )
-    draft = path.with_suffix(".writing")
-    draft.write_text(html, encoding="utf-8")
-    draft.replace(path)
 
 
 def _task(task: TaskResult) -> dict[str, Any]:
@@ -202,7 +192,9 @@ def _task(task: TaskResult) -> dict[str, Any]:
         "rates_svg": rates_svg(task.arms),
         "loss_svg": losses_svg(task.arms),
         "videos": [
-            {"data": _base64(arm.video), "color": arm.color, "caption": _caption(arm)} for arm in task.arms if arm.video
+            {"data": to_base64(arm.video), "color": arm.color, "caption": _caption(arm)}
+            for arm in task.arms
+            if arm.video
         ],
     }
 
@@ -229,17 +221,3 @@ def _caption(arm: ArmResult) -> str:
 
 def _percent(low: float, high: float) -> str:
     return f"{100 * low:.0f} to {100 * high:.0f} %"
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    for axis in figure.axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(buffer, format="svg", transparent=True)
-    plt.close(figure)
-    return buffer.getvalue().split("?>", 1)[1].split(">", 1)[1]

@@ -1,0 +1,94 @@
+"""Depth and points in files that other programs read: PLY for MeshLab, CloudCompare and Open3D, PNG for depth."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pixio_robot.errors import DataError
+from pixio_robot.geometry.metrics import Maps, as_floats
+
+MILLIMETRES = 1000.0
+FARTHEST = 65.535
+"""Metres; the farthest that 16 bits of millimetres hold."""
+
+_NAMES = {"f": ("float", "<f4"), "u": ("uchar", "u1")}
+
+
+def write_ply(path: str | Path, points: Maps, *, colors: Maps | None = None, confidence: Maps | None = None) -> Path:
+    """Write a cloud as binary PLY 1.0.
+
+    Args:
+        path: The file; it appears whole or not at all.
+        points: [n 3], metres. Points that are not finite are left out.
+        colors: uint8 [n 3], RGB.
+        confidence: [n], written as the property "confidence".
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: Shapes that do not fit together, or no point that is finite.
+    """
+    path, xyz = Path(path), as_floats(points)
+    if xyz.ndim != 2 or xyz.shape[1] != 3:
+        raise DataError(f"Points must be [n 3], not {list(xyz.shape)}.")
+    kept = np.isfinite(xyz).all(axis=1)
+    if not kept.any():
+        raise DataError(f"None of {len(xyz)} points is finite, so there is no cloud to write.")
+    fields = [(axis, "f", xyz[:, number]) for number, axis in enumerate("xyz")]
+    if colors is not None:
+        rgb = _same_length(colors, (len(xyz), 3), "colors")
+        fields += [(name, "u", rgb[:, number]) for number, name in enumerate(("red", "green", "blue"))]
+    if confidence is not None:
+        fields.append(("confidence", "f", _same_length(confidence, (len(xyz),), "confidence")))
+    rows = np.empty(int(kept.sum()), dtype=[(name, _NAMES[kind][1]) for name, kind, _ in fields])
+    for name, _, values in fields:
+        rows[name] = values[kept]
+    properties = "".join(f"property {_NAMES[kind][0]} {name}\n" for name, kind, _ in fields)
+    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(rows)}\n{properties}end_header\n"
+    draft = path.with_name(f"{path.name}.writing")
+    draft.write_bytes(header.encode("ascii") + rows.tobytes())
+    os.replace(draft, path)
+    return path
+
+
+def write_depth_png(path: str | Path, depth: Maps) -> Path:
+    """Write depth [h w] in metres as a 16-bit PNG of millimetres, as ROS, Open3D and most cameras do.
+
+    0 stands for unknown: what is not above 0, not finite, or farther than 65.535 m.
+    """
+    path, metres = Path(path), as_floats(depth)
+    if metres.ndim != 2:
+        raise DataError(f"Depth must be [h w], not {list(metres.shape)}.")
+    with np.errstate(invalid="ignore"):
+        known = (metres > 0) & (metres <= FARTHEST)
+    values = np.where(known, np.round(np.where(known, metres, 0) * MILLIMETRES), 0).astype(np.uint16)
+    draft = path.with_name(f"{path.name}.writing")
+    Image.fromarray(values).save(draft, format="PNG")
+    os.replace(draft, path)
+    return path
+
+
+def read_depth_png(path: str | Path) -> NDArray[np.float32]:
+    """Read what ``write_depth_png`` wrote: float32 [h w] in metres, 0 where unknown.
+
+    Raises:
+        DataError: The file is no 16-bit picture.
+    """
+    with Image.open(path) as picture:
+        values = np.asarray(picture)
+    if values.ndim != 2 or values.dtype.itemsize < 2:
+        raise DataError(f"{path} is no 16-bit depth map: it holds {values.dtype} {list(values.shape)}.")
+    return (values / MILLIMETRES).astype(np.float32)
+
+
+def _same_length(values: Maps, shape: tuple[int, ...], name: str) -> NDArray[Any]:
+    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if array.shape != shape:
+        raise DataError(f"{name} must be {list(shape)}, as there are points, not {list(array.shape)}.")
+    return array

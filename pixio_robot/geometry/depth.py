@@ -1,0 +1,255 @@
+"""Metric depth of one image from the tokens of a frozen encoder."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pixio_robot.encoder import Encoder
+from pixio_robot.errors import CheckpointError, SettingError, UnknownNameError
+from pixio_robot.geometry.cameras import base_rays, check_intrinsics, check_poses, plane_depth
+from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead, LinearHead, Readout, taps_of
+from pixio_robot.geometry.storage import fill, read_folder, write_folder
+from pixio_robot.tokens import Tokens
+
+Coding = Literal["sigmoid", "canonical", "support"]
+"""How the head's number o becomes metres.
+
+"sigmoid"    max_depth * sigmoid(o), as in Pixio's tables: for one camera.
+"canonical"  f / focal * exp(o), f the focal length in pixels: one head for cameras of any focal length, since a thing
+             twice as far through a lens twice as long looks the same.
+"support"    p * exp(o), p the depth at which the pixel's ray meets the table: a calibrated camera's head has to say
+             only what stands on the table or lies beyond it.
+"""
+
+RAY_CHANNELS = 7  # origin, direction, and whether they are known
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DepthSettings:
+    """Settings of a ``DepthModel``.
+
+    Attributes:
+        head: "linear" (last block only), or a key of ``DPT_PRESETS`` (four blocks).
+        coding: How its answer becomes metres, see ``Coding``.
+        max_depth: Metres; the farthest that "sigmoid" can say, and where "support" takes rays to end that miss the
+            table.
+        focal: Pixels; the reference of "canonical".
+        support_height: Metres; height of the table in the base frame, for "support".
+        rays: Tell the head each patch's ray in the base frame. The encoder never sees it, so its pass can be shared.
+        readout: What becomes of the class tokens.
+    """
+
+    head: str = "tiny"
+    coding: Coding = "canonical"
+    max_depth: float = 10.0
+    focal: float = 128.0
+    support_height: float = 0.0
+    rays: bool = False
+    readout: Readout = "mean"
+
+    def __post_init__(self) -> None:
+        if self.head not in ("linear", *DPT_PRESETS):
+            raise UnknownNameError("depth head", self.head, ("linear", *DPT_PRESETS))
+        if self.coding not in get_args(Coding):
+            raise UnknownNameError("coding of depth", self.coding, get_args(Coding))
+        if self.max_depth <= 0 or self.focal <= 0:
+            raise SettingError(f"max_depth={self.max_depth} and focal={self.focal} must be above 0.")
+
+
+class Depth(NamedTuple):
+    """Depth of a batch of images.
+
+    Attributes:
+        depth: Metres along the optical axis, float32 [b h w].
+        confidence: From 1 upwards, float32 [b h w]; only its order means something.
+    """
+
+    depth: Tensor
+    confidence: Tensor
+
+
+class DepthModel(nn.Module):
+    """A frozen encoder and a head that reads metric depth from it.
+
+    Args:
+        encoder: The encoder.
+        settings: The head's; the defaults when absent.
+        encoder_name: What ``load_encoder`` reads to get this encoder; its own name when absent.
+        facts: What is known of the head's training.
+
+    Attributes:
+        taps: The blocks that the head reads, counted from 0.
+        head: What is trained.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        settings: DepthSettings | None = None,
+        *,
+        encoder_name: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.settings = settings = settings or DepthSettings()
+        self.encoder_name = encoder_name or str(encoder.provenance.get("name", ""))
+        self.facts = dict(facts or {})
+        extra, width = RAY_CHANNELS if settings.rays else 0, encoder.spec.width
+        self.head: LinearHead | DPTHead
+        if settings.head == "linear":
+            self.head = LinearHead(width, out_channels=2, readout=settings.readout, extra=extra)
+        else:
+            taps = min(LEVELS, encoder.spec.depth)
+            self.head = DPTHead(width, taps, 2, preset=settings.head, readout=settings.readout, extra=extra)
+        self.taps = taps_of(encoder, self.head.taps)
+
+    def forward(self, images: Tensor, intrinsics: Tensor | None = None, cam2base: Tensor | None = None) -> Depth:
+        """Measure images.
+
+        Args:
+            images: RGB [b 3 h w], uint8 or float in [0, 1].
+            intrinsics: Pinhole matrices [b 3 3] in pixels of these images; "sigmoid" without rays needs none.
+            cam2base: Poses [b 4 4]; "support" needs them, and rays without them are left empty.
+
+        Raises:
+            ImageError: Images that cannot be encoded.
+            DataError: A calibration that cannot be.
+            SettingError: A calibration that is missing.
+        """
+        tokens = self.encoder.intermediate(images, blocks=self.taps)
+        return self.from_tokens(tokens, (images.shape[-2], images.shape[-1]), intrinsics, cam2base)
+
+    def from_tokens(
+        self,
+        tokens: Sequence[Tokens],
+        size: tuple[int, int],
+        intrinsics: Tensor | None = None,
+        cam2base: Tensor | None = None,
+        *,
+        posed: Tensor | None = None,
+    ) -> Depth:
+        """Measure images that were encoded already.
+
+        Args:
+            tokens: Of the blocks ``taps``.
+            size: (height, width) of the images in pixels.
+            intrinsics: As for ``forward``.
+            cam2base: As for ``forward``.
+            posed: Bool [b]: of which images the head is told the pose; of all when absent. Training withholds some, so
+                that one head works with and without.
+
+        Raises:
+            DataError: A calibration that cannot be.
+            SettingError: A calibration that is missing, or tokens of other blocks.
+        """
+        self._check(size, intrinsics, cam2base)
+        extra = self._rays(tokens[0], size, intrinsics, cam2base, posed) if self.settings.rays else None
+        answer = self.head(tokens, size, extra)
+        with torch.autocast(answer.device.type, enabled=False):
+            depth = self._decode(answer[:, 0], size, intrinsics, cam2base)
+            return Depth(depth, 1 + answer[:, 1].exp())
+
+    def start_at(self, depth: float, *, focal: float) -> None:
+        """Let an untrained head say about ``depth`` metres everywhere, so that training need not begin with that.
+
+        Args:
+            depth: Such as the training set's geometric mean.
+            focal: Pixels; a typical focal length there.
+        """
+        share = min(depth / self.settings.max_depth, 0.99)
+        wanted = {
+            "sigmoid": math.log(share / (1 - share)),
+            "canonical": math.log(depth * self.settings.focal / focal),
+            "support": 0.0,  # it begins at the table already
+        }
+        bias = self.head.out.bias
+        assert bias is not None
+        with torch.no_grad():
+            bias[0] = wanted[self.settings.coding]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the head, its settings and its encoder's name and hash; ``load_depth`` reads it."""
+        write_folder(
+            Path(folder),
+            kind="depth",
+            module=self.head,
+            settings=dataclasses.asdict(self.settings),
+            encoder=self.encoder,
+            encoder_name=self.encoder_name,
+            facts=self.facts,
+        )
+
+    def _check(self, size: tuple[int, int], intrinsics: Tensor | None, cam2base: Tensor | None) -> None:
+        coding = self.settings.coding
+        if intrinsics is None and (coding != "sigmoid" or cam2base is not None):
+            raise SettingError(f"Depth coded as {coding!r} needs the intrinsics: pass intrinsics=[b 3 3].")
+        if cam2base is None and coding == "support":
+            raise SettingError("Depth coded as 'support' is measured from the table: pass cam2base=[b 4 4].")
+        if torch.compiler.is_compiling():
+            return
+        if intrinsics is not None:
+            check_intrinsics(intrinsics, size)
+        if cam2base is not None:
+            check_poses(cam2base)
+
+    def _rays(
+        self,
+        tokens: Tokens,
+        size: tuple[int, int],
+        intrinsics: Tensor | None,
+        cam2base: Tensor | None,
+        posed: Tensor | None,
+    ) -> Tensor:
+        empty = tokens.patches.new_zeros(len(tokens.patches), RAY_CHANNELS, *tokens.grid, dtype=torch.float32)
+        if intrinsics is None or cam2base is None:
+            return empty
+        known = torch.ones_like(empty[:, :1])
+        full = torch.cat([base_rays(intrinsics.float(), cam2base.float(), size, tokens.grid), known], dim=1)
+        return full if posed is None else torch.where(posed[:, None, None, None], full, empty)
+
+    def _decode(
+        self, answer: Tensor, size: tuple[int, int], intrinsics: Tensor | None, cam2base: Tensor | None
+    ) -> Tensor:
+        """Turn the head's numbers [b h w] into metres."""
+        settings = self.settings
+        if settings.coding == "sigmoid":
+            return settings.max_depth * answer.sigmoid()
+        assert intrinsics is not None
+        k = intrinsics.float()
+        if settings.coding == "canonical":
+            focal = (k[:, 0, 0] * k[:, 1, 1]).sqrt()
+            return (focal / settings.focal)[:, None, None] * answer.exp()
+        assert cam2base is not None
+        reached = plane_depth(k, cam2base.float(), size, settings.support_height)
+        return reached.clamp(max=settings.max_depth) * answer.exp()
+
+
+def load_depth(
+    folder: str | Path, *, encoder: Encoder | None = None, device: torch.device | str | None = None
+) -> DepthModel:
+    """Load what ``DepthModel.save_pretrained`` wrote, in evaluation mode.
+
+    Args:
+        folder: The folder.
+        encoder: The encoder, if it is in memory already, such as a policy's; loaded by its name when absent.
+        device: Where the model lives; where the encoder does when absent.
+
+    Raises:
+        CheckpointError: Files that are missing or damaged, or another encoder.
+        UnknownNameError: The encoder that it names is not to be found.
+    """
+    stored = read_folder(folder, kind="depth", encoder=encoder)
+    try:
+        settings = DepthSettings(**stored.settings)
+    except TypeError as error:
+        raise CheckpointError(f"{folder} has settings that this version does not know: {error}") from error
+    model = DepthModel(stored.encoder, settings, encoder_name=stored.encoder_name, facts=stored.facts)
+    fill(model.head, stored.state, folder)
+    return model.to(device or next(stored.encoder.parameters()).device).eval()

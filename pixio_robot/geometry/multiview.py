@@ -1,0 +1,252 @@
+"""Several views at once: what is known of the cameras is obeyed, and only what is missing is predicted."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixio_robot.encoder import Encoder
+from pixio_robot.errors import CheckpointError, DataError, SettingError
+from pixio_robot.geometry.cameras import check_intrinsics, check_poses, invert, plane_depth, rays, transform, unproject
+from pixio_robot.geometry.storage import fill, read_folder, write_folder
+from pixio_robot.geometry.trunk import Cameras, MultiViewSettings, Trunk, pinhole
+from pixio_robot.tokens import Tokens
+
+Source = Literal["given", "predicted"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MultiView:
+    """What v views of a scene say. Names and conventions are MapAnything's where they mean the same.
+
+    Attributes:
+        depth_z: Metres along the optical axis [b v h w].
+        points_cam: Each pixel's point in its camera's frame, metres [b v h w 3].
+        points_world: The same in the common frame [b v h w 3]: the base frame if poses were given in it, else that of
+            view 0.
+        rays: Unit directions in the camera's frame [b v h w 3].
+        intrinsics: [b v 3 3].
+        cam2world: [b v 4 4].
+        scale: Mean depth of view 0 where its mask holds, metres [b].
+        confidence: From 1 upwards [b v h w].
+        mask: Probability that a pixel shows something nearer than the horizon [b v h w].
+        source: Of "intrinsics", "cam2world" and "scale": whether it was given, and is returned bit for bit, or
+            predicted. With given poses, the scale follows from them, and counts as given.
+    """
+
+    depth_z: Tensor
+    points_cam: Tensor
+    points_world: Tensor
+    rays: Tensor
+    intrinsics: Tensor
+    cam2world: Tensor
+    scale: Tensor
+    confidence: Tensor
+    mask: Tensor
+    source: Mapping[str, Source]
+
+    def view(self, number: int) -> dict[str, Tensor]:
+        """Everything that is said of one view, without the dimension of views."""
+        fields = (field.name for field in dataclasses.fields(self) if field.name not in ("scale", "source"))
+        return {name: getattr(self, name)[:, number] for name in fields}
+
+
+class MultiViewModel(nn.Module):
+    """A light trunk over the tokens of a frozen encoder, and heads for depth, poses, focal length and scale.
+
+    Trained with calibrations withheld at random, one set of weights works with any part of them. Geometry follows what
+    is given: rays are those of given intrinsics, points are carried by given poses, and given poses are in metres, so
+    that nothing about scale is left to guess.
+
+    Args:
+        encoder: The encoder; stays as it is.
+        settings: The trunk's; the defaults when absent.
+        encoder_name: What ``load_encoder`` reads to get this encoder; its own name when absent.
+        facts: What is known of training.
+
+    Attributes:
+        taps: The encoder's blocks that are read: the last one.
+        trunk: What is trained.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        settings: MultiViewSettings | None = None,
+        *,
+        encoder_name: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.settings = settings or MultiViewSettings()
+        self.encoder_name = encoder_name or str(encoder.provenance.get("name", ""))
+        self.facts = dict(facts or {})
+        self.taps = [encoder.spec.depth - 1]
+        self.trunk = Trunk(encoder.spec.width, self.settings)
+
+    def forward(
+        self,
+        images: Tensor,
+        intrinsics: Tensor | None = None,
+        cam2world: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> MultiView:
+        """Look at scenes.
+
+        Args:
+            images: RGB [b v 3 h w], uint8 or float in [0, 1], at least two views of one size.
+            intrinsics: [b v 3 3] in pixels of these images, if they are known.
+            cam2world: Poses [b v 4 4], metres, in any common frame, if they are known.
+            scale: Mean depth of view 0, metres [b], if that is known and poses are not.
+
+        Raises:
+            ImageError: Images that cannot be encoded.
+            DataError: A single view, or a calibration that cannot be.
+            SettingError: A scale beside poses, which fix it already.
+        """
+        if images.ndim != 5:
+            raise DataError(f"Views must be [b v 3 h w], all of one size, not {list(images.shape)}.")
+        tokens = self.encoder.intermediate(images.flatten(0, 1), blocks=self.taps)[0]
+        size = (images.shape[-2], images.shape[-1])
+        return self.from_tokens(tokens, images.shape[1], size, intrinsics, cam2world, scale)
+
+    def from_tokens(
+        self,
+        tokens: Tokens,
+        views: int,
+        size: tuple[int, int],
+        intrinsics: Tensor | None = None,
+        cam2world: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> MultiView:
+        """Look at scenes that were encoded already.
+
+        Args:
+            tokens: Of the encoder's last block [b*v ...], the views of a scene one after the other.
+            views: v.
+            size: (height, width) of the images in pixels.
+            intrinsics: As for ``forward``.
+            cam2world: As for ``forward``.
+            scale: As for ``forward``.
+
+        Raises:
+            DataError: A single view, or a calibration that cannot be.
+            SettingError: A scale beside poses.
+        """
+        self._check(len(tokens.patches), views, size, intrinsics, cam2world, scale)
+        dense, found, log_scale = self.trunk(tokens, views, size, intrinsics, cam2world)
+        with torch.autocast(dense.device.type, enabled=False):
+            return self._assemble(dense, found, log_scale, size, intrinsics, cam2world, scale)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the trunk, its settings and its encoder's name and hash; ``load_multiview`` reads it."""
+        write_folder(
+            Path(folder),
+            kind="multiview",
+            module=self.trunk,
+            settings=dataclasses.asdict(self.settings),
+            encoder=self.encoder,
+            encoder_name=self.encoder_name,
+            facts=self.facts,
+        )
+
+    def _check(
+        self,
+        images: int,
+        views: int,
+        size: tuple[int, int],
+        intrinsics: Tensor | None,
+        cam2world: Tensor | None,
+        scale: Tensor | None,
+    ) -> None:
+        if views < 2:
+            raise DataError("A single view has no parallax: give at least two, or use a DepthModel.")
+        if cam2world is not None and scale is not None:
+            raise SettingError("Poses are in metres, so they fix the scale: give either cam2world or scale.")
+        batch = images // views
+        for name, value, shape in (
+            ("intrinsics", intrinsics, (batch, views, 3, 3)),
+            ("cam2world", cam2world, (batch, views, 4, 4)),
+            ("scale", scale, (batch,)),
+        ):
+            if value is not None and tuple(value.shape) != shape:
+                raise DataError(f"{name} must be {list(shape)}, as there are images, not {list(value.shape)}.")
+        if intrinsics is not None:
+            check_intrinsics(intrinsics, size)
+        if cam2world is not None:
+            check_poses(cam2world)
+        if scale is not None and not (scale > 0).all():
+            raise DataError("A scale must be above 0 metres.")
+
+    def _assemble(
+        self,
+        dense: Tensor,
+        found: Cameras,
+        log_scale: Tensor,
+        size: tuple[int, int],
+        intrinsics: Tensor | None,
+        cam2world: Tensor | None,
+        scale: Tensor | None,
+    ) -> MultiView:
+        """Put together what was given and what the trunk says [b v 4 h w]."""
+        settings = self.settings
+        source: dict[str, Source] = {
+            "intrinsics": "predicted" if intrinsics is None else "given",
+            "cam2world": "predicted" if cam2world is None else "given",
+            "scale": "predicted" if cam2world is None and scale is None else "given",
+        }
+        k = pinhole(found.log_focal, size) if intrinsics is None else intrinsics
+        mask, confidence = dense[:, :, 2].sigmoid(), 1 + dense[:, :, 3].exp()
+        if cam2world is not None and settings.support_height is not None:
+            table = plane_depth(k.float(), cam2world.float(), size, settings.support_height)
+            depth = table.clamp(max=settings.farthest) * dense[:, :, 1].exp()
+        else:
+            focal = (k[..., 0, 0] * k[..., 1, 1]).sqrt().float()
+            depth = (focal / size[1])[..., None, None] * dense[:, :, 0].exp()
+        mean = (depth[:, 0] * mask[:, 0]).sum(dim=(1, 2)) / mask[:, 0].sum(dim=(1, 2)).clamp(min=1e-6)
+        poses = found.cam2world
+        if cam2world is not None:
+            poses, size_of_scene = cam2world, mean
+        else:
+            size_of_scene = log_scale.exp() if scale is None else scale
+            depth = depth * (size_of_scene / mean)[:, None, None, None]
+            moved = poses[..., :3, 3:] * size_of_scene[:, None, None, None]
+            poses = torch.cat([torch.cat([poses[..., :3, :3], moved], dim=-1), poses[..., 3:, :]], dim=-2)
+        points = unproject(depth, k.float())
+        return MultiView(
+            depth_z=depth,
+            points_cam=points,
+            points_world=transform(poses.float(), points),
+            rays=F.normalize(rays(k.float(), size), dim=-1),
+            intrinsics=k,
+            cam2world=poses,
+            scale=size_of_scene,
+            confidence=confidence,
+            mask=mask,
+            source=source,
+        )
+
+
+def relative_to_first(cam2world: Tensor) -> Tensor:
+    """Carry poses [b v 4 4] into the frame of view 0, in which poses are predicted."""
+    return invert(cam2world[:, :1]) @ cam2world
+
+
+def load_multiview(
+    folder: str | Path, *, encoder: Encoder | None = None, device: torch.device | str | None = None
+) -> MultiViewModel:
+    """Load what ``MultiViewModel.save_pretrained`` wrote, in evaluation mode; arguments, errors as ``load_depth``."""
+    stored = read_folder(folder, kind="multiview", encoder=encoder)
+    try:
+        settings = MultiViewSettings(**stored.settings)
+    except TypeError as error:
+        raise CheckpointError(f"{folder} has settings that this version does not know: {error}") from error
+    model = MultiViewModel(stored.encoder, settings, encoder_name=stored.encoder_name, facts=stored.facts)
+    fill(model.trunk, stored.state, folder)
+    return model.to(device or next(stored.encoder.parameters()).device).eval()

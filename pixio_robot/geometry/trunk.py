@@ -1,0 +1,194 @@
+"""The trunk of the multi-view model: alternating attention over the tokens of all views, and the heads on it."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixio_robot.errors import SettingError
+from pixio_robot.geometry.cameras import base_rays
+from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead
+from pixio_robot.geometry.sweep import plane_sweep, sweep_depths
+from pixio_robot.nn import NORM_EPS, Block, initialize_blocks
+from pixio_robot.tokens import Tokens
+
+_RAYS = 7  # ray of a patch in the common frame: origin, direction, and whether it is known
+_WIDEST = 2.0  # a predicted focal length is image width times exp of -2 to 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MultiViewSettings:
+    """Settings of a ``MultiViewModel``.
+
+    Attributes:
+        width: Of the trunk's tokens.
+        depth: Blocks of the trunk, even: they attend over all views and within each, by turns.
+        heads: Attention heads.
+        head: Preset of the dense head, a key of ``DPT_PRESETS``.
+        bins: Depths of the plane sweep.
+        nearest: Metres; the first of them.
+        farthest: Metres; the last of them, and where rays that miss the table are taken to end.
+        support_height: Metres; height of a table in the base frame. With poses in that frame, depth is then coded as
+            its ratio to the table's, as in ``DepthSettings``; None where there is no table.
+    """
+
+    width: int = 192
+    depth: int = 4
+    heads: int = 6
+    head: str = "tiny"
+    bins: int = 24
+    nearest: float = 0.2
+    farthest: float = 4.0
+    support_height: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.depth < LEVELS - 1 or self.depth % 2:
+            raise SettingError(
+                f"width={self.width}, heads={self.heads}, depth={self.depth}: heads must divide the width, and depth "
+                f"must be even and at least {LEVELS}."
+            )
+        if self.head not in DPT_PRESETS or self.bins < 2 or not 0 < self.nearest < self.farthest:
+            raise SettingError(
+                f"head={self.head!r} must be of {', '.join(DPT_PRESETS)}; bins={self.bins} at least 2; and nearest="
+                f"{self.nearest} above 0 and below farthest={self.farthest}."
+            )
+
+
+class Cameras(NamedTuple):
+    """What the trunk makes of the cameras.
+
+    Attributes:
+        cam2world: Poses in the frame of view 0, in units of the scene's scale [b v 4 4].
+        log_focal: Log of focal length over image width [b v].
+    """
+
+    cam2world: Tensor
+    log_focal: Tensor
+
+
+class Trunk(nn.Module):
+    """Alternating attention over the tokens of all views and of each, and the heads.
+
+    Args:
+        encoder_width: Width of the encoder's tokens.
+        settings: See ``MultiViewSettings``.
+    """
+
+    def __init__(self, encoder_width: int, settings: MultiViewSettings) -> None:
+        super().__init__()
+        d = settings.width
+        self.settings = settings
+        self.embed = nn.Linear(2 * encoder_width, d)
+        self.match = nn.Linear(encoder_width, 32)
+        self.camera_rays, self.world_rays = nn.Linear(4, d), nn.Linear(_RAYS, d)
+        self.swept = nn.Linear(settings.bins, d)
+        self.scale_token = nn.Parameter(0.02 * torch.randn(1, 1, d))
+        self.reference = nn.Parameter(0.02 * torch.randn(2, d))  # view 0, and the others
+        self.blocks = nn.ModuleList(Block(d, settings.heads) for _ in range(settings.depth))
+        self.norm = nn.LayerNorm(d, eps=NORM_EPS)
+        initialize_blocks(self.blocks)
+        self.dense = DPTHead(d, LEVELS, 4, preset=settings.head, readout="none", extra=settings.bins + _RAYS)
+        # Rotation as two axes (arXiv 1812.07035), translation as a share of the scale, focal length.
+        self.pose = nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), nn.Linear(d, 10))
+        self.scale = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, 1))
+        self.register_buffer(
+            "depths", sweep_depths(settings.bins, nearest=settings.nearest, farthest=settings.farthest)
+        )
+
+    def forward(
+        self,
+        tokens: Tokens,
+        views: int,
+        size: tuple[int, int],
+        intrinsics: Tensor | None,
+        cam2world: Tensor | None,
+    ) -> tuple[Tensor, Cameras, Tensor]:
+        """Give dense numbers [b v 4 h w], poses in units of the scale and log focal lengths [b v], log scale [b]."""
+        grid = tokens.grid
+        patches = rearrange(tokens.patches, "(b v) n d -> b v n d", v=views)
+        source = tokens.classes if tokens.classes.shape[1] else tokens.patches
+        summary = rearrange(source.mean(dim=1), "(b v) d -> b v 1 d", v=views).expand_as(patches)
+        world, swept = self._calibrated(patches, grid, size, intrinsics, cam2world)
+        x = self.embed(torch.cat([patches, summary], dim=-1))
+        x = x + self.camera_rays(self._camera(patches, grid, size, intrinsics)) + self.world_rays(world)
+        x = x + self.swept(swept)
+        x = x + self.reference[[0] + [1] * (views - 1)][:, None]
+        levels, scale = [x], self.scale_token.expand(len(x), -1, -1).to(x.dtype)
+        for number, block in enumerate(self.blocks):
+            if number % 2 == 0:
+                mixed = block(torch.cat([scale, rearrange(x, "b v n d -> b (v n) d")], dim=1))
+                scale, x = mixed[:, :1], rearrange(mixed[:, 1:], "b (v n) d -> b v n d", v=views)
+            else:
+                x = rearrange(block(rearrange(x, "b v n d -> (b v) n d")), "(b v) n d -> b v n d", v=views)
+            levels.append(x)
+        count = len(self.blocks)
+        chosen = [0, count // 2 - 1, count // 2 + 1, count]
+        taps = [
+            Tokens(x.new_zeros(len(x) * views, 0, x.shape[-1]), self.norm(levels[level]).flatten(0, 1), grid)
+            for level in chosen
+        ]
+        extra = rearrange(torch.cat([swept, world], dim=-1), "b v (h w) c -> (b v) c h w", h=grid[0])
+        dense = rearrange(self.dense(taps, size, extra), "(b v) c h w -> b v c h w", v=views)
+        with torch.autocast(x.device.type, enabled=False):
+            pooled = self.norm(x.float()).mean(dim=2)
+            found = self._cameras(torch.cat([pooled, pooled[:, :1].expand_as(pooled)], dim=-1))
+            log_scale = self.scale(self.norm(scale.float()))[:, 0, 0]
+        return dense, found, log_scale
+
+    def _camera(
+        self, patches: Tensor, grid: tuple[int, int], size: tuple[int, int], intrinsics: Tensor | None
+    ) -> Tensor:
+        """Each patch's ray in its camera's frame, and whether it is known [b v n 4]."""
+        if intrinsics is None:
+            return patches.new_zeros(*patches.shape[:3], 4)
+        origin = torch.eye(4, device=patches.device).expand(intrinsics[:, :, 0].numel() // 3, 4, 4)
+        found = base_rays(intrinsics.float().flatten(0, 1), origin, size, grid)[:, 3:]
+        found = torch.cat([found, torch.ones_like(found[:, :1])], dim=1)
+        return rearrange(found, "(b v) c h w -> b v (h w) c", v=patches.shape[1])
+
+    def _calibrated(
+        self,
+        patches: Tensor,
+        grid: tuple[int, int],
+        size: tuple[int, int],
+        intrinsics: Tensor | None,
+        cam2world: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Each patch's ray in the common frame [b v n 7], and its plane sweep [b v n bins]; zeros if unknown."""
+        b, v, n, _ = patches.shape
+        if intrinsics is None or cam2world is None:
+            return patches.new_zeros(b, v, n, _RAYS), patches.new_zeros(b, v, n, self.settings.bins)
+        k, poses = intrinsics.float(), cam2world.float()
+        world = base_rays(k.flatten(0, 1), poses.flatten(0, 1), size, grid)
+        world = torch.cat([world, torch.ones_like(world[:, :1])], dim=1)
+        features = F.normalize(self.match(patches).float(), dim=-1)
+        assert isinstance(self.depths, Tensor)
+        swept = plane_sweep(features, grid, k, poses, size, self.depths)
+        return (
+            rearrange(world, "(b v) c h w -> b v (h w) c", v=v),
+            rearrange(swept, "b v k h w -> b v (h w) k"),
+        )
+
+    def _cameras(self, pooled: Tensor) -> Cameras:
+        """Poses [b v 4 4] relative to view 0, which is the identity, and log of focal length over width [b v]."""
+        said = self.pose(pooled)
+        first = F.normalize(said[..., :3] + said.new_tensor([1.0, 0, 0]), dim=-1)
+        second = said[..., 3:6] + said.new_tensor([0, 1.0, 0])
+        second = F.normalize(second - (first * second).sum(dim=-1, keepdim=True) * first, dim=-1)
+        rotation = torch.stack([first, second, torch.linalg.cross(first, second)], dim=-1)
+        poses = torch.cat([rotation, said[..., 6:9, None]], dim=-1)
+        bottom = repeat(said.new_tensor([0, 0, 0, 1.0]), "k -> b v 1 k", b=said.shape[0], v=said.shape[1])
+        poses = torch.cat([poses, bottom], dim=-2)
+        poses = torch.cat([torch.eye(4, device=said.device).expand_as(poses[:, :1]), poses[:, 1:]], dim=1)
+        return Cameras(poses, _WIDEST * said[..., 9].tanh())
+
+
+def pinhole(log_focal: Tensor, size: tuple[int, int]) -> Tensor:
+    """Make intrinsics [b v 3 3] of square pixels and a centred principal point from log(focal length / width)."""
+    focal = size[1] * log_focal.exp()
+    zero, one = torch.zeros_like(focal), torch.ones_like(focal)
+    x, y = one * size[1] / 2, one * size[0] / 2
+    return torch.stack([focal, zero, x, zero, focal, y, zero, zero, one], dim=-1).unflatten(-1, (3, 3))

@@ -1,0 +1,238 @@
+"""One evaluation: an encoder, a data set, a task; what it found, as a record that tables are computed from."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import MISSING
+from PIL import Image
+
+from pixio_pretrain.checkpoint import check_identity
+from pixio_robot.checkpoints import load_encoder
+from pixio_robot.encoder import ENCODERS, Encoder, create_encoder
+from pixio_robot.errors import DataError, SettingError
+from pixio_robot.locks import alone
+
+PACKAGES = ("torch", "torchvision", "transformers", "numpy", "pixio-robot", "pixio-pretrain")
+RANDOM = "random:"
+
+Values = NDArray[np.float64]
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    """One evaluation.
+
+    Attributes:
+        encoder: What ``load_encoder`` reads, or "random:NAME" for a row of ``ENCODERS`` with weights of this seed.
+        data: The data set's folder.
+        folder: Where results go: a folder per task and encoder. An evaluation that was stopped goes on there.
+        seed: Fixes weights, order and chance.
+        precision: "bf16" (autocast; weights stay float32) or "fp32".
+        device: "cpu", "cuda", ...
+        threads: CPU threads of PyTorch; 0 leaves its own choice.
+        workers: Processes that read and cut images; 0 does it in the main one. Changes no result.
+        batch_size: Images of one pass of the encoder where nothing is trained. Changes no result but by rounding.
+        official_counts: Refuse a data set whose parts have other numbers of images than the published ones.
+        task: See ``TASKS``.
+    """
+
+    encoder: str = MISSING
+    data: str = MISSING
+    folder: str = "outputs/eval"
+    seed: int = 0
+    precision: str = "bf16"
+    device: str = "cpu"
+    threads: int = 0
+    workers: int = 0
+    batch_size: int = 64
+    official_counts: bool = True
+    task: Any = MISSING
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("bf16", "fp32"):
+            raise SettingError(f"precision must be bf16 or fp32, not {self.precision!r}.")
+        if self.batch_size < 1 or min(self.threads, self.workers) < 0:
+            raise SettingError("batch_size must be at least 1; threads and workers must not be negative.")
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: By name.
+        images: What metrics are computed from, image by image, by metric: see ``intervals``. A metric that is no sum
+            over images has none, and no interval.
+        data: What the parts of the data set say of themselves.
+        facts: Whatever else the record should say.
+        pictures: Predictions to look at, by file name.
+    """
+
+    metrics: dict[str, float]
+    images: dict[str, Values]
+    data: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, Image.Image] = field(default_factory=dict)
+
+
+class TaskConfig(Protocol):
+    """Settings of a task, which know how to do it."""
+
+    name: str
+
+    @property
+    def title(self) -> str:
+        """Task and data set, as a folder's name."""
+        ...
+
+    def run(self, job: "Job") -> Outcome:
+        """Do it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """An evaluation under way.
+
+    Attributes:
+        config: Its settings.
+        encoder: Frozen.
+        folder: Its own.
+    """
+
+    config: EvalConfig
+    encoder: Encoder
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        """The data set's folder."""
+        return Path(self.config.data).expanduser()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return torch.device(self.config.device)
+
+    def autocast(self) -> torch.autocast:
+        """Half precision where the settings ask for it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def identity(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """What decides the result, by dotted name."""
+        config = self.config
+        flat = {f"task.{key}": value for key, value in asdict(config.task).items()}
+        return flat | {
+            "encoder": self.encoder.fingerprint,
+            "seed": config.seed,
+            "precision": config.precision,
+            "data": dict(data),
+        }
+
+
+def evaluate(config: EvalConfig) -> Path:
+    """Do what the settings say, unless it has been done.
+
+    Args:
+        config: The settings. The evaluation's folder comes to hold ``images.npz``, ``pictures/`` and, at the very end,
+            ``record.json``.
+
+    Returns:
+        The record.
+
+    Raises:
+        PixioRobotError: If encoder, data set or settings cannot be used, or another process is at work there.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    root = Path(config.data).expanduser()
+    if not root.is_dir():
+        raise DataError(f"There is no folder {root.absolute()}; data= is where the data set lies.")
+    encoder = _open_encoder(config)
+    task: TaskConfig = config.task
+    name = config.encoder.removeprefix("shipped:").strip("/").replace("/", "--").replace(":", "-")
+    folder = Path(config.folder).expanduser() / task.title / f"{name[-60:]}-{encoder.fingerprint[:8]}-{config.seed}"
+    job = Job(config=config, encoder=encoder, folder=folder)
+    file = folder / "record.json"
+    settings = job.identity({}) | {"official_counts": config.official_counts, "data": str(root.resolve())}
+    if file.exists():
+        check_identity(read_record(file)["settings"], settings, folder)
+        return file
+    refusal = SettingError(f"Another process evaluates in {folder}. Wait for it, or choose another folder.")
+    with alone(folder / ".lock", refusal):
+        outcome = task.run(job)
+        write_outcome(folder, outcome, _facts(job) | {"settings": settings})
+    return file
+
+
+def _open_encoder(config: EvalConfig) -> Encoder:
+    if not config.encoder.startswith(RANDOM):
+        return load_encoder(config.encoder, device=config.device)
+    name = config.encoder.removeprefix(RANDOM)
+    return create_encoder(name, seed=config.seed).to(config.device)
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    """Whatever a reader needs in order to judge and to repeat a result."""
+    config, encoder = job.config, job.encoder
+    device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else platform.processor()
+    return {
+        "task": config.task.title,
+        "encoder": {
+            "name": config.encoder,
+            "fingerprint": encoder.fingerprint,
+            "licence": encoder.provenance.get("licence", "not stated"),
+            "known_sizes": [name for name, spec in ENCODERS.items() if spec == encoder.spec],
+        },
+        "seed": config.seed,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()} {device}, {os.cpu_count()} cores, {config.precision}".replace("  ", " "),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def write_outcome(folder: Path, outcome: Outcome, facts: Mapping[str, Any]) -> None:
+    """Write values of the images, pictures, and last of all the record; each whole or not at all."""
+    _replace(folder / "images.npz", lambda draft: _save_arrays(draft, outcome.images))
+    for name, picture in outcome.pictures.items():
+        (folder / "pictures").mkdir(exist_ok=True)
+        _replace(folder / "pictures" / name, lambda draft, picture=picture: picture.save(draft, format="png"))
+    record = {**facts, "metrics": outcome.metrics, "data": outcome.data, "facts": outcome.facts}
+    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    _replace(folder / "record.json", lambda draft: draft.write_text(text))
+
+
+def _replace(file: Path, write: Callable[[Path], object]) -> None:
+    draft = file.with_name(f"{file.name}.writing")
+    write(draft)
+    os.replace(draft, file)
+
+
+def _save_arrays(draft: Path, arrays: Mapping[str, Values]) -> None:
+    with draft.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Read a record.
+
+    Raises:
+        DataError: If it is none.
+    """
+    try:
+        record = json.loads(file.read_text())
+        if {"task", "encoder", "metrics", "data", "settings"} <= record.keys():
+            return record
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{file} is no record of an evaluation: {error}") from error
+    raise DataError(f"{file} is no record of an evaluation.")

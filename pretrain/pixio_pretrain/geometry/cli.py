@@ -1,0 +1,227 @@
+"""``python -m pixio_pretrain.geometry``: train geometry on a frozen encoder, measure it on held-out sets.
+
+"depth" trains a head for one view, "views" the trunk for several, which it compares with a depth head on the same
+frames. A killed run goes on where it stopped when the same command is given again.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from pixio_pretrain.geometry.baselines import PixelMean, random_twin, table_plane
+from pixio_pretrain.geometry.evaluation import Measure, evaluate, write_table
+from pixio_pretrain.geometry.fitting import FitConfig, fit
+from pixio_pretrain.geometry.mono import DepthTask
+from pixio_pretrain.geometry.sets import RgbdSet
+from pixio_pretrain.geometry.taps import Taps
+from pixio_pretrain.geometry.views import ViewsTask, evaluate_scenes, measure_views
+from pixio_robot.checkpoints import load_encoder
+from pixio_robot.encoder import Encoder
+from pixio_robot.errors import DataError, PixioRobotError
+from pixio_robot.geometry.depth import Coding, DepthModel, DepthSettings, load_depth
+from pixio_robot.geometry.multiview import MultiViewModel
+from pixio_robot.geometry.trunk import MultiViewSettings
+
+RANDOM = "frozen random encoder"
+
+_CODINGS = get_args(Coding)
+
+
+def train_depth(
+    data: str | Path,
+    folder: str | Path,
+    *,
+    encoder_name: str = "shipped:pixio_vitt16",
+    settings: DepthSettings | None = None,
+    config: FitConfig | None = None,
+    twin: bool = True,
+) -> Path:
+    """Train a depth head, and the same head on random features, and measure both beside all baselines.
+
+    Args:
+        data: A folder as ``scripts/render_rgbd.py`` makes it: "train", and sets in "held_out".
+        folder: Comes to hold "model" (see ``load_depth``), "evaluation.md" and "evaluation.json", and a folder of
+            checkpoints for each head. A killed run goes on where it stopped.
+        encoder_name: What ``load_encoder`` reads.
+        settings: The head's.
+        config: Of training.
+        twin: Whether to train the head on the frozen random encoder, too: what it reaches, the encoder did not give.
+
+    Returns:
+        The folder of the model.
+
+    Raises:
+        DataError: The sets are missing or unfinished.
+        CheckpointError: The folder holds another run.
+        UnknownNameError: No such encoder.
+        SettingError: Settings that cannot be.
+    """
+    data, folder = Path(data).expanduser(), Path(folder).expanduser()
+    settings, config = settings or DepthSettings(), config or FitConfig()
+    train, held_out = RgbdSet.read(data / "train"), read_held_out(data)
+    encoder = load_encoder(encoder_name, device=config.device)
+    mean = PixelMean.fit(train)
+    methods: dict[str, Measure] = {"constant": mean.constant, "pixel mean": mean.pixels, "table plane": table_plane}
+    if twin:
+        random = random_twin(encoder, config.seed).to(config.device)
+        model, _ = _train(random, RANDOM, settings, config, train, folder / "random")
+        methods[f"{settings.head} on {RANDOM}"] = _measure(model, posed=True)
+    model, spent = _train(encoder, encoder_name, settings, config, train, folder / "head")
+    methods[f"{settings.head} on {encoder_name}"] = _measure(model, posed=True)
+    if settings.rays and settings.coding != "support":
+        methods[f"{settings.head} on {encoder_name}, pose withheld"] = _measure(model, posed=False)
+    model.facts = _facts(train, config, spent)
+    model.save_pretrained(folder / "model")
+    write_table(folder, evaluate(held_out, methods), model.facts | {"encoder": encoder.fingerprint})
+    return folder / "model"
+
+
+def train_views(
+    data: str | Path,
+    folder: str | Path,
+    *,
+    encoder_name: str = "shipped:pixio_vitt16",
+    settings: MultiViewSettings | None = None,
+    config: FitConfig | None = None,
+    depth: str | Path | None = None,
+) -> Path:
+    """Train the multi-view model, and measure it beside the table's plane and a depth head with known cameras.
+
+    Args:
+        data: As for ``train_depth``.
+        folder: Comes to hold "model" (see ``load_multiview``), the tables, and a folder of checkpoints.
+        encoder_name: What ``load_encoder`` reads.
+        settings: The trunk's.
+        config: Of training; a sample is a moment, seen by two cameras.
+        depth: Folder of a depth head on the same encoder: what known cameras and one view at a time reach.
+
+    Returns:
+        The folder of the model.
+
+    Raises:
+        DataError: The sets are missing or unfinished, or have one view only.
+        CheckpointError: The folder holds another run, or ``depth`` is on another encoder.
+        UnknownNameError: No such encoder.
+        SettingError: Settings that cannot be.
+    """
+    data, folder = Path(data).expanduser(), Path(folder).expanduser()
+    settings, config = settings or MultiViewSettings(), config or FitConfig()
+    train, held_out = RgbdSet.read(data / "train"), read_held_out(data)
+    encoder = load_encoder(encoder_name, device=config.device)
+    torch.manual_seed(config.seed)
+    model = MultiViewModel(encoder, settings, encoder_name=encoder_name)
+    task = ViewsTask(model, train, Taps(encoder, train, model.taps, precision=config.precision))
+    spent = fit(task, config, folder / "trunk", identity=_identity(encoder, train, trunk=dataclasses.asdict(settings)))
+    model.facts = _facts(train, config, spent)
+    model.save_pretrained(folder / "model")
+    methods: dict[str, Measure] = {"table plane": table_plane}
+    if depth is not None:
+        methods["one view and calibration"] = _measure(load_depth(depth, encoder=encoder), posed=True)
+    methods["two views and calibration"] = measure_views(model, "all")
+    rows, scenes = evaluate(held_out, methods), evaluate_scenes(held_out, model)
+    write_table(folder, rows, model.facts | {"encoder": encoder.fingerprint, "pairs": scenes})
+    return folder / "model"
+
+
+def read_held_out(data: Path) -> dict[str, RgbdSet]:
+    """Read all sets in "held_out", in the order of their names, "all" last.
+
+    Raises:
+        DataError: There is none.
+    """
+    found = sorted((data / "held_out").glob("*"), key=lambda path: (path.name == "all", path.name))
+    if not found:
+        raise DataError(f"{data / 'held_out'} holds no sets to measure on: scripts/render_rgbd.py renders them.")
+    return {path.name: RgbdSet.read(path) for path in found}
+
+
+def _train(
+    encoder: Encoder, name: str, settings: DepthSettings, config: FitConfig, train: RgbdSet, folder: Path
+) -> tuple[DepthModel, float]:
+    torch.manual_seed(config.seed)
+    model = DepthModel(encoder, settings, encoder_name=name)
+    model.start_at(PixelMean.fit(train).overall, focal=float(train.intrinsics[..., 0, 0].median()))
+    task = DepthTask(model, train, Taps(encoder, train, model.taps, precision=config.precision))
+    identity = _identity(encoder, train, head=dataclasses.asdict(settings))
+    return model, fit(task, config, folder, identity=identity)
+
+
+def _identity(encoder: Encoder, train: RgbdSet, **settings: dict[str, Any]) -> dict[str, Any]:
+    """What decides a result, by dotted name, in JSON's types."""
+    parts = settings | {"data": _data(train)}
+    named = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+    return json.loads(json.dumps({"encoder": encoder.fingerprint, **named}))
+
+
+def _facts(train: RgbdSet, config: FitConfig, spent: float) -> dict[str, Any]:
+    """What a model's folder says of its training."""
+    fitted = {"fit": dataclasses.asdict(config), "cpu_s": round(spent), "threads": torch.get_num_threads()}
+    return {"data": _data(train), **fitted}
+
+
+def _data(train: RgbdSet) -> dict[str, Any]:
+    return {key: value for key, value in train.facts.items() if key != "complete"}
+
+
+def _measure(model: DepthModel, *, posed: bool) -> Measure:
+    tasks: dict[Path, DepthTask] = {}  # what the encoder says of a set is asked once
+
+    def measure(frames: RgbdSet, rows: Any) -> torch.Tensor:
+        task = tasks.setdefault(frames.folder, DepthTask(model, frames))
+        return task.predict(rows, posed=posed).depth
+
+    return measure
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Read the command line, train, print the table."""
+    parser = argparse.ArgumentParser(
+        prog="pixio_pretrain.geometry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    style = argparse.ArgumentDefaultsHelpFormatter
+    depth = commands.add_parser("depth", help="a depth head for one view", formatter_class=style)
+    views = commands.add_parser("views", help="the trunk for several views", formatter_class=style)
+    for command in (depth, views):
+        command.add_argument("data", type=Path, help="what scripts/render_rgbd.py made: train/, held_out/*/")
+        command.add_argument("folder", type=Path, help="where checkpoints, model and table go")
+        command.add_argument("--encoder", default="shipped:pixio_vitt16", help="anything that load_encoder reads")
+        command.add_argument("--head", default="tiny", help="DPT head: tiny, base, paper; for depth, linear, too")
+        for field in dataclasses.fields(FitConfig):
+            flag = f"--{field.name.replace('_', '-')}"
+            command.add_argument(flag, type=type(field.default), default=field.default, help=_meaning(field.name))
+    depth.add_argument("--coding", default="canonical", help="what the head's number means: " + ", ".join(_CODINGS))
+    depth.add_argument("--rays", action="store_true", help="tell the head each patch's ray in the base frame")
+    depth.add_argument("--max-depth", type=float, default=4.0, help="metres, for sigmoid and support")
+    depth.add_argument("--no-twin", action="store_true", help="leave the frozen random encoder out of the table")
+    views.add_argument("--support-height", type=float, help="metres; height of a table in the base frame, if any")
+    views.add_argument("--depth", type=Path, help="folder of a depth head to compare with")
+    args = parser.parse_args(words)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        config = FitConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(FitConfig)})
+        shared: dict[str, Any] = {"encoder_name": args.encoder, "config": config}
+        if args.command == "depth":
+            head = DepthSettings(head=args.head, coding=args.coding, rays=args.rays, max_depth=args.max_depth)
+            train_depth(args.data, args.folder, settings=head, twin=not args.no_twin, **shared)
+        else:
+            trunk = MultiViewSettings(head=args.head, support_height=args.support_height)
+            train_views(args.data, args.folder, settings=trunk, depth=args.depth, **shared)
+    except PixioRobotError as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        raise SystemExit(1) from error
+    sys.stdout.write((args.folder / "evaluation.md").read_text())
+
+
+def _meaning(name: str) -> str:
+    """What the docstring of ``FitConfig`` says of a setting, in one line."""
+    text = (FitConfig.__doc__ or "").partition("Attributes:")[2]
+    entry = text.partition(f"\n        {name}: ")[2].partition("\n        ")[0]
+    return " ".join(entry.split())

@@ -1,0 +1,134 @@
+"""How good depth is on held-out sets: errors frame by frame, intervals over scenes, a table with every baseline."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pixio_pretrain.geometry.mono import FARTHEST, NEAREST, is_valid
+from pixio_pretrain.geometry.sets import RgbdSet, Rows
+from pixio_pretrain.probe.resampling import interval, resampled_means
+from pixio_robot.geometry.cameras import transform, unproject
+from pixio_robot.geometry.metrics import depth_errors
+from pixio_robot.geometry.robot_metrics import point_errors
+
+Measure = Callable[[RgbdSet, Rows], Tensor]
+"""Depth [b h w] of some frames of a set, metres."""
+
+SHOWN = ("delta1", "delta1.03", "abs_rel", "rmse", "median_cm", "gripper_median_cm", "object_median_cm")
+"""Columns of the table."""
+
+REGIONS = ("robot", "gripper", "object")
+
+_CHUNK = 64
+
+
+def evaluate(sets: Mapping[str, RgbdSet], methods: Mapping[str, Measure]) -> list[dict[str, Any]]:
+    """Measure every method on every set.
+
+    Args:
+        sets: Held-out sets by name.
+        methods: By name.
+
+    Returns:
+        A row for each of both: "set", "method", "scenes", "metrics", where every metric has its "value", the mean over
+        frames, and the ends "low" and "high" of its 95 % interval over scenes; scenes are drawn alike for all methods,
+        so that differences are paired. "values" holds each metric by scene, None where a scene has none.
+    """
+    rows = []
+    for name, frames in sets.items():
+        for method, measure in methods.items():
+            errors = frame_errors(frames, measure)
+            scenes = frames.scenes(np.arange(len(frames)))
+            values = {metric: _by_scene(numbers, scenes) for metric, numbers in errors.items()}
+            metrics = {
+                metric: dict(
+                    zip(
+                        ("value", "low", "high"),
+                        interval(resampled_means(numbers[np.isfinite(numbers)][None], arm=method, stratum=name)),
+                        strict=True,
+                    )
+                )
+                for metric, numbers in values.items()
+                if np.isfinite(numbers).any()
+            }
+            rows.append(
+                {
+                    "set": name,
+                    "method": method,
+                    "scenes": len(np.unique(scenes)),
+                    "metrics": metrics,
+                    "values": {metric: _listed(numbers) for metric, numbers in values.items()},
+                }
+            )
+    return rows
+
+
+def frame_errors(frames: RgbdSet, measure: Measure) -> dict[str, np.ndarray]:
+    """Measure each frame by itself: those of ``depth_errors``, and centimetres in the base frame, each [n]."""
+    names, parts = frames.parts
+    flat, found = parts.reshape(-1, *frames.size), []
+    for rows in np.array_split(np.arange(len(frames)), -(-len(frames) // _CHUNK)):
+        predicted, truth = measure(frames, rows), frames.depths(rows)
+        errors = depth_errors(predicted, truth, min_depth=NEAREST, max_depth=FARTHEST)
+        intrinsics, cam2world = frames.calibration(rows)
+        clouds = [transform(cam2world, unproject(depth, intrinsics)) for depth in (predicted, truth)]
+        for number in range(len(rows)):
+            row = {metric: values[number] for metric, values in errors.items()}
+            valid = is_valid(truth[number])
+            if valid.any():
+                regions = {part: flat[rows[number]] == names.index(part) for part in REGIONS if part in names}
+                row |= point_errors(clouds[0][number], clouds[1][number], valid, regions=regions)
+            found.append(row)
+    metrics = list(dict.fromkeys(metric for row in found for metric in row))
+    return {metric: np.array([row.get(metric, np.nan) for row in found]) for metric in metrics}
+
+
+def write_table(folder: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
+    """Write ``evaluation.json`` with all that was measured, then ``evaluation.md``, the table; each whole or not."""
+    text = {
+        "evaluation.json": json.dumps({"facts": dict(facts), "rows": list(rows)}, indent=1),
+        "evaluation.md": to_markdown(rows),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, words in text.items():
+        draft = folder / f"{name}.writing"
+        draft.write_text(words + "\n")
+        os.replace(draft, folder / name)
+
+
+def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Draw the table: one block for each set, a line for each method, 95 % intervals over scenes in brackets."""
+    columns = [name for name in SHOWN if any(name in row["metrics"] for row in rows)]
+    lines = []
+    for name in dict.fromkeys(row["set"] for row in rows):
+        mine = [row for row in rows if row["set"] == name]
+        lines += [f"**{name}**, {mine[0]['scenes']} scenes", "", f"| method | {' | '.join(columns)} |"]
+        lines += ["|" + "---|" * (len(columns) + 1)]
+        for row in mine:
+            cells = [_cell(row["metrics"].get(column)) for column in columns]
+            lines.append(f"| {row['method']} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _cell(metric: Mapping[str, float] | None) -> str:
+    return "" if metric is None else f"{metric['value']:.3g} [{metric['low']:.3g}, {metric['high']:.3g}]"
+
+
+def _listed(values: np.ndarray) -> list[float | None]:
+    """In JSON's types, which have no word for NaN."""
+    return [float(value) if np.isfinite(value) else None for value in values]
+
+
+def _by_scene(values: np.ndarray, scenes: np.ndarray) -> np.ndarray:
+    """Mean of each scene's frames; NaN for one without a number."""
+    names, where = np.unique(scenes, return_inverse=True)
+    known = np.isfinite(values)
+    counts = np.bincount(where[known], minlength=len(names))
+    sums = np.bincount(where[known], values[known], minlength=len(names))
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

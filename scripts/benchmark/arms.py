@@ -1,0 +1,123 @@
+"""The arms: what a policy sees through. Any encoder, and four controls that say what an encoder's result is worth."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from transformers import ResNetConfig, ResNetModel
+
+from benchmark.settings import Benchmark
+from pixio_robot import Encoder, load_encoder
+from pixio_robot.foreign import wrap_model
+from pixio_robot.images import normalize
+
+COLORS = ("#1f6feb", "#a475f9", "#d4a72c", "#bf3989", "#0a7ea4", "#6e5494")
+CONTROL_LABELS = {
+    "blind": ("Blind: its own pose only", "#8b949e"),
+    "state": ("Ground-truth state", "#2da44e"),
+    "random": ("Random weights, frozen", "#e36209"),
+    "cnn": ("Small CNN, end to end", "#cf222e"),
+}
+
+CNN = {"embedding_size": 24, "hidden_sizes": [24, 48, 96], "depths": [1, 1, 1], "layer_type": "basic"}
+"""A ResNet of 0.2 million weights. Three stages, so that a picture of 128 pixels ends as a map of 8 x 8."""
+CALIBRATION = 64
+"""Frames of each camera that set the CNN's batch statistics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """What one cell's policy sees through.
+
+    Attributes:
+        encoder: The encoder; None without eyes.
+        source: What ``load_encoder`` reads to get it again.
+        trained: Whether it is trained with the policy, on frames; a frozen one is trained on from its cache.
+        state: Whether the scene's whole state is told.
+    """
+
+    encoder: Encoder | None = None
+    source: str = ""
+    trained: bool = False
+    state: bool = False
+
+
+def label(config: Benchmark, arm: str) -> tuple[str, str]:
+    """An arm's name and colour on the page."""
+    if arm in CONTROL_LABELS:
+        return CONTROL_LABELS[arm]
+    return arm, COLORS[list(config.arms).index(arm) % len(COLORS)]
+
+
+def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[], torch.Tensor], shared: Path) -> Sight:
+    """Give an arm its encoder, making it where it has to be made.
+
+    Args:
+        config: The settings.
+        arm: An encoder's name among them, or a control.
+        seed: Training seed, which random weights are drawn from.
+        frames: Gives some of the task's frames, uint8 [n 3 h w], for the batch statistics of a fresh CNN.
+        shared: The task's own folder, where the encoders that are made for it go.
+
+    Raises:
+        PixioRobotError: Whatever ``load_encoder`` raises.
+    """
+    match arm:
+        case "blind":
+            return Sight()
+        case "state":
+            return Sight(state=True)
+        case "random":
+            first = next(iter(config.arms.values()))
+            place = Path(config.folder) / "encoders" / f"random-{seed}"
+            return _made(place, lambda: redraw(load_encoder(first), seed))
+        case "cnn":
+            made = _made(shared / "encoders" / f"cnn-{seed}", lambda: draw_cnn(seed, frames()))
+            return Sight(encoder=made.encoder, source=made.source, trained=True)
+        case _:
+            return Sight(encoder=load_encoder(config.arms[arm]), source=config.arms[arm])
+
+
+def redraw(encoder: Encoder, seed: int) -> Encoder:
+    """The same architecture with fresh weights, drawn as its own training would begin."""
+    backbone = copy.deepcopy(encoder.backbone)
+    with torch.no_grad():
+        backbone.initialize(torch.Generator().manual_seed(seed))
+    name = f"random weights like {encoder.provenance.get('name', encoder.spec.family)}"
+    return Encoder(encoder.spec, backbone, provenance={"name": name, "weights": f"random, seed {seed}"})
+
+
+def draw_cnn(seed: int, frames: torch.Tensor) -> Encoder:
+    """A small ResNet with fresh weights, its batch statistics those of some frames, uint8 [n 3 h w].
+
+    Policies hold the statistics of batch norm fixed, as LeRobot's ACT does. Those of a fresh network would be 0 and 1
+    whatever it computes, so they are measured once, layer by layer with the weights as drawn, and then kept.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: Any = ResNetModel(ResNetConfig(**CNN))
+    encoder = wrap_model(model, provenance={"name": "small CNN", "weights": f"random, seed {seed}"})
+    norms = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = 1.0  # the statistics of one batch
+    model.train()
+    with torch.no_grad():
+        model(normalize(frames, torch.float32, encoder.backbone.statistics))
+    for norm in norms:
+        norm.momentum = 0.1
+    model.eval()
+    return encoder
+
+
+def _made(place: Path, make: Callable[[], Encoder]) -> Sight:
+    """An encoder of our own making: made once, whoever needs it first."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_name(f".{place.name}.lock")):
+        if not (place / "config.json").is_file():  # which is written last
+            make().save_pretrained(place)
+    return Sight(encoder=load_encoder(place), source=str(place.absolute()))

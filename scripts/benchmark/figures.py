@@ -1,0 +1,67 @@
+"""The page's figures."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from page import to_svg
+
+from benchmark.results import Estimate, Panel
+
+Looks = Mapping[str, tuple[str, str]]
+"""Arm to its label and colour."""
+
+
+def rates_svg(panel: Panel, looks: Looks) -> str:
+    """Every arm's success rate: full dots without a shift, hollow ones with it."""
+    arms = list(panel.cells)
+    figure, axis = plt.subplots(figsize=(8, 0.42 * len(arms) + 0.9))
+    conditions = list(panel.scores)
+    for row, arm in enumerate(reversed(arms)):
+        for number, condition in enumerate(conditions):
+            found = panel.scores[condition][arm].rate
+            height = row + 0.15 - 0.3 * number / max(1, len(conditions) - 1) if len(conditions) > 1 else row
+            _draw(axis, height, found, looks[arm][1], hollow=number > 0)
+    _label(axis, [looks[arm][0] for arm in arms], "success on held-out scenes, %", limits=(-2, 102))
+    return to_svg(figure)
+
+
+def differences_svg(panels: Sequence[Panel], condition: str, arms: tuple[str, str]) -> str:
+    """A forest: the paired difference of two arms on every task."""
+    rows = [(one.name, one.scores[condition][arms[0]].against[arms[1]]) for one in panels]
+    figure, axis = plt.subplots(figsize=(8, 0.34 * len(rows) + 0.9))
+    axis.axvline(0, color="#5b6577", linewidth=1)
+    for row, (_, found) in enumerate(reversed(rows)):
+        _draw(axis, row, found, "#1f6feb", hollow=False)
+    reach = 100 * max(0.2, *(max(abs(found.low), abs(found.high)) for _, found in rows)) + 4
+    title = f"{arms[0]} less {arms[1]}, {condition} scenes, points"
+    _label(axis, [name for name, _ in rows], title, limits=(-reach, reach))
+    return to_svg(figure)
+
+
+def losses_svg(panel: Panel, looks: Looks) -> str:
+    """Training losses of every cell."""
+    figure, axis = plt.subplots(figsize=(8, 3))
+    for arm, cells in panel.cells.items():
+        name, color = looks[arm]
+        for number, one in enumerate(cells):
+            steps, losses = zip(*one.facts["losses"], strict=True)
+            label = None if number else name
+            axis.plot(steps, losses, color=color, label=label, linewidth=1.2, marker="." if len(steps) == 1 else None)
+    axis.set(xlabel="training step", ylabel="training loss", yscale="log")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8)
+    return to_svg(figure)
+
+
+def _draw(axis: Axes, height: float, found: Estimate, color: str, *, hollow: bool) -> None:
+    ends = [100 * found.low, 100 * found.high]
+    axis.plot(ends, [height, height], color=color, linewidth=5, alpha=0.35, solid_capstyle="round")
+    face = "white" if hollow else color
+    axis.plot(100 * found.value, height, "o", color=color, markerfacecolor=face, markersize=7)
+
+
+def _label(axis: Axes, names: Sequence[str], title: str, *, limits: tuple[float, float]) -> None:
+    axis.set_yticks(range(len(names)), reversed(names))
+    axis.set(xlim=limits, ylim=(-0.6, len(names) - 0.4), xlabel=title)
+    axis.grid(axis="x", alpha=0.3)

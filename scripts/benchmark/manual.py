@@ -1,0 +1,40 @@
+"""What ``--help`` says, and how mistakes are answered."""
+
+import inspect
+import re
+import shlex
+import sys
+import textwrap
+from pathlib import Path
+
+from benchmark.settings import Benchmark
+
+TIERS = Path(__file__).parent / "conf" / "tier"
+
+
+def help_text(about: str) -> str:
+    """The help: what the command does, the tiers by their files' second lines, the settings by their docstrings."""
+    tiers = [_entry(path.stem, path.read_text().splitlines()[1].lstrip("# ")) for path in sorted(TIERS.glob("*.yaml"))]
+    attributes = inspect.cleandoc(Benchmark.__doc__ or "").partition("Attributes:\n")[2]
+    settings = [
+        _entry(name, " ".join(text.split()))
+        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE)
+    ]
+    shown = "\nSettings, which a tier's file sets and the command line changes (--cfg job shows the outcome):"
+    return "\n".join([about.strip(), "\nTiers:", *tiers, shown, *settings])
+
+
+def explain(error: Exception) -> str:
+    """A mistake of the command line in one line: what was given, what would be right, the nearest right thing."""
+    from pixio_pretrain.cli import _explain  # loads PyTorch
+
+    return _explain(error)
+
+
+def command() -> str:
+    """What was typed."""
+    return shlex.join(["scripts/run_benchmark.py", *sys.argv[1:]])
+
+
+def _entry(name: str, text: str) -> str:
+    return textwrap.fill(text, 116, initial_indent=f"  {name:<16}", subsequent_indent=" " * 18)

@@ -1,0 +1,189 @@
+"""Filling in one cell: train its policy, then roll out the last weights under every condition."""
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from lerobot.configs import FeatureType
+from lerobot.utils.constants import ACTION, PRETRAINED_MODEL_DIR
+from lerobot.utils.feature_utils import dataset_to_policy_features
+
+from benchmark.acting import open_actor
+from benchmark.arms import CALIBRATION, Sight, open_sight
+from benchmark.cells import Cell, finish
+from benchmark.live_training import decode_frames, train_live
+from benchmark.recipes import configure, soften
+from benchmark.settings import Benchmark
+from benchmark.tasks import check_features, environment, expected_features, open_demonstrations, shared_folder
+from lerobot_env_pixio import EpisodeRecord, read_records, rollout, seeds, write_records
+from lerobot_policy_pixio.acting import Actor
+from lerobot_policy_pixio.cache_folders import cache_path
+from lerobot_policy_pixio.frames import DatasetFrames
+from lerobot_policy_pixio.options import PixioOptions
+from lerobot_policy_pixio.training import train
+from pixio_robot import build_cache
+
+
+@dataclass(kw_only=True)
+class Cost:
+    """CPU seconds by what they went to, of this process and of those it waited for."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """Charge what happens inside to a part."""
+        before = _cpu_seconds()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + _cpu_seconds() - before
+
+
+def fill_cell(cell: Cell, home: Path, *, config: Benchmark) -> None:
+    """Train and measure a cell; what a killed process has done of it is not done again.
+
+    A training goes on from its last checkpoint, and a condition whose records are there is not played again.
+
+    Raises:
+        PixioRobotError: Whatever training and rolling out raise.
+    """
+    taken_up = any(home.glob("run*")) or any(home.glob("records_*"))
+    began, cost = time.monotonic(), Cost()
+    torch.set_num_threads(config.threads)
+    with cost.of("shared"):  # demonstrations, caches and fresh encoders, which the first cell that needs them makes
+        frames = open_demonstrations(config, cell.task)
+        soften(frames.dataset.meta.stats)  # pyright: ignore[reportArgumentType]
+        sight = _open_sight(cell, frames, config)
+        policy = _configure(cell, frames, sight, config)
+    log = _train(cell, home / "run", frames, sight, policy, config, cost)
+    actor = open_actor(cell.policy, home / "run" / "checkpoints" / "last" / PRETRAINED_MODEL_DIR, device=config.device)
+    refuse_misfit(actor, cell, sight, config)
+    for condition, shift in config.conditions.items():
+        with cost.of(f"rollouts, {condition}"):
+            _measure(actor, cell, home, condition, shift, sight, config)
+    facts = {
+        "cell": cell.name,
+        "encoder": sight.encoder.fingerprint if sight.encoder else None,
+        "source": sight.source,
+        "weights": sight.encoder.provenance if sight.encoder else None,
+        "training": asdict(config.training[cell.policy]),
+        "demonstrations": {"frames": len(frames), "episodes": len(frames.episodes), "sha256": frames.fingerprint},
+        "losses": [[int(row["step"]), row["loss"]] for row in log],
+        "trained_parameters": sum(one.numel() for one in actor.policy.parameters() if one.requires_grad),
+        "cpu_seconds": {part: round(spent, 1) for part, spent in cost.seconds.items()},
+        "wall_seconds": round(time.monotonic() - began, 1),
+        "taken_up": taken_up,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}, {config.device}",
+    }
+    finish(home, facts)
+
+
+def refuse_misfit(actor: Actor, cell: Cell, sight: Sight, config: Benchmark) -> None:
+    """Refuse a policy whose cameras, state or actions are not the environment's.
+
+    Raises:
+        UnknownNameError: It looks through a camera that the environment does not have.
+        DataError: Its state or its actions are of another width.
+    """
+    there = expected_features(environment(config, cell.task, state=sight.state)())
+    policy: Any = actor.policy.config
+    wanted = {name: tuple(one.shape) for name, one in {**policy.input_features, **policy.output_features}.items()}
+    given = {name: {"shape": shape} for name, shape in there.items()}
+    check_features(given, wanted, of=f"the environment of {cell.task.name}", arms=["state"])
+
+
+def _open_sight(cell: Cell, frames: DatasetFrames, config: Benchmark) -> Sight:
+    def some_frames() -> torch.Tensor:
+        count = min(CALIBRATION, len(frames))
+        start = (len(frames) - count) // 2
+        return torch.cat([frames.read(camera, start, start + count) for camera in frames.cameras])
+
+    return open_sight(config, cell.arm, cell.seed, frames=some_frames, shared=shared_folder(config, cell.task))
+
+
+def _configure(cell: Cell, frames: DatasetFrames, sight: Sight, config: Benchmark) -> PixioOptions:
+    features = {
+        name: feature
+        for name, feature in dataset_to_policy_features(frames.dataset.features).items()
+        if name != ACTION and (feature.type is not FeatureType.VISUAL or name in frames.cameras)
+    }
+    steps = config.training[cell.policy].steps
+    return configure(cell.policy, sight, features, steps=steps, size=config.size, device=config.device)
+
+
+def _train(
+    cell: Cell,
+    folder: Path,
+    frames: DatasetFrames,
+    sight: Sight,
+    policy: PixioOptions,
+    config: Benchmark,
+    cost: Cost,
+) -> Sequence[dict[str, float]]:
+    """Train, or finish a training; give its log."""
+    settings: dict[str, Any] = asdict(config.training[cell.policy])
+    settings |= {"seed": cell.seed, "save_every": config.save_every, "encoder": sight.encoder}
+    if sight.trained:
+        with cost.of("shared"):
+            pixels = decode_frames(frames, shared_folder(config, cell.task) / "frames")
+        with cost.of("training"):
+            return train_live(policy, frames, pixels, folder, **settings)
+    cache = None
+    if sight.encoder is not None:
+        side = sight.encoder.spec.image_size
+        facts: dict[str, Any] = {"grid": policy.grid, "size": frames.resize_to(side)}
+        cache = cache_path(shared_folder(config, cell.task) / "demonstrations", sight.encoder, **facts)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with cost.of("shared"), FileLock(cache.with_name(f".{cache.name}.queue")):
+            build_cache(cache, sight.encoder, frames, **facts)
+    with cost.of("training"):
+        return train(policy, frames, cache, folder, **settings)[1]
+
+
+def _measure(
+    actor: Actor, cell: Cell, home: Path, condition: str, shift: str | None, sight: Sight, config: Benchmark
+) -> list[EpisodeRecord]:
+    """Play one condition's scenes, unless their records are there."""
+    path = home / f"records_{condition}.jsonl"
+    if path.exists():
+        return read_records(path)
+    torch.manual_seed(cell.seed)  # a diffusion policy draws its noise here
+    records = rollout(
+        actor,
+        environment(config, cell.task, shift=shift, state=sight.state, policy=cell.policy),
+        seeds=seeds.draw(seeds.EVALUATION, config.episodes),
+        workers=config.workers,
+        slots=config.slots,
+        arm=cell.arm,
+        policy_seed=cell.seed,
+        encoder=sight.encoder.fingerprint if sight.encoder else None,
+        videos=config.videos,
+        video_folder=home / "videos" / condition,
+    )
+    draft = path.with_suffix(".writing")
+    draft.unlink(missing_ok=True)
+    write_records(draft, records)
+    draft.replace(path)
+    return records
+
+
+def _cpu_seconds() -> float:
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def filler(config: Benchmark) -> partial[None]:
+    """What ``cells.work`` fills cells in with."""
+    return partial(fill_cell, config=config)

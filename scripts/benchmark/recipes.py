@@ -1,0 +1,68 @@
+"""The policies: how each is set up for an arm."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.utils.constants import OBS_ENV_STATE, OBS_STATE
+from numpy.typing import NDArray
+from small_policies import small_act, small_diffusion
+
+from benchmark.arms import Sight
+from benchmark.configuration_pixio_mlp import PixioMLPConfig
+from benchmark.tasks import HISTORY
+from lerobot_policy_pixio.options import PixioOptions
+
+
+def configure(
+    policy: str, sight: Sight, features: Mapping[str, PolicyFeature], *, steps: int, size: int, device: str
+) -> PixioOptions:
+    """Set a policy up for an arm.
+
+    Args:
+        policy: "act", "diffusion" or "mlp".
+        sight: What the arm sees through.
+        features: The data set's; an arm reads those that are its own.
+        steps: Length of the training.
+        size: Pixels of a side, for an encoder that takes any.
+        device: Where it runs.
+    """
+    if policy == "act":
+        config: Any = small_act(sight.source or None, steps=steps, device=device)
+    elif policy == "diffusion":
+        config = small_diffusion(sight.source, steps=steps, device=device)
+    else:
+        config = PixioMLPConfig(encoder=sight.source, n_obs_steps=HISTORY["mlp"], device=device)
+    changes: dict[str, Any] = {
+        "blind": sight.encoder is None,
+        "input_features": {name: one for name, one in features.items() if _is_read(name, one, sight)},
+        "normalization_mapping": {"ENV": NormalizationMode.MEAN_STD} | config.normalization_mapping,
+    }
+    if sight.trained:
+        changes |= {"train_encoder": "full", "optimizer_lr_encoder": config.optimizer_lr, "image_size": size}
+        changes |= {"patches": "spatial_softmax"}
+    elif sight.encoder is not None:
+        spec = sight.encoder.spec
+        changes |= {"grid": min(config.grid, spec.image_size // spec.patch_size)}  # no finer than its patches
+    if sight.encoder is not None and policy == "mlp":
+        has_classes = sight.encoder.spec.class_tokens > 0
+        changes |= {"classes": "mean", "patches": "none"} if has_classes else {"patches": "average", "grid": 1}
+    return replace(config, **changes)
+
+
+def soften(stats: dict[str, dict[str, NDArray[np.float32]]]) -> None:
+    """Keep numbers of the whole state that hardly vary in the demonstrations from being blown up, in place.
+
+    What moved by less than a centimetre (or a hundredth of a radian) there may move more under a policy, and divided by
+    its tiny deviation it would drown the rest.
+    """
+    if OBS_ENV_STATE in stats:
+        stats[OBS_ENV_STATE]["std"] = np.maximum(stats[OBS_ENV_STATE]["std"], 0.01)
+
+
+def _is_read(name: str, feature: PolicyFeature, sight: Sight) -> bool:
+    if feature.type is FeatureType.VISUAL:
+        return sight.encoder is not None
+    return name == OBS_STATE or (sight.state and name == OBS_ENV_STATE)

@@ -1,0 +1,151 @@
+"""The report of a folder: ``report.html``, one self-contained page, and ``results.md``, its tables."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from page import to_base64, write_page, write_whole
+
+from benchmark.arms import label
+from benchmark.cells import count_done, plan_cells
+from benchmark.figures import Looks, differences_svg, losses_svg, rates_svg
+from benchmark.results import FilledCell, Panel, make_panels
+from benchmark.running import ANSWERS
+from benchmark.settings import CLEAN, CONTROLS, Benchmark
+from benchmark.tables import Grid, arms_grid, cost_grid, overview, score_grids, sentences
+
+METHOD = (
+    "The last weights of every training are measured, never the best of several. All arms play the same held-out "
+    "scenes, and none of them, nor any look of a shifted scene, was there in training. With several training seeds, "
+    "intervals answer for other seeds and other scenes (crossed analysis of variance); with one, for other scenes."
+)
+
+
+def write_report(config: Benchmark, *, command: str) -> Path | None:
+    """Write the report of all cells that are done; give the page, or None if there are none.
+
+    Raises:
+        DataError: A line of some records is no record.
+    """
+    cells, folder = plan_cells(config), Path(config.folder)
+    panels = make_panels(config, cells)
+    if not panels:
+        return None
+    looks = {arm: label(config, arm) for arm in config.arm_names}
+    first = next(iter(config.arms))
+    filled = [one for panel in panels for group in panel.cells.values() for one in group]
+    facts: dict[str, Any] = {
+        "title": f"Benchmark: {config.tier}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": "; ".join(sorted({one.facts["machine"] for one in filled})),
+        "command": command,
+        "note": config.note,
+        "method": METHOD,
+        "warnings": _warnings(config, filled, done=count_done(folder, cells), planned=len(cells)),
+        "overview": overview(panels, looks),
+        "arms": arms_grid(panels, looks),
+        "cost": cost_grid(panels, looks),
+        "versions": _versions(filled),
+    }
+    sections = [
+        {
+            "name": panel.name,
+            "text": panel.task.description,
+            "sentences": sentences(panel, looks, first),
+            "notes": panel.notes,
+            "scenes": panel.scenes,
+            "grids": score_grids(panel, looks, first),
+        }
+        for panel in panels
+    ]
+    pictures = [_pictures(panel, looks) for panel in panels]
+    page = folder / "report.html"
+    write_page(
+        page,
+        Path(__file__).with_name("report.html.jinja"),
+        sections=[section | shown for section, shown in zip(sections, pictures, strict=True)],
+        forests=_forests(panels, config, first),
+        colors=dict(looks.values()),
+        settings=json.dumps(config.identity, indent=2),
+        **facts,
+    )
+    write_whole(folder / "results.md", _markdown(facts, sections))
+    return page
+
+
+def _warnings(config: Benchmark, filled: Sequence[FilledCell], *, done: int, planned: int) -> list[str]:
+    """What a reader has to know before the numbers."""
+    found = [
+        f"The control arm {name!r} is off: nothing says {ANSWERS[name]}." for name in CONTROLS if name in config.without
+    ]
+    if done < planned:
+        found.append(f"Unfinished: {done} of {planned} cells are done.")
+    if len(config.seeds) == 1:
+        found.append("One training seed: no interval here answers for the luck of training.")
+    resumed = sum(bool(one.facts["taken_up"]) for one in filled)
+    if resumed:
+        found.append(f"{resumed} cells were taken up after a kill: what was spent on them before is not in their cost.")
+    return found
+
+
+def _versions(filled: Sequence[FilledCell]) -> list[str]:
+    """Versions of the simulators, from the records; several where cells were filled in with several."""
+    seen = {
+        (record.suite, json.dumps(record.versions, sort_keys=True))
+        for one in filled
+        for records in one.records.values()
+        for record in records
+    }
+    return [
+        f"{suite}: {', '.join(f'{name} {number}' for name, number in json.loads(versions).items())}"
+        for suite, versions in sorted(seen)
+    ]
+
+
+def _forests(panels: Sequence[Panel], config: Benchmark, first: str) -> list[str]:
+    """Paired differences of the first arm to the random one and of the CNN to the first, over tasks."""
+    drawn = []
+    for pair in ((first, "random"), ("cnn", first)):
+        for condition in config.conditions:
+            able = [panel for panel in panels if condition in panel.scores and {*pair} <= panel.cells.keys()]
+            drawn += [differences_svg(able, condition, pair)] if able else []
+    return drawn
+
+
+def _pictures(panel: Panel, looks: Looks) -> dict[str, Any]:
+    """Figures and films of a panel; films are those of the first training seed."""
+    films = [
+        {
+            "data": to_base64(path.read_bytes()),
+            "color": looks[arm][1],
+            "caption": f"{looks[arm][0]}, {condition}: scene {record.env_seed}, "
+            f"{'success' if record.success else 'failure'} after {record.steps} steps",
+        }
+        for arm, cells in panel.cells.items()
+        for condition in panel.scores or [CLEAN]
+        for record in cells[0].records[condition]
+        if record.video and (path := cells[0].home / "videos" / condition / Path(record.video).name).is_file()
+    ]
+    rates = rates_svg(panel, looks) if panel.scores else ""
+    return {"rates_svg": rates, "losses_svg": losses_svg(panel, looks), "films": films}
+
+
+def _markdown(facts: dict[str, Any], sections: Sequence[dict[str, Any]]) -> str:
+    """The tables as Markdown."""
+    grids: list[Grid] = facts["overview"]
+    parts = [f"# {facts['title']}", f"`{facts['command']}`", f"{facts['date']}, {facts['machine']}."]
+    parts += [facts["note"], facts["method"], *(f"- {one}" for one in facts["warnings"])]
+    parts += [grid.markdown for grid in grids]
+    for section in sections:
+        parts += [f"## {section['name']}", f"{section['text']}. {section['scenes']} scenes."]
+        parts += ["\n".join(f"- {one}" for one in [*section["sentences"], *section["notes"]])]
+        parts += [grid.markdown for grid in section["grids"]]
+    parts += [
+        "## Arms, cost, versions",
+        facts["arms"].markdown,
+        facts["cost"].markdown,
+        "\n".join(f"- {one}" for one in facts["versions"]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"

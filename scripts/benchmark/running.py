@@ -1,0 +1,47 @@
+"""One process's share of a benchmark, and the report of all that is there."""
+
+import logging
+
+from benchmark.cells import count_done, plan_cells, work
+from benchmark.settings import CONTROLS, Benchmark, claim
+from lerobot_env_pixio import check_rendering
+
+logger = logging.getLogger(__name__)
+
+ANSWERS = {
+    "blind": "how far the task is solved without seeing",
+    "state": "whether the policy, rather than its eyes, is what fails",
+    "random": "what pre-training buys over the same architecture with random weights",
+    "cnn": "what a small network of the task's own would have done",
+}
+"""What is left open without a control arm."""
+
+
+def run(config: Benchmark, *, command: str) -> None:
+    """Fill in the cells that are not done, then write the report.
+
+    Raises:
+        PixioRobotError: Settings that cannot be run, or another benchmark's folder.
+        SystemExit: Some cells broke.
+    """
+    config.check()
+    for name in CONTROLS:
+        if name in config.without:
+            logger.warning("The control arm %r is off: nothing will say %s.", name, ANSWERS[name])
+    check_rendering()
+    from benchmark.measuring import filler  # takes ten seconds to import
+    from benchmark.reporting import write_report
+    from benchmark.tasks import check_tasks
+
+    check_tasks(config)
+    claim(config)
+    cells = plan_cells(config)
+    worked = work(config.folder, cells, filler(config))
+    page = write_report(config, command=command)
+    print(f"{count_done(config.folder, cells)} of {len(cells)} cells are done. Report: {page}")
+    if worked.elsewhere:
+        print(f"{len(worked.elsewhere)} cells are in other processes' hands; the last of them writes the full report.")
+    for cell, error in worked.failed.items():
+        print(f"{cell.name} broke: {error}")
+    if worked.failed:
+        raise SystemExit(1)

@@ -1,0 +1,228 @@
+"""What a benchmark is made of, and that a folder holds one benchmark only."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from omegaconf import MISSING
+
+from lerobot_env_pixio import Task, find_task
+from lerobot_env_pixio.provenance import package_versions, refuse_other_settings
+from lerobot_env_pixio.shifts import SHIFTS
+from pixio_robot.errors import DataError, SettingError, UnknownNameError
+
+CLEAN = "clean"
+"""The condition without a shift."""
+CONTROLS = ("blind", "state", "random", "cnn")
+POLICIES = ("act", "diffusion", "mlp")
+
+GROWING = ("arms", "tasks", "policies", "seeds", "training", "datasets", "cameras", "versions")
+"""Settings that may gain entries: cells that are there stay what they were."""
+
+
+@dataclass
+class Training:
+    """How long a policy is trained, the same for every arm.
+
+    Attributes:
+        steps: Optimizer steps; the last weights are measured.
+        batch_size: Frames per step.
+    """
+
+    steps: int = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
+class Benchmark:
+    """Every setting of ``scripts/run_benchmark.py``.
+
+    Attributes:
+        tier: Name of the file that the settings come from, for the report.
+        note: A sentence for the head of the report.
+        folder: Where everything goes. Give the same command again to go on after a kill.
+        tasks: SUITE/TASK, such as metaworld/pick-place-v3.
+        policies: Of act, diffusion, mlp.
+        arms: Name to encoder: whatever load_encoder reads, such as shipped:pixio_vitt16 or a folder. The first one is
+            what the others are compared with.
+        without: Control arms to leave out, of blind, state, random, cnn. Each leaves a question open.
+        seeds: Training seeds; two at least for an interval that answers for training.
+        demonstrations: Episodes of the expert per task.
+        datasets: SUITE/TASK to the folder of a LeRobotDataset of yours, where the suite has no expert:
+            '+datasets={adroit/pen: FOLDER}'.
+        training: For each policy, steps and batch_size.
+        episodes: Held-out scenes per condition.
+        shifts: Changes of looks to measure under, beside the clean scenes; never trained on.
+        cameras: SUITE/TASK to cameras, the task's own where it is not named: '+cameras={aloha/insertion: [top]}'.
+        size: Pixels of a side of every picture.
+        slots: Episodes that a policy plays at once.
+        videos: How many first failures, and first successes, are filmed for each condition of a cell.
+        save_every: Steps between checkpoints, where a killed training goes on.
+        workers: Processes for simulation.
+        threads: Threads of PyTorch.
+        device: Where policies train and act.
+        worker: Number of this process, where several share the folder: -m worker=0,1,2,3.
+    """
+
+    tier: str = MISSING
+    note: str = ""
+    folder: str = MISSING
+    tasks: list[str] = MISSING
+    policies: list[str] = MISSING
+    arms: dict[str, str] = MISSING
+    without: list[str] = field(default_factory=list)
+    seeds: list[int] = MISSING
+    demonstrations: int = MISSING
+    datasets: dict[str, str] = field(default_factory=dict)
+    training: dict[str, Training] = MISSING
+    episodes: int = MISSING
+    shifts: list[str] = MISSING
+    cameras: dict[str, list[str]] = field(default_factory=dict)
+    size: int = MISSING
+    slots: int = MISSING
+    videos: int = MISSING
+    save_every: int = MISSING
+    workers: int = 1
+    threads: int = 1
+    device: str = "cpu"
+    worker: int = 0
+
+    @property
+    def conditions(self) -> dict[str, str | None]:
+        """Name of each condition to the shift that ``make_env`` takes."""
+        return {CLEAN: None} | {shift: shift for shift in self.shifts}
+
+    @property
+    def controls(self) -> list[str]:
+        """The control arms that are on."""
+        return [name for name in CONTROLS if name not in self.without]
+
+    @property
+    def arm_names(self) -> list[str]:
+        """All arms: encoders, then controls."""
+        return [*self.arms, *self.controls]
+
+    def find_tasks(self) -> list[Task]:
+        """Look the tasks up."""
+        return [parse_task(name) for name in self.tasks]
+
+    def cameras_of(self, task: Task) -> tuple[str, ...]:
+        """The cameras that a task is looked at through."""
+        named = {task_name(parse_task(name)): tuple(cameras) for name, cameras in self.cameras.items()}
+        return named.get(task_name(task), task.cameras)
+
+    def dataset_of(self, task: Task) -> Path | None:
+        """The user's own demonstrations of a task, if there are any."""
+        named = {task_name(parse_task(name)): Path(folder) for name, folder in self.datasets.items()}
+        return named.get(task_name(task))
+
+    def check(self) -> None:
+        """Refuse what cannot be run, before anything is.
+
+        Raises:
+            UnknownNameError: A suite, task, policy, control or shift that does not exist; carries the nearest name.
+            SettingError: Names given twice, numbers below 1, or entries for what is not run.
+        """
+        for kind, given, known in (
+            ("policy", self.policies, POLICIES),
+            ("control arm", self.without, CONTROLS),
+            ("visual shift", self.shifts, SHIFTS),
+        ):
+            for name in given:
+                if name not in known:
+                    raise UnknownNameError(kind, name, known)
+        full = [task_name(task) for task in self.find_tasks()]
+        for key in ("datasets", "cameras"):
+            for name in getattr(self, key):
+                if task_name(parse_task(name)) not in full:
+                    raise SettingError(f"{key} names {name!r}, which is not among tasks: {', '.join(full)}.")
+        for key, values in (("tasks", full), ("policies", self.policies), ("seeds", self.seeds)):
+            if not values or len(set(values)) < len(values):
+                raise SettingError(f"{key}={list(values)}: name at least one, and none twice.")
+        taken = [name for name in self.arms if name in CONTROLS]
+        if taken or not self.arms:
+            raise SettingError(
+                f"arms={dict(self.arms)}: at least one encoder is needed, under another name than the controls' "
+                f"({', '.join(CONTROLS)})."
+            )
+        absent = [name for name in self.policies if name not in self.training]
+        if absent:
+            raise SettingError(f"training has no entry for the policy {absent[0]!r}: give its steps and batch_size.")
+        numbers = ("demonstrations", "episodes", "size", "slots", "save_every", "workers", "threads")
+        low = [name for name in numbers if getattr(self, name) < 1]
+        low += [f"training.{name}" for name, one in self.training.items() if min(one.steps, one.batch_size) < 1]
+        if low or self.videos < 0:
+            raise SettingError(f"{', '.join(low) or 'videos'}: must be at least {1 if low else 0}.")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides a folder's results; where and how fast they are computed does not."""
+        facts = json.loads(json.dumps(asdict(self)))
+        for key in ("folder", "tier", "note", "videos", "save_every", "workers", "threads", "device", "worker"):
+            del facts[key]
+        for key in ("datasets", "cameras"):
+            facts[key] = {task_name(parse_task(name)): value for name, value in facts[key].items()}
+        facts["tasks"] = [task_name(task) for task in self.find_tasks()]
+        facts["training"] = {name: facts["training"][name] for name in self.policies}
+        facts["versions"] = {task.suite: package_versions(task.suite) for task in self.find_tasks()}
+        return facts
+
+
+def parse_task(name: str) -> Task:
+    """Look up SUITE/TASK.
+
+    Raises:
+        SettingError: It is not of that form.
+        UnknownNameError: No such suite, or no such task in it.
+    """
+    suite, slash, task = name.partition("/")
+    if not slash:
+        raise SettingError(f"{name!r} is no task: write SUITE/TASK, such as metaworld/pick-place-v3.")
+    return find_task(suite, task)
+
+
+def task_name(task: Task) -> str:
+    """SUITE/TASK in full."""
+    return f"{task.suite}/{task.name}"
+
+
+def claim(config: Benchmark) -> None:
+    """Write down what the folder holds, or check that it is the same, or the same and more.
+
+    Raises:
+        DataError: The folder holds a benchmark of other settings; says which.
+    """
+    path = Path(config.folder) / "settings.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(".settings.lock")):
+        wanted = config.identity
+        if path.exists():
+            found = json.loads(path.read_text())
+            refuse_other_settings(path.parent, found=found, wanted=wanted | _unchanged(found, wanted))
+            if next(iter(found["arms"])) != next(iter(wanted["arms"])):
+                raise DataError(
+                    f"{path.parent} compares its arms with {next(iter(found['arms']))!r}; here the first arm is "
+                    f"{next(iter(wanted['arms']))!r}. Name the same one first, or choose another folder."
+                )
+            if found == wanted:
+                return
+        draft = path.with_suffix(".writing")
+        draft.write_text(json.dumps(wanted, indent=2) + "\n")
+        draft.replace(path)
+
+
+def _unchanged(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """Growing settings as they were, where all that was there is still there; a control left out may come back, too."""
+    kept: dict[str, Any] = {}
+    for key in GROWING:
+        there, here = found[key], wanted[key]
+        if isinstance(there, dict):
+            whole = all(here.get(name) == value for name, value in there.items())
+        else:
+            whole = set(there) <= set(here)
+        kept |= {key: there} if whole else {}
+    if set(wanted["without"]) <= set(found["without"]):
+        kept["without"] = found["without"]
+    return kept

@@ -1,0 +1,151 @@
+"""The report's tables and sentences, the same for the page and for Markdown."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmark.figures import Looks
+from benchmark.results import Estimate, Panel
+from benchmark.settings import CLEAN
+
+NONE = "–"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A table of strings."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def percent(found: Estimate | None) -> str:
+    """A rate with its interval."""
+    if found is None:
+        return NONE
+    return f"{100 * found.value:.0f} % ({100 * found.low:.0f} to {100 * found.high:.0f})"
+
+
+def points(found: Estimate | None) -> str:
+    """A difference of rates with its interval."""
+    if found is None:
+        return NONE
+    value, low, high = (round(100 * one) for one in (found.value, found.low, found.high))  # whole, or -0 would show
+    return f"{value:+d} ({low:+d} to {high:+d})"
+
+
+def score_grids(panel: Panel, looks: Looks, first: str) -> list[Grid]:
+    """One table per condition, and one of what is kept under the shifts."""
+    references = [name for name in (first, "random") if name in panel.cells]
+    grids = []
+    for condition, scores in panel.scores.items():
+        rows = [
+            [
+                looks[arm][0],
+                score.counts,
+                score.per_seed,
+                percent(score.rate),
+                *(points(score.against.get(name)) for name in references),
+                *(", ".join(f"{p:.2g}" for p in score.p_values.get(name, [])) or NONE for name in references[-1:]),
+            ]
+            for arm, score in scores.items()
+        ]
+        columns = ["arm", "successes", "by training seed", "rate, 95 %", *(f"less {name}" for name in references)]
+        columns += [f"McNemar p against {name}, by seed" for name in references[-1:]]
+        grids.append(Grid(title=f"{condition.capitalize()} scenes", columns=columns, rows=rows))
+    if panel.kept:
+        rows = [[looks[arm][0], *(percent(panel.kept[shift][arm]) for shift in panel.kept)] for arm in panel.cells]
+        columns = ["arm", *(f"{shift}: share of the clean rate that is kept, 95 %" for shift in panel.kept)]
+        grids.append(Grid(title="Kept under shift", columns=columns, rows=rows))
+    return grids
+
+
+def overview(panels: Sequence[Panel], looks: Looks) -> list[Grid]:
+    """All tasks and arms at a glance: one table per condition."""
+    arms = [arm for arm in looks if any(arm in panel.cells for panel in panels)]
+    conditions = list(dict.fromkeys(name for panel in panels for name in panel.scores))
+    return [
+        Grid(
+            title=f"Success on {condition} scenes, %, with 95 % intervals",
+            columns=["task, policy", *arms],
+            rows=[[panel.name, *(_cell(panel, condition, arm) for arm in arms)] for panel in panels if panel.scores],
+        )
+        for condition in conditions
+    ]
+
+
+def arms_grid(panels: Sequence[Panel], looks: Looks) -> Grid:
+    """What each arm sees through: where its weights come from, and how much of the policy is trained."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for panel in panels:
+        for arm, cells in panel.cells.items():
+            facts = cells[0].facts
+            weights = facts["weights"] or {}
+            rows.setdefault(
+                (panel.policy, arm),
+                [
+                    f"{looks[arm][0]}, {panel.policy}",
+                    str(weights.get("name", NONE)),
+                    ", ".join(dict.fromkeys((one.facts["encoder"] or NONE)[:12] for one in cells)),
+                    str(weights.get("licence", NONE)),
+                    f"{facts['trained_parameters']:,}",
+                ],
+            )
+    columns = ["arm, policy", "encoder", "sha256, by training seed", "licence", "weights that are trained"]
+    return Grid(title="Arms", columns=columns, rows=list(rows.values()))
+
+
+def cost_grid(panels: Sequence[Panel], looks: Looks) -> Grid:
+    """CPU seconds per cell of every arm, the mean over cells, and in total."""
+    filled = [(arm, panel.policy, one) for panel in panels for arm, cells in panel.cells.items() for one in cells]
+    parts = list(dict.fromkeys(part for *_, one in filled for part in one.facts["cpu_seconds"]))
+    rows = []
+    for arm, policy in dict.fromkeys((arm, policy) for arm, policy, _ in filled):
+        costs = [one.facts["cpu_seconds"] for name, kind, one in filled if (name, kind) == (arm, policy)]
+        means = [sum(cost.get(part, 0.0) for cost in costs) / len(costs) for part in parts]
+        total = sum(sum(cost.values()) for cost in costs)
+        rows.append([f"{looks[arm][0]}, {policy}", str(len(costs)), *(f"{mean:.0f}" for mean in means), f"{total:.0f}"])
+    total = sum(sum(one.facts["cpu_seconds"].values()) for *_, one in filled)
+    rows.append(["all", str(len(filled)), *([""] * len(parts)), f"{total:.0f}"])
+    columns = ["arm", "cells", *(f"{part}, per cell" for part in parts), "sum"]
+    return Grid(title="CPU seconds", columns=columns, rows=rows)
+
+
+def sentences(panel: Panel, looks: Looks, first: str) -> list[str]:
+    """What the numbers of a panel allow to be said, and no more."""
+    scores = panel.scores.get(CLEAN, {})
+    said = []
+    if first in scores and "random" in scores[first].against:
+        said.append(_compare(first, looks["random"][0].lower(), scores[first].against["random"], "pre-training"))
+    if "cnn" in scores and first in scores["cnn"].against:
+        against = scores["cnn"].against[first]
+        flipped = Estimate(value=-against.value, low=-against.high, high=-against.low)
+        said.append(_compare(first, "a small CNN trained end to end", flipped, "the frozen encoder"))
+    if "blind" in scores and scores["blind"].rate.low > 0.5:
+        said.append("A blind policy solves most scenes: this task asks little of the eyes.")
+    if "state" in scores and scores["state"].rate.high < 0.9:
+        high = f"{100 * scores['state'].rate.high:.0f} %"
+        said.append(
+            f"Told the whole state, this policy solves at most {high}: what is missing is not in the eyes, "
+            "but in demonstrations, training or policy."
+        )
+    return said
+
+
+def _compare(first: str, other: str, found: Estimate, cause: str) -> str:
+    if found.low > 0:
+        return f"{first} beats {other} by {points(found)} points: {cause} helps here."
+    if found.high < 0:
+        return f"{first} falls behind {other} by {points(found)} points: {cause} hurts here."
+    return f"{first} and {other} cannot be told apart here: {points(found)} points."
+
+
+def _cell(panel: Panel, condition: str, arm: str) -> str:
+    score: Mapping = panel.scores[condition]
+    return percent(score[arm].rate).replace(" %", "") if arm in score else NONE

@@ -1,0 +1,85 @@
+#!/usr/bin/env python
+"""Measure what depth and points cost on top of the encoder pass that a policy needs anyway.
+
+Every round runs the bare pass and every addition once, in turns, so that a busy machine slows all of them alike; the
+table shows the median over rounds of each round's quotient. CPU seconds of this process, or seconds on a GPU.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+
+def main() -> None:
+    """Read the command line, measure, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--encoder", default="pixio_vitb16", help="sizes, a row of ENCODERS; weights do not matter")
+    parser.add_argument("--size", type=int, default=256, help="pixels of a side")
+    parser.add_argument("--rounds", type=int, default=10, help="of each answer")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    args = parser.parse_args()
+
+    import torch
+
+    from pixio_robot import create_encoder
+    from pixio_robot.geometry.cameras import transform, unproject
+    from pixio_robot.geometry.depth import DepthModel, DepthSettings
+    from pixio_robot.geometry.multiview import MultiViewModel
+
+    torch.set_num_threads(args.threads)
+    encoder = create_encoder(args.encoder, seed=0, image_size=args.size).to(args.device)
+    image = torch.randint(0, 256, (1, 3, args.size, args.size), dtype=torch.uint8, device=args.device)
+    k = torch.tensor([[args.size, 0, args.size / 2], [0, args.size, args.size / 2], [0, 0, 1.0]], device=args.device)
+    pose, size = torch.eye(4, device=args.device)[None], (args.size, args.size)
+
+    def answer(head: str) -> Callable[[], object]:
+        model = DepthModel(encoder, DepthSettings(head=head, rays=True)).eval().to(args.device)
+        blocks = sorted({*model.taps, encoder.spec.depth - 1})  # the policy's last block, too
+
+        def run() -> object:
+            tokens = dict(zip(blocks, encoder.intermediate(image, blocks=blocks), strict=True))
+            found = model.from_tokens([tokens[tap] for tap in model.taps], size, k[None], pose)
+            return transform(pose, unproject(found.depth, k[None]))
+
+        return run
+
+    def seconds(run: Callable[[], object]) -> float:
+        if args.device == "cpu":
+            began = time.process_time()
+            run()
+            return time.process_time() - began
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    views = MultiViewModel(encoder).eval().to(args.device)
+    two, k_two, apart = image.repeat(2, 1, 1, 1), k.expand(1, 2, 3, 3), pose.repeat(2, 1, 1)[None].clone()
+    apart[0, 1, 0, 3] = 0.2
+
+    bare, bare_two = "one view, encoder alone", "two views, encoder alone"
+    runs: dict[str, Callable[[], object]] = {bare: lambda: encoder(image)}
+    runs |= {f"one view, depth and points, {head}": answer(head) for head in ("linear", "tiny", "base", "paper")}
+    runs |= {bare_two: lambda: encoder(two), "two views, trunk and tiny heads": lambda: views(two[None], k_two, apart)}
+    with torch.inference_mode():
+        for run in runs.values():
+            run()  # the first call of each allocates
+        rounds = [{name: seconds(run) for name, run in runs.items()} for _ in range(args.rounds)]
+    where = (
+        torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, {args.threads} thread(s)"
+    )
+    print(f"{args.encoder}, {args.size} x {args.size}, batch 1, float32, {where}, torch {torch.__version__}\n")
+    print("| answer | seconds, median | more than the bare pass |\n|---|---|---|")
+    for name in runs:
+        median = statistics.median(row[name] for row in rounds)
+        base = bare_two if name.startswith("two") else bare
+        more = statistics.median(row[name] / row[base] - 1 for row in rounds)
+        print(f"| {name} | {median:.3f} | {more:+.1%} |")
+
+
+if __name__ == "__main__":
+    main()

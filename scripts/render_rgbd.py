@@ -1,0 +1,56 @@
+#!/usr/bin/env python
+"""Render colour and exact depth from several calibrated cameras: a set to train on, and what was held out of it.
+
+FOLDER/train is the training set. FOLDER/held_out/NAME are sets of other scenes, each with one thing more that the
+training set never shows: "seen" nothing more, "scenes" other tasks and other things about, "textures", "lights",
+"cameras" other looks, "all" everything at once. A killed run is taken up where it stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+TRAIN = ("pick-place", "push", "reach", "door-open", "drawer-open", "button-press-topdown", "window-open", "box-close")
+HELD_OUT = ("coffee-button", "faucet-open", "assembly", "shelf-place")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, and tells defaults."""
+
+
+def main() -> None:
+    """Read the command line and render."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    parser.add_argument("folder", type=Path, help="where the sets go")
+    parser.add_argument("--suite", default="metaworld", help="metaworld or aloha")
+    parser.add_argument("--tasks", nargs="+", default=TRAIN, help="tasks to train on")
+    parser.add_argument("--held-out-tasks", nargs="+", default=HELD_OUT, help="tasks of 'scenes' and 'all'")
+    parser.add_argument("--scenes-per-task", type=int, default=40, help="scenes of each task to train on")
+    parser.add_argument("--held-out-scenes", type=int, default=20, help="scenes of each held-out set")
+    parser.add_argument("--moments", type=int, default=3, help="points in time of each scene")
+    parser.add_argument("--cameras", nargs="+", default=["corner2"], help="cameras of the model that look each time")
+    parser.add_argument("--free", type=int, default=2, help="further cameras, anywhere around the table")
+    parser.add_argument("--size", type=int, nargs="+", default=[128], help="pixels of a side, or height and width")
+    parser.add_argument("--first-seed", type=int, default=200_000, help="where this set's scenes begin")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    args = parser.parse_args()
+
+    from lerobot_env_pixio.rgbd import render_rgbd  # after --help; and worker processes import this file
+    from lerobot_env_pixio.rgbd_stage import ASPECTS
+
+    size = args.size[0] if len(args.size) == 1 else tuple(args.size)
+    shared = {"suite": args.suite, "cameras": args.cameras, "free": args.free, "size": size, "workers": args.workers}
+    shared |= {"moments": args.moments}
+    first, count = args.first_seed, args.scenes_per_task
+    print(render_rgbd(args.folder / "train", tasks=args.tasks, scenes_per_task=count, first_seed=first, **shared))
+    first += len(args.tasks) * count
+    for name in ("seen", *ASPECTS, "all"):
+        tasks = args.held_out_tasks if name in ("scenes", "all") else args.tasks
+        held_out = {"seen": (), "all": ASPECTS}.get(name, (name,))
+        count = -(-args.held_out_scenes // len(tasks))
+        where = args.folder / "held_out" / name
+        print(render_rgbd(where, tasks=tasks, scenes_per_task=count, held_out=held_out, first_seed=first, **shared))
+        first += len(tasks) * count
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pixio_robot import Encoder
+from pixio_robot.errors import CheckpointError, DataError, SettingError
+from pixio_robot.geometry.cameras import project, transform, unproject
+from pixio_robot.geometry.depth import load_depth
+from pixio_robot.geometry.multiview import MultiViewModel, load_multiview, relative_to_first
+from pixio_robot.geometry.sweep import plane_sweep, sweep_depths
+from pixio_robot.geometry.trunk import MultiViewSettings
+
+SIZE = (48, 64)
+K = torch.tensor([[70.0, 0, 31], [0, 71, 25], [0, 0, 1]]).expand(2, 3, 3, 3)
+
+
+def poses(seed: int = 0) -> torch.Tensor:
+    """Three cameras that look down on a table from about 0.8 m, two scenes of them [2 3 4 4]."""
+    random = torch.Generator().manual_seed(seed)
+    turn, _ = torch.linalg.qr(torch.eye(3) + 0.05 * torch.randn(2, 3, 3, 3, generator=random))
+    turn = turn * torch.linalg.det(turn)[..., None, None] @ torch.diag(torch.tensor([1.0, -1, -1]))
+    made = torch.eye(4).repeat(2, 3, 1, 1)
+    made[..., :3, :3] = turn
+    made[..., :3, 3] = torch.tensor([0, 0, 0.8]) + 0.1 * torch.randn(2, 3, 3, generator=random)
+    return made
+
+
+@pytest.fixture
+def views() -> torch.Tensor:
+    return torch.rand(2, 3, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def make(encoder: Encoder, **settings: Any) -> MultiViewModel:
+    torch.manual_seed(0)
+    return MultiViewModel(encoder, MultiViewSettings(width=24, heads=2, bins=6, **settings)).eval()
+
+
+GIVEN = {
+    "nothing": {},
+    "intrinsics": {"intrinsics": K},
+    "poses": {"cam2world": poses()},
+    "scale": {"scale": torch.tensor([0.7, 1.3])},
+    "intrinsics and poses": {"intrinsics": K, "cam2world": poses()},
+    "intrinsics and scale": {"intrinsics": K, "scale": torch.tensor([0.7, 1.3])},
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_is_given_comes_back_bit_for_bit_and_the_rest_is_predicted(
+    encoder: Encoder, views: torch.Tensor, name: str
+) -> None:
+    given = GIVEN[name]
+    found = make(encoder)(views, **given)
+    for part in ("intrinsics", "cam2world", "scale"):
+        follows = part == "scale" and "cam2world" in given
+        assert found.source[part] == ("given" if part in given or follows else "predicted")
+        if part in given:
+            assert torch.equal(getattr(found, part), given[part])
+    assert found.depth_z.shape == found.mask.shape == found.confidence.shape == (2, 3, *SIZE)
+    assert found.depth_z.isfinite().all()
+    assert (found.depth_z > 0).all()
+    torch.testing.assert_close(found.points_cam[..., 2], found.depth_z)
+    torch.testing.assert_close(found.points_cam, unproject(found.depth_z, found.intrinsics))
+    torch.testing.assert_close(found.points_world, transform(found.cam2world, found.points_cam))
+    torch.testing.assert_close(found.rays, F.normalize(found.points_cam, dim=-1))
+    mean = (found.depth_z * found.mask)[:, 0].sum(dim=(1, 2)) / found.mask[:, 0].sum(dim=(1, 2))
+    torch.testing.assert_close(found.scale, mean)
+    assert {"depth_z", "rays", "cam2world"} <= set(found.view(1))
+    assert torch.equal(found.view(1)["mask"], found.mask[:, 1])
+
+
+def test_predicted_poses_are_rigid_and_start_at_view_0(encoder: Encoder, views: torch.Tensor) -> None:
+    found = make(encoder)(views).cam2world
+    torch.testing.assert_close(found[:, 0], torch.eye(4).expand(2, 4, 4))
+    rotation = found[..., :3, :3]
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand_as(rotation), atol=1e-5, rtol=0)
+    assert (torch.linalg.det(rotation) > 0).all()
+    torch.testing.assert_close(relative_to_first(poses())[:, 0], torch.eye(4).expand(2, 4, 4), atol=1e-6, rtol=0)
+
+
+def test_views_talk_to_each_other_and_poses_change_what_they_say(encoder: Encoder, views: torch.Tensor) -> None:
+    model, other = make(encoder), views.clone()
+    other[:, 2] = 1 - other[:, 2]
+    assert not torch.allclose(model(views, K).depth_z[:, 0], model(other, K).depth_z[:, 0])
+    here, there = (model(views, K, poses(seed)).depth_z for seed in (0, 1))
+    assert not torch.allclose(here, there)
+
+
+def test_over_a_table_an_untrained_answer_is_near_it(encoder: Encoder, views: torch.Tensor) -> None:
+    model = make(encoder, support_height=0.0)
+    torch.nn.init.zeros_(model.trunk.dense.out.weight)
+    torch.nn.init.zeros_(model.trunk.dense.out.bias)  # pyright: ignore[reportArgumentType]
+    found = model(views, K, poses())
+    torch.testing.assert_close(found.points_world[..., 2], torch.zeros(2, 3, *SIZE), atol=1e-5, rtol=0)
+
+
+def test_every_weight_learns_when_it_is_needed(encoder: Encoder, views: torch.Tensor) -> None:
+    model = make(encoder, support_height=0.0).train()
+    for given in GIVEN.values():
+        found = model(views, **given)
+        (found.points_world.square().mean() + found.mask.mean() + found.confidence.mean()).backward()
+    silent = [name for name, weight in model.trunk.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert silent == []
+    assert all(weight.grad is None for weight in encoder.parameters())
+
+
+def test_a_sweep_agrees_at_the_depth_of_the_surface() -> None:
+    """A table with a smooth pattern, seen by two cameras: the best of the swept depths is the true one."""
+    size = grid = (24, 32)
+    k = torch.tensor([[30.0, 0, 16], [0, 30, 12], [0, 0, 1]]).expand(1, 2, 3, 3)
+    cam2world = torch.diag(torch.tensor([1.0, -1, -1, 1])).repeat(1, 2, 1, 1)
+    cam2world[0, :, :3, 3] = torch.tensor([[0.0, 0, 0.6], [0.15, 0.05, 0.6]])
+    points = transform(cam2world, unproject(torch.full((1, 2, *size), 0.6), k))
+    waves = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)) * 6
+    pattern = torch.cat([(points @ waves).sin(), (points @ waves).cos()], dim=-1)
+    features = F.normalize(pattern, dim=-1).flatten(2, 3)
+    depths = torch.tensor([0.4, 0.5, 0.6, 0.75, 1.0])
+    scores = plane_sweep(features, grid, k, cam2world, size, depths)
+    seen = (scores != 0).all(dim=2)
+    assert seen.float().mean() > 0.4
+    assert (scores.argmax(dim=2)[seen] == 2).float().mean() > 0.97
+    assert scores[:, :, 2][seen].mean() > 0.95
+
+
+def test_swept_depths_are_even_in_disparity() -> None:
+    found = 1 / sweep_depths(5, nearest=0.5, farthest=2)
+    torch.testing.assert_close(found, torch.tensor([2.0, 1.625, 1.25, 0.875, 0.5]))
+
+
+def test_points_project_into_the_views_that_saw_them(encoder: Encoder, views: torch.Tensor) -> None:
+    found = make(encoder)(views, K, poses())
+    pixels, depth = project(found.points_cam, found.intrinsics)
+    torch.testing.assert_close(pixels[0, 1, 7, 9], torch.tensor([9.5, 7.5]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(depth, found.depth_z)
+
+
+def test_a_folder_gives_the_same_model_back(encoder: Encoder, views: torch.Tensor, tmp_path: Path) -> None:
+    encoder.save_pretrained(tmp_path / "encoder")
+    settings = MultiViewSettings(width=24, heads=2, bins=6)
+    model = MultiViewModel(encoder, settings, encoder_name=str(tmp_path / "encoder")).eval()
+    model.save_pretrained(tmp_path / "model")
+    again = load_multiview(tmp_path / "model")
+    torch.testing.assert_close(again(views, K).depth_z, model(views, K).depth_z)
+    with pytest.raises(CheckpointError, match="'multiview', not 'depth'"):
+        load_depth(tmp_path / "model", encoder=encoder)
+
+
+def test_what_cannot_be_is_refused(encoder: Encoder, views: torch.Tensor) -> None:
+    model = make(encoder)
+    with pytest.raises(DataError, match="single view"):
+        model(views[:, :1])
+    with pytest.raises(DataError, match=r"\[b v 3 h w\], all of one size"):
+        model(views[0])
+    with pytest.raises(SettingError, match="fix the scale"):
+        model(views, K, poses(), torch.ones(2))
+    with pytest.raises(DataError, match=r"intrinsics must be \[2, 3, 3, 3\]"):
+        model(views, K[:, :2])
+    with pytest.raises(DataError, match="singular"):
+        model(views, 0 * K)
+    with pytest.raises(DataError, match="no rotation"):
+        model(views, K, poses() * torch.tensor([1.2, 1, 1, 1])[:, None])
+    with pytest.raises(DataError, match="above 0"):
+        model(views, scale=torch.tensor([1.0, -1]))
+    with pytest.raises(SettingError, match="heads must divide"):
+        MultiViewSettings(width=25, heads=2)

@@ -1,0 +1,327 @@
+"""The benchmark's planning, sharing out, resuming and reporting, without a simulator or a training."""
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+
+from benchmark import kept, reporting, results, running
+from benchmark.cells import Cell, cell_folder, count_done, finish, is_done, plan_cells, work
+from benchmark.remembering import EARLIER, RememberingEnv
+from benchmark.settings import Benchmark, Training, claim
+
+from lerobot_env_pixio import EpisodeRecord, make_env, read_records, write_records
+from pixio_robot.errors import DataError, SettingError, UnknownNameError
+
+SCENES = range(1_000_000, 1_000_020)
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., Benchmark]:
+    def make(**changes: Any) -> Benchmark:
+        settings: dict[str, Any] = {
+            "tier": "test",
+            "folder": str(tmp_path / "benchmark"),
+            "tasks": ["metaworld/reach", "aloha/insertion"],
+            "policies": ["act"],
+            "arms": {"pixio": "shipped:pixio_vitt16"},
+            "seeds": [0, 1],
+            "demonstrations": 2,
+            "training": {"act": Training(steps=3, batch_size=4)},
+            "episodes": len(SCENES),
+            "shifts": ["strong"],
+            "size": 32,
+            "slots": 4,
+            "videos": 0,
+            "save_every": 2,
+        }
+        return Benchmark(**(settings | changes))
+
+    return make
+
+
+def fill(config: Benchmark, *, rates: dict[str, float], torn: str = "", broken: str = "") -> list[Cell]:
+    """Fill all cells in as ``measuring`` would: every arm solves the easiest scenes, and half of them when shifted."""
+    cells = plan_cells(config)
+    for cell in cells:
+        home = cell_folder(config.folder, cell)
+        solved = round(rates[cell.arm] * len(SCENES))
+        for condition, count in (("clean", solved), ("strong", solved // 2)):
+            played = [record(cell, scene, scene < SCENES[0] + count) for scene in SCENES]
+            write_records(home / f"records_{condition}.jsonl", played)
+        finish(home, facts(cell))
+    return cells
+
+
+def record(cell: Cell, scene: int, success: bool | None, **changes: Any) -> EpisodeRecord:
+    settings: dict[str, Any] = {"suite": cell.task.suite, "task": cell.task.name, "arm": cell.arm, "encoder": None}
+    settings |= {"env_seed": scene, "policy_seed": cell.seed, "success": success, "total_reward": 1.0, "steps": 9}
+    settings |= {"settings": {}, "versions": {"mujoco": "3.8.1"}} | changes
+    return EpisodeRecord(**settings)
+
+
+def facts(cell: Cell) -> dict[str, Any]:
+    spent = {"shared": 1.0, "training": 2.0, "rollouts, clean": 3.0}
+    known: dict[str, Any] = {"cell": cell.name, "losses": [[1, 2.0], [2, 1.0]], "cpu_seconds": spent}
+    known |= {"weights": {"name": cell.arm}, "encoder": "f00", "trained_parameters": 1234}
+    return known | {"taken_up": False, "machine": "abacus"}
+
+
+RATES = {"pixio": 0.8, "blind": 0.0, "state": 1.0, "random": 0.3, "cnn": 0.6}
+
+
+def test_every_combination_is_a_cell_and_all_arms_come_before_the_next_seed(make_config: Any) -> None:
+    config = make_config(without=["cnn"])
+    cells = plan_cells(config)
+    assert len({cell.name for cell in cells}) == len(cells) == 2 * 1 * 4 * 2
+    assert [cell.seed for cell in cells] == [0] * 8 + [1] * 8
+    assert [cell.arm for cell in cells[:4]] == ["pixio", "blind", "state", "random"]
+    assert cells[0].name == "metaworld-reach-v3/act/pixio-0"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ({"tasks": ["metaworld/raech"]}, "reach-v3"),
+        ({"tasks": ["metawrld/reach"]}, "metaworld"),
+        ({"policies": ["atc"]}, "act"),
+        ({"without": ["blnd"]}, "blind"),
+        ({"shifts": ["strogn"]}, "strong"),
+    ],
+)
+def test_a_typo_is_answered_with_the_nearest_name(make_config: Any, wrong: dict[str, Any], nearest: str) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        make_config(**wrong).check()
+    assert caught.value.nearest == nearest
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tasks": ["reach"]},
+        {"tasks": ["metaworld/reach", "metaworld/reach-v3"]},
+        {"seeds": []},
+        {"arms": {}},
+        {"arms": {"cnn": "shipped:pixio_vitt16"}},
+        {"episodes": 0},
+        {"training": {}},
+        {"training": {"act": Training(steps=0, batch_size=1)}},
+        {"datasets": {"adroit/pen": "somewhere"}},
+    ],
+)
+def test_settings_that_cannot_be_are_refused(make_config: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingError):
+        make_config(**wrong).check()
+
+
+def test_a_folder_takes_more_of_the_same_and_refuses_what_differs_by_name(make_config: Any, tmp_path: Path) -> None:
+    make_config().check()
+    claim(make_config())
+    written = json.loads((tmp_path / "benchmark" / "settings.json").read_text())
+    claim(make_config(workers=2, tasks=["metaworld/reach-v3", "aloha/insertion"]))  # the same
+    assert json.loads((tmp_path / "benchmark" / "settings.json").read_text()) == written
+    with pytest.raises(DataError, match="demonstrations: 2 there, 3 wanted; episodes: 20 there, 7 wanted"):
+        claim(make_config(demonstrations=3, episodes=7))
+    with pytest.raises(DataError, match="arms: "):
+        claim(make_config(arms={"pixio": "another"}))
+    with pytest.raises(DataError, match=r"seeds: \[0, 1\] there, \[0\] wanted"):
+        claim(make_config(seeds=[0]))
+    with pytest.raises(DataError, match="training: "):
+        claim(make_config(training={"act": Training(steps=4, batch_size=4)}))
+    with pytest.raises(DataError, match="the first arm is 'mae'"):
+        claim(make_config(arms={"mae": "there", "pixio": "shipped:pixio_vitt16"}))
+    grown = make_config(arms={"pixio": "shipped:pixio_vitt16", "mae": "there"}, seeds=[0, 1, 2])
+    claim(grown)
+    with pytest.raises(DataError, match="arms: "):
+        claim(make_config())
+
+
+def test_what_is_done_is_not_done_again_and_a_cell_that_breaks_stops_no_other(make_config: Any, tmp_path: Path) -> None:
+    cells = plan_cells(make_config(tasks=["metaworld/reach"], seeds=[0]))
+    filled: list[str] = []
+
+    def fill_one(cell: Cell, home: Path) -> None:
+        filled.append(cell.arm)
+        if cell.arm == "state" and filled.count("state") == 1:
+            raise DataError("no state")
+        finish(home, {})
+
+    logging.disable(logging.ERROR)
+    first = work(tmp_path, cells, fill_one)
+    logging.disable(logging.NOTSET)
+    assert [cell.arm for cell in first.failed] == ["state"]
+    assert first.failed[cells[2]] == "DataError: no state"
+    assert filled == ["pixio", "blind", "state", "random", "cnn"]
+    assert count_done(tmp_path, cells) == 4
+    second = work(tmp_path, cells, fill_one)
+    assert filled[5:] == ["state"]
+    assert not second.failed
+    assert count_done(tmp_path, cells) == 5
+
+
+def test_a_killed_process_leaves_its_cell_to_the_next(make_config: Any, tmp_path: Path) -> None:
+    cells = plan_cells(make_config(tasks=["metaworld/reach"], seeds=[0]))
+    filled: list[str] = []
+
+    def die_at_the_third(cell: Cell, home: Path) -> None:
+        filled.append(cell.arm)
+        if len(filled) == 3:
+            (home / "records_clean.jsonl").touch()
+            raise KeyboardInterrupt
+        finish(home, {})
+
+    with pytest.raises(KeyboardInterrupt):
+        work(tmp_path, cells, die_at_the_third)
+    assert not is_done(tmp_path, cells[2])
+    work(tmp_path, cells, die_at_the_third)
+    assert filled == ["pixio", "blind", "state", "state", "random", "cnn"]
+
+
+def test_a_cell_in_other_hands_is_left_alone(make_config: Any, tmp_path: Path) -> None:
+    cells = plan_cells(make_config(tasks=["metaworld/reach"], seeds=[0]))
+    home = cell_folder(tmp_path, cells[1])
+    home.mkdir(parents=True)
+    with FileLock(home / ".lock"):
+        worked = work(tmp_path, cells, lambda _, home: finish(home, {}))
+    assert worked.elsewhere == [cells[1]]
+    assert count_done(tmp_path, cells) == 4
+    assert not work(tmp_path, cells, lambda _, home: finish(home, {})).elsewhere
+
+
+def test_the_report_says_what_the_records_say(make_config: Any, tmp_path: Path) -> None:
+    config = make_config()
+    fill(config, rates=RATES)
+    page = reporting.write_report(config, command="run it")
+    assert page is not None
+    html, text = page.read_text(), (page.parent / "results.md").read_text()
+    for said in (html, text):
+        assert "32/40" in said  # 0.8 of 20 scenes, two seeds
+        assert "16/20, 16/20" in said
+        assert "+50 (" in said  # pixio less random
+        assert "run it" in said
+        assert "mujoco 3.8.1" in said
+    assert "pixio beats random weights, frozen by +50" in text
+    assert "50 % (" in text  # kept under shift
+    assert "<svg" in html
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", html), "the page must need no other file"
+    (panel, _) = results.make_panels(config, plan_cells(config))
+    clean = panel.scores["clean"]
+    assert clean["pixio"].rate.value == pytest.approx(0.8)
+    assert clean["cnn"].against["pixio"].value == pytest.approx(-0.2)
+    assert clean["pixio"].against.keys() == {"random"}
+    assert len(clean["pixio"].p_values["random"]) == 2
+
+
+def test_an_unfinished_benchmark_is_reported_as_such(make_config: Any) -> None:
+    config = make_config()
+    assert reporting.write_report(config, command="") is None
+    cells = fill(config, rates=RATES)
+    for cell in cells[1:]:
+        (cell_folder(config.folder, cell) / "cell.json").unlink()
+    page = reporting.write_report(config, command="")
+    assert page is not None
+    text = (page.parent / "results.md").read_text()
+    assert "Unfinished: 1 of 20 cells are done." in text
+    assert "16/20" in text
+    assert "aloha" not in text.split("## metaworld")[1]
+
+
+def test_a_control_that_is_off_is_missed_aloud(make_config: Any, monkeypatch: Any, caplog: Any) -> None:
+    config = make_config(without=["random"])
+    fill(config, rates=RATES)
+    page = reporting.write_report(config, command="")
+    assert page is not None
+    assert "nothing says what pre-training buys" in page.read_text()
+    monkeypatch.setattr(running, "check_rendering", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        running.run(config, command="")
+    assert "'random' is off" in caplog.text
+
+
+def rewrite(path: Path, change: Callable[[EpisodeRecord], EpisodeRecord]) -> None:
+    records = read_records(path)
+    path.unlink()
+    write_records(path, [change(one) for one in records])
+
+
+def test_a_broken_scene_is_left_out_of_every_arm(make_config: Any) -> None:
+    config = make_config(tasks=["metaworld/reach"])
+    cells = fill(config, rates=RATES)
+
+    def break_first(one: EpisodeRecord) -> EpisodeRecord:
+        if one.env_seed != SCENES[0]:
+            return one
+        return record(cells[3], one.env_seed, None, error="Traceback\nBrokenJoint: snap")
+
+    rewrite(cell_folder(config.folder, cells[3]) / "records_strong.jsonl", break_first)
+    (panel,) = results.make_panels(config, cells)
+    assert panel.scenes == 19
+    assert {score.successes.shape for scores in panel.scores.values() for score in scores.values()} == {(2, 19)}
+    assert panel.scores["clean"]["pixio"].counts == "30/38"
+    assert panel.notes == [
+        "1 episodes broke off in the simulator, which is nobody's failure; their 1 scenes are left out everywhere. "
+        "The first said: BrokenJoint: snap"
+    ]
+
+
+def test_a_record_file_with_a_torn_last_line_costs_one_scene_everywhere(make_config: Any) -> None:
+    config = make_config(tasks=["metaworld/reach"])
+    cells = fill(config, rates=RATES)
+    path = cell_folder(config.folder, cells[0]) / "records_clean.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    (panel,) = results.make_panels(config, cells)
+    assert panel.scenes == 19
+    assert panel.notes == ["1 scenes are missing from some cell's records and left out everywhere."]
+    path.write_text("nonsense\n" + path.read_text())
+    with pytest.raises(DataError, match="line 1 is no episode record"):
+        results.make_panels(config, cells)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "scenes", "rate", "share"), [(3, 50, 0.7, 0.6), (1, 50, 0.8, 0.5), (5, 40, 0.5, 0.9)]
+)
+def test_the_interval_of_the_share_that_is_kept_covers_the_truth(
+    seeds: int, scenes: int, rate: float, share: float
+) -> None:
+    """300 studies; one whose seeds are all equally good, as the variance then is known to be of chance alone."""
+    random, covered, told = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        luck = random.random((seeds, scenes))
+        found = kept.share_kept(luck < rate, luck < rate * share)
+        if found is not None:
+            told += 1
+            covered += found[1] <= share <= found[2]
+    assert told >= 290
+    assert 0.92 <= covered / told <= 1.0
+
+
+def test_a_share_without_successes_cannot_be_told_and_one_without_change_is_not_certain() -> None:
+    none, some = np.zeros((2, 10), bool), np.arange(20).reshape(2, 10) % 2 == 0
+    assert kept.share_kept(none, some) is None
+    found = kept.share_kept(some, some)
+    assert found is not None
+    assert found[0] == 1.0
+    assert found[1] < 0.8
+    assert found[2] > 1.2
+
+
+def test_an_environment_with_a_memory_shows_the_last_frames_and_forgets_at_the_reset() -> None:
+    env: Any = RememberingEnv(make_env("metaworld", "reach", size=24, cameras=["corner2"]), steps=3)
+    seen = [env.reset(seed=1)[0], *(env.step(np.ones(4, np.float32))[0] for _ in range(3))]
+    present = [one["pixels"]["corner2"] for one in seen]
+    for now, expected in ((0, (0, 0)), (1, (0, 0)), (2, (0, 1)), (3, (1, 2))):
+        for place, past in enumerate(expected):
+            np.testing.assert_array_equal(seen[now][f"{EARLIER}corner2"][place], present[past])
+    again, _ = env.reset(seed=1)
+    np.testing.assert_array_equal(again[f"{EARLIER}corner2"], np.stack([present[0]] * 2))
+    assert env.settings["history"] == 3
+    env.close()

@@ -1,0 +1,272 @@
+"""What the benchmark trains: every arm under every policy, on a data set of random walks, without a simulator."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lerobot.configs.video import RGBEncoderConfig
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.utils.feature_utils import dataset_to_policy_features
+from safetensors.torch import load_file
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+
+from benchmark.acting import HistoryActor, open_actor
+from benchmark.arms import Sight, draw_cnn, open_sight, redraw
+from benchmark.configuration_pixio_mlp import PixioMLPConfig
+from benchmark.live_training import LiveDemonstrations, decode_frames, train_live
+from benchmark.recipes import configure, soften
+from benchmark.remembering import EARLIER
+from benchmark.settings import Benchmark
+from benchmark.tasks import check_features
+
+from lerobot_policy_pixio.acting import Actor
+from lerobot_policy_pixio.demonstrations import Demonstrations
+from lerobot_policy_pixio.frames import DatasetFrames
+from lerobot_policy_pixio.training import make_policy, make_processors, train
+from pixio_robot import build_cache, create_encoder
+from pixio_robot.errors import DataError, UnknownNameError
+
+SIDE, STATE = 64, 7
+CAMERA = "observation.images.top"
+MODEL = Path("checkpoints", "last", "pretrained_model")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> DatasetFrames:
+    """Three walks of 9 steps; what the whole state tells last hardly varies."""
+    root = tmp_path_factory.mktemp("data") / "walks"
+    image = {"dtype": "video", "shape": (SIDE, SIDE, 3), "names": ["height", "width", "channels"]}
+    vector = {"dtype": "float32", "shape": (3,), "names": None}
+    features = {"observation.state": vector, "action": vector, CAMERA: image}
+    features["observation.environment_state"] = {"dtype": "float32", "shape": (STATE,), "names": None}
+    dataset = LeRobotDataset.create(
+        "local/walks", fps=10, features=features, root=root, rgb_encoder=RGBEncoderConfig(vcodec="h264")
+    )
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        for _ in range(9):
+            whole = random.normal(0, [1] * (STATE - 1) + [1e-5]).astype(np.float32)
+            picture = random.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+            told = {"observation.environment_state": whole, "observation.state": whole[:3], "action": whole[3:6]}
+            dataset.add_frame({**told, CAMERA: picture, "task": "walk"})
+        dataset.save_episode()
+    dataset.finalize()
+    opened = DatasetFrames(root)
+    soften(opened.dataset.meta.stats)  # type: ignore[arg-type]
+    return opened
+
+
+@pytest.fixture(scope="module")
+def pixio(tmp_path_factory: pytest.TempPathFactory) -> Sight:
+    folder = tmp_path_factory.mktemp("encoders") / "tiny"
+    create_encoder("pixio_vitt16", seed=0, width=32, depth=2, heads=2, image_size=SIDE).save_pretrained(folder)
+    return open_sight(config({"pixio": str(folder)}, folder), "pixio", 0, frames=lambda: torch.empty(0), shared=folder)
+
+
+def config(arms: dict[str, str], folder: Path) -> Benchmark:
+    return Benchmark(folder=str(folder / "benchmark"), arms=arms)
+
+
+def settings(policy: str, sight: Sight, frames: DatasetFrames) -> Any:
+    features = dataset_to_policy_features(frames.dataset.features)
+    del features["action"]
+    return configure(policy, sight, features, steps=4, size=SIDE, device="cpu")
+
+
+def observe(frames: DatasetFrames, rows: list[int]) -> dict[str, Any]:
+    """What a ``RememberingEnv`` shows at some frames, none of them among the first two of an episode."""
+    pictures = frames.read(CAMERA, 0, len(frames)).permute(0, 2, 3, 1).numpy()
+    table: Any = frames.dataset.hf_dataset.with_format("numpy")[:]
+    return {
+        "pixels": {"top": pictures[rows]},
+        f"{EARLIER}top": np.stack([pictures[row - 2 : row] for row in rows]),
+        "agent_pos": np.stack(list(table["observation.state"]))[rows],
+        "environment_state": np.stack(list(table["observation.environment_state"]))[rows],
+    }
+
+
+@pytest.mark.parametrize("policy", ["act", "diffusion", "mlp"])
+def test_every_arm_reads_what_is_its_own_and_acts(
+    policy: str, frames: DatasetFrames, pixio: Sight, tmp_path: Path
+) -> None:
+    whole, eyes = "observation.environment_state", CAMERA
+    for name, sight, read in (
+        ("pixio", pixio, {eyes}),
+        ("blind", Sight(), set()),
+        ("state", Sight(state=True), {whole}),
+    ):
+        chosen, cache = settings(policy, sight, frames), None
+        assert set(chosen.input_features) == {"observation.state", *read}
+        if sight.encoder is not None:
+            cache = tmp_path / "cache"
+            build_cache(cache, sight.encoder, frames, grid=chosen.grid)
+        train(chosen, frames, cache, tmp_path / name, steps=2, batch_size=4, encoder=sight.encoder)
+        actor = open_actor(policy, tmp_path / name / MODEL, device="cpu")
+        seen = observe(frames, [4, 20])
+        if policy != "mlp":
+            del seen[f"{EARLIER}top"]
+        torch.manual_seed(0)
+        actions = actor(seen)
+        assert actions.shape == (2, 1 if policy == "mlp" else 8, 3)
+        torch.manual_seed(0)
+        changed = actor(seen | {"environment_state": seen["environment_state"] + 1})
+        assert (actions != changed).any() == (name == "state")
+        torch.manual_seed(0)
+        dark = actor(seen | {"pixels": {"top": np.zeros_like(seen["pixels"]["top"])}})
+        assert (actions != dark).any() == (name == "pixio")
+
+
+def test_a_policy_of_three_frames_acts_as_it_was_trained_and_encodes_no_frame_twice(
+    frames: DatasetFrames, pixio: Sight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings("mlp", pixio, frames)
+    assert (chosen.classes, chosen.patches) == ("mean", "none")
+    assert pixio.encoder is not None
+    build_cache(tmp_path / "cache", pixio.encoder, frames, grid=chosen.grid)
+    facts: dict[str, Any] = {"steps": 3, "batch_size": 8, "encoder": pixio.encoder}
+    policy, _ = train(chosen, frames, tmp_path / "cache", tmp_path / "run", **facts)
+    actor: Any = open_actor("mlp", tmp_path / "run" / MODEL, device="cpu")
+    assert isinstance(actor, HistoryActor)
+    demonstrations = Demonstrations(frames, policy, make_processors(policy, frames)[0], tmp_path / "cache")
+    with torch.no_grad():
+        trained = policy.predict_action_chunk(demonstrations.gather(torch.tensor([4, 20]))).numpy()
+    encoded: list[int] = []
+    encode = actor.policy.eyes.encode
+
+    def count(views: list[Any]) -> Any:
+        encoded.extend(len(view) for view in views if torch.is_tensor(view))
+        return encode(views)
+
+    monkeypatch.setattr(actor.policy.eyes, "encode", count)
+    np.testing.assert_allclose(actor(observe(frames, [4, 20])), trained, atol=2e-3)  # the cache holds half precision
+    assert encoded == [6]
+    actor(observe(frames, [5, 21]))
+    assert encoded == [6, 2]
+
+
+def test_lerobots_own_evaluation_can_drive_the_three_frame_policy(frames: DatasetFrames, pixio: Sight) -> None:
+    policy: Any = make_policy(settings("mlp", pixio, frames), frames, seed=0, encoder=pixio.encoder).eval()
+    pictures = frames.read(CAMERA, 0, 4)
+    state = torch.randn(4, 3)
+    told = [{"observation.state": state[row : row + 1], CAMERA: pictures[row : row + 1]} for row in range(4)]
+    acted = [policy.select_action(one) for one in told]
+    for now, past in ((0, [0, 0, 0]), (1, [0, 0, 1]), (3, [1, 2, 3])):
+        whole = {"observation.state": state[past][None], CAMERA: pictures[past][None]}
+        torch.testing.assert_close(policy.predict_action_chunk(whole)[:, 0], acted[now])
+    policy.reset()
+    torch.testing.assert_close(policy.select_action(told[0]), acted[0])
+
+
+@pytest.mark.parametrize("policy", ["act", "mlp"])
+def test_the_cnn_learns_from_decoded_frames_and_a_killed_training_ends_the_same(
+    policy: str, frames: DatasetFrames, tmp_path: Path
+) -> None:
+    sight = open_sight(config({}, tmp_path), "cnn", 3, frames=lambda: frames.read(CAMERA, 0, 16), shared=tmp_path)
+    assert sight.trained
+    chosen, pixels = settings(policy, sight, frames), decode_frames(frames, tmp_path / "frames")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "frames").iterdir()}
+    facts: dict[str, Any] = {"steps": 4, "batch_size": 4, "seed": 3, "save_every": 2, "encoder": sight.encoder}
+    whole = train_live(chosen, frames, pixels, tmp_path / "whole", **facts)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "frames").iterdir()} == before
+
+    train_live(chosen, frames, pixels, tmp_path / "killed", **facts)
+    shutil.rmtree(max((tmp_path / "killed" / "checkpoints").glob("[0-9]*")))  # as if killed after the second step
+    again = train_live(chosen, frames, decode_frames(frames, tmp_path / "frames"), tmp_path / "killed", **facts)
+    assert again[-1]["loss"] == whole[-1]["loss"]
+    one, two = (load_file(tmp_path / name / MODEL / "model.safetensors") for name in ("whole", "killed"))
+    assert any(name.startswith("eyes.encoder") for name in one)
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, two[name], rtol=0, atol=0)
+    assert sight.encoder is not None
+    fresh = {f"eyes.encoder.{name}": weight for name, weight in sight.encoder.state_dict().items()}
+    assert any((one[name] != weight).any() for name, weight in fresh.items() if "convolution.weight" in name)
+    actor: Actor = open_actor(policy, tmp_path / "whole" / MODEL, device="cpu")
+    seen = observe(frames, [4])
+    if policy != "mlp":
+        del seen[f"{EARLIER}top"]
+    assert np.isfinite(actor(seen)).all()
+
+
+def test_live_batches_show_the_frames_of_their_rows(frames: DatasetFrames, tmp_path: Path) -> None:
+    sight = open_sight(config({}, tmp_path), "cnn", 0, frames=lambda: frames.read(CAMERA, 0, 16), shared=tmp_path)
+    policy = make_policy(settings("mlp", sight, frames), frames, seed=0, encoder=sight.encoder)
+    pixels = decode_frames(frames, tmp_path / "frames")
+    live = LiveDemonstrations(frames, policy, make_processors(policy, frames)[0], pixels)
+    batch = live.gather(torch.tensor([9, 13]))  # the second episode's first frame, and its fifth
+    stored = frames.read(CAMERA, 0, len(frames))
+    torch.testing.assert_close(batch[CAMERA], stored[torch.tensor([[9, 9, 9], [11, 12, 13]])])
+
+
+def test_a_fresh_cnn_follows_its_seed_and_its_statistics_are_those_of_the_frames() -> None:
+    random = torch.randint(0, 256, (24, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    first, again, other = draw_cnn(0, random), draw_cnn(0, random), draw_cnn(1, random)
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    means = {name: value for name, value in first.backbone.state_dict().items() if name.endswith("running_mean")}
+    assert means
+    assert all((value != 0).any() for value in means.values())
+
+
+def test_random_weights_are_of_the_same_sizes_and_follow_the_seed(pixio: Sight) -> None:
+    assert pixio.encoder is not None
+    first, again, other = redraw(pixio.encoder, 1), redraw(pixio.encoder, 1), redraw(pixio.encoder, 2)
+    assert first.spec == pixio.encoder.spec
+    assert first.fingerprint == again.fingerprint
+    assert len({first.fingerprint, other.fingerprint, pixio.encoder.fingerprint}) == 3
+    assert not any(parameter.requires_grad for parameter in first.parameters())
+
+
+def test_what_hardly_varies_is_not_blown_up(frames: DatasetFrames) -> None:
+    stats: Any = frames.dataset.meta.stats
+    deviations = stats["observation.environment_state"]["std"]
+    assert deviations[-1] == 0.01
+    assert (deviations[:-1] > 0.5).all()
+
+
+def test_a_data_set_of_another_robot_is_refused_with_what_differs(frames: DatasetFrames) -> None:
+    there = frames.dataset.features
+    fits = {CAMERA: (16, 16, 3), "observation.state": (3,), "action": (3,), "observation.environment_state": (STATE,)}
+    check_features(there, fits, of="walks", arms=["state"])  # pictures of any size
+    with pytest.raises(DataError, match=r"'action' of shape \[3\]; the environment's is \[4\]"):
+        check_features(there, fits | {"action": (4,)}, of="walks", arms=[])
+    with pytest.raises(UnknownNameError) as caught:
+        check_features(there, fits | {"observation.images.topp": (16, 16, 3)}, of="walks", arms=[])
+    assert caught.value.nearest == CAMERA
+    without = {name: one for name, one in there.items() if "environment" not in name}
+    check_features(without, fits, of="walks", arms=["blind"])
+    with pytest.raises(DataError, match=r"without=\[state\]"):
+        check_features(without, fits, of="walks", arms=["state"])
+
+
+def test_the_mean_of_class_tokens_is_read_where_there_are_some_and_patches_where_not(
+    frames: DatasetFrames, pixio: Sight
+) -> None:
+    for sight in (pixio, replace(pixio, encoder=draw_cnn(0, frames.read(CAMERA, 0, 8)))):
+        policy: Any = make_policy(settings("mlp", sight, frames), frames, seed=0, encoder=sight.encoder).eval()
+        assert isinstance(policy.config, PixioMLPConfig)
+        pictures = frames.read(CAMERA, 0, 3)
+        assert sight.encoder is not None
+        tokens = sight.encoder(policy.eyes.resize(pictures))
+        feature = (tokens.classes if tokens.classes.shape[1] else tokens.patches).mean(dim=1)
+        read: list[torch.Tensor] = []
+        policy.network.register_forward_pre_hook(lambda _, given, read=read: read.append(given[0]))
+        policy.predict_action_chunk({"observation.state": torch.ones(1, 3, 3), CAMERA: pictures[None]})
+        expected = torch.cat([torch.ones(3), feature[1] - feature[0], feature[2] - feature[1], feature[2]])
+        torch.testing.assert_close(read[0][0], expected, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,228 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from pixio_pretrain.geometry import fitting
+from pixio_pretrain.geometry.baselines import PixelMean, random_twin, table_plane
+from pixio_pretrain.geometry.cli import main, train_depth
+from pixio_pretrain.geometry.evaluation import evaluate, to_markdown
+from pixio_pretrain.geometry.fitting import FitConfig, batch_of
+from pixio_pretrain.geometry.losses import beyond, confidence_loss, gradient_matching, log_warp, robust, silog
+from pixio_pretrain.geometry.sets import RgbdSet
+from pixio_pretrain.geometry.taps import Taps
+from pixio_robot import create_encoder
+from pixio_robot.errors import CheckpointError, DataError
+from pixio_robot.geometry.cameras import plane_depth
+from pixio_robot.geometry.depth import DepthSettings, load_depth
+
+SIDE, VIEWS, SCENES, MOMENTS = 32, 2, 12, 2
+FIT = FitConfig(steps=12, batch_size=8, lr=3e-3, precision="fp32", checkpoint_every=4, log_every=4)
+
+
+def write_set(folder: Path, seed: int) -> None:
+    """Cameras look down on a table with a box on it; the higher something is, the brighter."""
+    random, rows = np.random.default_rng(seed), SCENES * MOMENTS
+    heights = random.uniform(0.5, 1.5, size=(rows, VIEWS))
+    k = np.tile(np.array([[30.0, 0, SIDE / 2], [0, 30, SIDE / 2], [0, 0, 1]]), (rows, VIEWS, 1, 1))
+    poses = np.tile(np.diag([1.0, -1, -1, 1]), (rows, VIEWS, 1, 1))
+    poses[..., 2, 3] = heights
+    depth = np.broadcast_to(heights[..., None, None], (rows, VIEWS, SIDE, SIDE)).copy()
+    body = np.zeros(depth.shape, np.int16)
+    for row in range(rows):
+        top, left = random.integers(0, SIDE - 12, size=2)
+        depth[row, :, top : top + 12, left : left + 12] -= 0.3
+        body[row, :, top : top + 12, left : left + 12] = 1
+    color = np.repeat((255 * (1.6 - depth) / 1.6)[..., None], 3, axis=-1).astype(np.uint8)
+    group = zarr.create_group(folder, attributes={"tasks": ["box"], "size": [SIDE, SIDE], "complete": True})
+    group.require_group("bodies/box").attrs.update({"names": ["world", "box"], "parts": ["scenery", "object"]})
+    arrays = {"color": color, "depth": depth.astype(np.float32), "body": body, "intrinsics": k, "cam2world": poses}
+    arrays |= {"scene": np.repeat(np.arange(SCENES), MOMENTS).astype(np.int32), "task": np.zeros(rows, np.int16)}
+    for name, values in arrays.items():
+        group.create_array(name, data=values)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rgbd")
+    for seed, name in enumerate(("train", "held_out/seen", "held_out/all")):
+        write_set(folder / name, seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder_name(tmp_path_factory: pytest.TempPathFactory) -> str:
+    encoder = create_encoder("pixio_vitt16", seed=0, width=24, depth=4, heads=2, image_size=32, patch_size=8)
+    with torch.no_grad():  # fresh weights hardly tell images apart
+        for parameter in encoder.backbone.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    folder = tmp_path_factory.mktemp("encoder")
+    encoder.save_pretrained(folder)
+    return str(folder)
+
+
+def test_losses_of_the_truth_are_nothing_and_a_factor_costs_half_its_logarithm() -> None:
+    truth = 1 + torch.rand(2, 16, 16)
+    valid = torch.ones_like(truth, dtype=torch.bool)
+    assert silog(truth, truth, valid) < 1e-4
+    assert gradient_matching(truth, truth, valid) == 0
+    factor = torch.tensor(1.2)
+    torch.testing.assert_close(silog(factor * truth, truth, valid), factor.log() * 0.5**0.5)
+    torch.testing.assert_close(gradient_matching(factor * truth, truth, valid), torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+def test_an_edge_in_the_wrong_place_costs_gradients_and_unknown_pixels_cost_nothing() -> None:
+    truth = torch.ones(1, 8, 8)
+    shifted = truth.clone()
+    shifted[..., 4:] = 2
+    assert gradient_matching(shifted, truth, truth > 0) > 0.05
+    valid = torch.arange(8).expand(1, 8, 8) < 4
+    assert gradient_matching(shifted, truth, valid) == 0
+    assert silog(shifted, truth, valid) < 1e-4
+
+
+def test_the_sky_may_be_anywhere_but_near() -> None:
+    truth = torch.tensor([[[100.0, 100, 1, 1]]])
+    assert beyond(torch.tensor([[[4.0, 50, 0.1, 9]]]), truth, farthest=4) == 0
+    near = beyond(torch.tensor([[[1.0, 4, 0.1, 9]]]), truth, farthest=4)
+    torch.testing.assert_close(near, torch.tensor(4.0).log() / 2)
+    assert beyond(truth, torch.ones_like(truth), farthest=4) == 0
+
+
+def test_confidence_finds_its_optimum_at_a_fifth_of_the_inverse_error() -> None:
+    error = torch.full((1, 2, 2), 0.05, requires_grad=True)
+    confidence = torch.full((1, 2, 2), 2.0, requires_grad=True)
+    optimizer = torch.optim.Adam([confidence], lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        confidence_loss(confidence, error, torch.ones(1, 2, 2, dtype=torch.bool)).backward()
+        optimizer.step()
+    torch.testing.assert_close(confidence.detach(), torch.full((1, 2, 2), 4.0), atol=0.02, rtol=0)
+    assert error.grad is None
+
+
+def test_the_robust_loss_is_a_parabola_near_nothing_and_a_root_far_away() -> None:
+    assert robust(torch.tensor(1e-3)) == pytest.approx(0.5 * (1e-3 / 0.05) ** 2, rel=1e-3)
+    assert robust(torch.tensor(400.0)) / robust(torch.tensor(100.0)) == pytest.approx(2, rel=0.05)
+    points = torch.tensor([[0.0, 3, 4]])
+    torch.testing.assert_close(log_warp(points), points / 5 * torch.tensor(6.0).log())
+
+
+def test_every_pass_sees_every_sample_once() -> None:
+    seen = np.concatenate([batch_of(step, samples=10, size=4, seed=3) for step in range(5)])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+
+
+def test_kept_tokens_are_those_that_the_encoder_gives(data: Path, encoder_name: str) -> None:
+    from pixio_robot import load_encoder
+
+    encoder, frames = load_encoder(encoder_name), RgbdSet.read(data / "train")
+    rows = np.array([3, 40, 7])
+    kept, live = Taps(encoder, frames, [1, 3]), Taps(encoder, frames, [1, 3], gigabytes=0)
+    assert kept.kept
+    assert not live.kept
+    for one, other in zip(kept(rows), live(rows), strict=True):
+        assert one.grid == other.grid
+        torch.testing.assert_close(one.patches, other.patches, atol=5e-3, rtol=5e-3)
+        torch.testing.assert_close(one.classes, other.classes, atol=5e-3, rtol=5e-3)
+
+
+def test_baselines_know_what_they_are_told_and_no_more(data: Path) -> None:
+    frames = RgbdSet.read(data / "train")
+    rows = np.arange(len(frames))
+    mean = PixelMean.fit(frames)
+    logs = np.log(frames.depth)
+    assert mean.overall == pytest.approx(np.exp(logs.mean()), rel=1e-4)
+    np.testing.assert_allclose(mean.pixels(frames, rows[:1])[0], np.exp(logs.mean(axis=(0, 1))), rtol=1e-4)
+    k, poses = frames.calibration(rows)
+    torch.testing.assert_close(table_plane(frames, rows), plane_depth(k, poses, (SIDE, SIDE)))
+    table = evaluate({"train": frames}, {"plane": table_plane, "truth": lambda them, these: them.depths(these)})
+    plane, truth = (row["metrics"] for row in table)
+    assert truth["median_cm"]["value"] < 1e-4
+    assert truth["delta1.03"]["value"] == 1
+    assert plane["median_cm"]["value"] < 1e-3  # most is table
+    assert plane["object_median_cm"]["value"] > 25  # but the box stands 30 cm high
+    assert plane["delta1"]["low"] <= plane["delta1"]["value"] <= plane["delta1"]["high"]
+
+
+def test_a_random_twin_has_the_same_sizes_and_other_weights() -> None:
+    encoder = create_encoder("pixio_vitt16", seed=0, width=24, depth=2, heads=2, image_size=32)
+    twin = random_twin(encoder, 0)
+    assert twin.spec == encoder.spec
+    assert len({encoder.fingerprint, twin.fingerprint, random_twin(encoder, 1).fingerprint}) == 3
+    assert random_twin(encoder, 0).fingerprint == twin.fingerprint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "steps"), [("linear", 60), ("tiny", 60)])
+def test_a_head_learns_what_no_baseline_knows(
+    data: Path, encoder_name: str, tmp_path: Path, head: str, steps: int
+) -> None:
+    config = FitConfig(steps=steps, batch_size=16, lr=5e-3, precision="fp32", log_every=10)
+    folder = train_depth(
+        data, tmp_path, encoder_name=encoder_name, settings=DepthSettings(head=head), config=config, twin=False
+    )
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    found = {row["method"]: row["metrics"]["abs_rel"]["value"] for row in rows if row["set"] == "all"}
+    learnt = found.pop(f"{head} on {encoder_name}")
+    assert learnt < 0.6 * min(found["constant"], found["pixel mean"])
+    assert {"table plane", "constant", "pixel mean"} == set(found)
+    assert load_depth(folder).facts["fit"]["steps"] == steps
+    assert "table plane" in (tmp_path / "evaluation.md").read_text()
+
+
+def test_a_killed_run_ends_like_one_that_was_not(
+    data: Path, encoder_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"encoder_name": encoder_name, "settings": DepthSettings(head="linear", rays=True), "config": FIT}
+    train_depth(data, tmp_path / "whole", **settings, twin=False)
+    step = fitting._step
+
+    def killed(*arguments: Any) -> Any:
+        if arguments[-1] == 9:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(fitting, "_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_depth(data, tmp_path / "again", **settings, twin=False)
+    assert not (tmp_path / "again" / "model").exists()
+    monkeypatch.setattr(fitting, "_step", step)
+    train_depth(data, tmp_path / "again", **settings, twin=False)
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "again")]
+    assert weights[0] == weights[1]
+    tables = [(tmp_path / name / "evaluation.md").read_text() for name in ("whole", "again")]
+    assert tables[0] == tables[1]
+    assert "pose withheld" in tables[0]
+    with pytest.raises(CheckpointError, match=r"head\.head \(there 'linear', now 'tiny'\), head\.rays"):
+        train_depth(data, tmp_path / "again", **(settings | {"settings": DepthSettings(head="tiny")}), twin=False)
+
+
+def change(folder: Path, edit: Callable[[Any], None]) -> Path:
+    write_set(folder, 0)
+    edit(zarr.open_group(folder, mode="r+"))
+    return folder
+
+
+def test_sets_that_cannot_be_used_are_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError, match="no zarr group"):
+        RgbdSet.read(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="unfinished"):
+        RgbdSet.read(change(tmp_path / "a", lambda group: group.attrs.update(complete=False)))
+    with pytest.raises(DataError, match="lacks the arrays depth"):
+        RgbdSet.read(change(tmp_path / "b", lambda group: group.__delitem__("depth")))
+    with pytest.raises(SystemExit):
+        main(["depth", str(tmp_path), str(tmp_path / "out")])
+    assert "scripts/render_rgbd.py" in capsys.readouterr().err
+
+
+def test_the_table_names_every_method_in_every_set() -> None:
+    metric = {"value": 0.5, "low": 0.4, "high": 0.6}
+    rows = [{"set": name, "method": "m", "scenes": 3, "metrics": {"delta1": metric}} for name in ("a", "b")]
+    assert to_markdown(rows).count("| m | 0.5 [0.4, 0.6] |") == 2

@@ -1,0 +1,119 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from pixio_pretrain.geometry.cli import train_views
+from pixio_pretrain.geometry.fitting import FitConfig
+from pixio_pretrain.geometry.sets import RgbdSet
+from pixio_pretrain.geometry.views import ViewsTask, evaluate_scenes, measure_views, partners
+from pixio_robot import Encoder, create_encoder
+from pixio_robot.errors import DataError
+from pixio_robot.geometry.multiview import MultiViewModel, load_multiview
+from pixio_robot.geometry.trunk import MultiViewSettings
+
+SIDE, VIEWS, SCENES = 32, 3, 8
+TRUNK = MultiViewSettings(width=24, heads=2, bins=6)
+
+
+def write_set(folder: Path, seed: int, *, views: int = VIEWS) -> None:
+    """Cameras look down on a striped table from different heights and places."""
+    random = np.random.default_rng(seed)
+    k = np.tile(np.array([[30.0, 0, SIDE / 2], [0, 30, SIDE / 2], [0, 0, 1]]), (SCENES, views, 1, 1))
+    poses = np.tile(np.diag([1.0, -1, -1, 1]), (SCENES, views, 1, 1))
+    poses[..., :3, 3] = random.uniform((-0.2, -0.2, 0.6), (0.2, 0.2, 1.2), size=(SCENES, views, 3))
+    depth = np.broadcast_to(poses[..., 2, 3, None, None], (SCENES, views, SIDE, SIDE)).astype(np.float32)
+    u = (np.arange(SIDE) + 0.5 - SIDE / 2) / 30 * depth + poses[..., 0, 3, None, None]
+    color = np.repeat((127 + 120 * np.sin(25 * u))[..., None], 3, axis=-1).astype(np.uint8)
+    group = zarr.create_group(folder, attributes={"tasks": ["table"], "complete": True})
+    group.require_group("bodies/table").attrs.update({"names": ["world"], "parts": ["scenery"]})
+    arrays = {"color": color, "depth": depth, "body": np.zeros(depth.shape, np.int16)}
+    arrays |= {"intrinsics": k, "cam2world": poses, "scene": np.arange(SCENES, dtype=np.int32)}
+    for name, values in (arrays | {"task": np.zeros(SCENES, np.int16)}).items():
+        group.create_array(name, data=values)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rgbd")
+    for seed, name in enumerate(("train", "held_out/seen")):
+        write_set(folder / name, seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return create_encoder("pixio_vitt16", seed=0, width=24, depth=2, heads=2, image_size=32, patch_size=8)
+
+
+def make(encoder: Encoder) -> MultiViewModel:
+    torch.manual_seed(0)
+    return MultiViewModel(encoder, TRUNK)
+
+
+def test_partners_are_other_views_of_the_same_moment(data: Path) -> None:
+    frames = RgbdSet.read(data / "train")
+    assert partners(frames, np.array([0, 4, 5])).tolist() == [[0, 1], [4, 5], [5, 3]]
+
+
+def test_what_is_given_takes_no_loss_and_every_mode_is_met(data: Path, encoder: Encoder) -> None:
+    task = ViewsTask(make(encoder), RgbdSet.read(data / "train"))
+    met: dict[frozenset[str], int] = {}
+    for seed in range(16):
+        parts = task.loss(np.arange(2), torch.Generator().manual_seed(seed))
+        assert parts["loss"].isfinite()
+        key = frozenset(parts) & {"focal", "rotation", "translation"}
+        met[key] = met.get(key, 0) + 1
+    assert set(met) == {
+        frozenset(), frozenset({"rotation", "translation"}), frozenset({"focal", "rotation", "translation"})
+    }  # fmt: skip
+    assert met[frozenset()] > 5
+
+
+def test_the_same_chance_gives_the_same_loss(data: Path, encoder: Encoder) -> None:
+    task = ViewsTask(make(encoder), RgbdSet.read(data / "train"))
+    first, again, other = (
+        task.loss(np.arange(4), torch.Generator().manual_seed(seed))["loss"].item() for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_a_model_that_knows_the_answer_scores_perfectly(data: Path, encoder: Encoder) -> None:
+    frames, model = (
+        RgbdSet.read(data / "train"),
+        MultiViewModel(encoder, MultiViewSettings(width=24, heads=2, bins=6, support_height=0.0)),
+    )
+    torch.nn.init.zeros_(model.trunk.dense.out.weight)
+    torch.nn.init.zeros_(model.trunk.dense.out.bias)  # pyright: ignore[reportArgumentType]
+    rows = np.arange(len(frames))
+    torch.testing.assert_close(measure_views(model, "all")(frames, rows), frames.depths(rows))
+    told, untold = evaluate_scenes({"train": frames}, model, ("all", "nothing"))
+    assert told["pairs"] == SCENES
+    assert told["points_rel"] == pytest.approx(0, abs=1e-5)
+    assert told["pose_auc5"] == 100
+    assert told["translation_cm"] == pytest.approx(0, abs=1e-3)
+    assert untold["points_rel"] > 0.01
+    assert untold["translation_cm"] > 1
+
+
+@pytest.mark.slow
+def test_a_trunk_is_trained_stored_and_compared(data: Path, encoder: Encoder, tmp_path: Path) -> None:
+    encoder.save_pretrained(tmp_path / "encoder")
+    config = FitConfig(steps=30, batch_size=8, lr=3e-3, precision="fp32", checkpoint_every=15, log_every=5)
+    folder = train_views(data, tmp_path / "run", encoder_name=str(tmp_path / "encoder"), settings=TRUNK, config=config)
+    assert load_multiview(folder).facts["fit"]["steps"] == 30
+    log = [json.loads(line) for line in (tmp_path / "run" / "trunk" / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["silog"] < log[0]["silog"]
+    rows = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    found = {row["method"]: row["metrics"]["abs_rel"]["value"] for row in rows["rows"]}
+    assert found["two views and calibration"] < 0.15
+    assert {row["known"] for row in rows["facts"]["pairs"]} == {"all", "intrinsics", "nothing"}
+
+
+def test_a_set_of_one_view_is_refused(encoder: Encoder, tmp_path: Path) -> None:
+    write_set(tmp_path / "one", 0, views=1)
+    with pytest.raises(DataError, match="render at least two"):
+        ViewsTask(make(encoder), RgbdSet.read(tmp_path / "one"))
