@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from pixio_robot.cache import FeatureCache, FrameSource, build_cache
     from pixio_robot.checkpoints import load_encoder
     from pixio_robot.encoder import ENCODERS, Encoder, EncoderSpec, create_encoder
+    from pixio_robot.geometry.depth import DepthModel, load_depth
+    from pixio_robot.geometry.multiview import MultiViewModel, load_multiview
+    from pixio_robot.geometry.perception import Perception
     from pixio_robot.tokens import Tokens
 
 # Public names by module, imported on first use: a simulator that only raises our errors need not load PyTorch.
@@ -18,22 +21,30 @@ _HOMES = {
     "cache": ("FeatureCache", "FrameSource", "build_cache"),
     "checkpoints": ("load_encoder",),
     "encoder": ("ENCODERS", "Encoder", "EncoderSpec", "create_encoder"),
+    "geometry.depth": ("DepthModel", "load_depth"),
+    "geometry.multiview": ("MultiViewModel", "load_multiview"),
+    "geometry.perception": ("Perception",),
     "tokens": ("Tokens",),
 }
 _LAZY = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ENCODERS",
+    "DepthModel",
     "Encoder",
     "EncoderSpec",
     "FeatureCache",
     "FrameSource",
+    "MultiViewModel",
+    "Perception",
     "PixioRobotError",
     "Tokens",
     "VisualFeatureAdapter",
     "build_cache",
     "create_encoder",
+    "load_depth",
     "load_encoder",
+    "load_multiview",
 ]
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lerobot_env_pixio.gl import check_rendering
     from lerobot_env_pixio.planning import episodes_needed, measured_correlation
     from lerobot_env_pixio.records import EpisodeRecord, read_records, write_records
+    from lerobot_env_pixio.rgbd import render_rgbd
     from lerobot_env_pixio.rollouts import rollout
     from lerobot_env_pixio.statistics import PairedComparison, paired, wilson
 
@@ -34,6 +35,7 @@ _HOMES = {
     "frames": ("render_frames",),
     "planning": ("episodes_needed", "measured_correlation"),
     "records": ("EpisodeRecord", "read_records", "write_records"),
+    "rgbd": ("render_rgbd",),
     "rollouts": ("rollout",),
     "statistics": ("PairedComparison", "paired", "wilson"),
 }
@@ -61,6 +63,7 @@ __all__ = [
     "pooled",
     "read_records",
     "render_frames",
+    "render_rgbd",
     "rollout",
     "wilson",
     "write_records",

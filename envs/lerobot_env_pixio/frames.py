@@ -23,11 +23,11 @@ from zarr.codecs import ZstdCodec
 from lerobot_env_pixio import seeds
 from lerobot_env_pixio.environment import ManipulationEnv, make_env
 from lerobot_env_pixio.processes import run_jobs
-from lerobot_env_pixio.provenance import package_versions, refuse_other_settings
+from lerobot_env_pixio.provenance import package_versions, reopen_group
 from lerobot_env_pixio.suites import find_suite
 from lerobot_env_pixio.tasks import find_tasks
 from lerobot_env_pixio.truth import MEANINGS, Oracle, answer_shapes
-from pixio_robot.errors import DataError, SettingError
+from pixio_robot.errors import SettingError
 
 logger = logging.getLogger(__name__)
 
@@ -155,14 +155,8 @@ def _make(settings: _Settings, task: str) -> ManipulationEnv:
 def _open(folder: Path, settings: _Settings) -> Any:
     """Open the group, or create it with its arrays at full length."""
     made_by = {**asdict(settings), "versions": package_versions(settings.suite)}
-    if folder.exists() and any(folder.iterdir()):
-        try:
-            group = zarr.open_group(folder, mode="r+")
-        except FileNotFoundError as error:
-            raise DataError(f"{folder} is not empty and holds no zarr group. Choose another folder.") from error
-        unnamed = {"stride": [4, 8], "truth": False, "split": None}  # by older versions
-        found = unnamed | {key: value for key, value in group.attrs.asdict().items() if key != "complete"}
-        refuse_other_settings(folder, found=found, wanted=made_by)
+    group = reopen_group(folder, wanted=made_by, unnamed={"stride": [4, 8], "truth": False, "split": None})
+    if group is not None:
         return group
     rows, count = settings.rows, settings.rows * len(settings.tasks) * settings.episodes_per_task
     group = zarr.create_group(folder, attributes={**made_by, "complete": False})

@@ -21,12 +21,12 @@ from zarr.codecs import ZstdCodec
 
 from lerobot_env_pixio import seeds
 from lerobot_env_pixio.processes import run_jobs
-from lerobot_env_pixio.provenance import package_versions, refuse_other_settings
+from lerobot_env_pixio.provenance import package_versions, reopen_group
 from lerobot_env_pixio.rgbd_stage import Stage
 from lerobot_env_pixio.suites import refuse_without_expert
 from lerobot_env_pixio.tasks import find_tasks
 from lerobot_env_pixio.truth import MEANINGS
-from pixio_robot.errors import DataError, SettingError
+from pixio_robot.errors import SettingError
 
 logger = logging.getLogger(__name__)
 
@@ -140,13 +140,8 @@ def render_rgbd(
 def _open(folder: Path, settings: _Settings) -> Any:
     """Open the group, or create it with its arrays at full length."""
     made_by = {**asdict(settings), "kind": "rgbd", "versions": package_versions(settings.suite)}
-    if folder.exists() and any(folder.iterdir()):
-        try:
-            group = zarr.open_group(folder, mode="r+")
-        except FileNotFoundError as error:
-            raise DataError(f"{folder} is not empty and holds no zarr group. Choose another folder.") from error
-        found = {key: value for key, value in group.attrs.asdict().items() if key != "complete"}
-        refuse_other_settings(folder, found=found, wanted=made_by)
+    group = reopen_group(folder, wanted=made_by)
+    if group is not None:
         return group
     group = zarr.create_group(folder, attributes={**made_by, "complete": False})
     rows = len(settings.tasks) * settings.scenes_per_task * settings.moments

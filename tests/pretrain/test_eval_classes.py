@@ -86,7 +86,6 @@ TUNE = {"epochs": 6, "batch_size": 16, "lr": 4e-3, "decay": "cosine", "warmup": 
 @pytest.mark.parametrize(("n", "k", "rows"), [(5000, 20, 256), (1000, 300, 256), (300, 300, 64), (700, 5, 128)])
 def test_the_search_finds_what_a_full_sort_finds(n: int, k: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "ROWS", rows)
-    monkeypatch.setattr(search, "GROUPS", 16)
     monkeypatch.setattr(search, "FIRST", 2)
     random = torch.Generator().manual_seed(n)
     bank, queries = (torch.randn(count, 16, generator=random) for count in (n, 40))

@@ -11,8 +11,8 @@ from pixio_robot.errors import SettingError
 QUERIES, ROWS = 256, 4096
 """Similarities are made in tiles of so many queries and rows of the bank: 4 MB, which a core's cache keeps."""
 
-GROUPS = 128
-"""Groups of a tile's columns of which only the greatest entry is looked at first."""
+MEMBERS = 32
+"""Columns of a tile, far from each other, of which only the greatest entry is looked at first."""
 
 FIRST = 8
 """Tiles that are made at once in the beginning, to find out what is worth looking at."""
@@ -84,7 +84,6 @@ class _Best:
 
 def _nearest(queries: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Tensor]:
     first = queries @ bank[: FIRST * ROWS].to(queries.dtype).T
-    first = F.pad(first, (0, -first.shape[1] % GROUPS), value=-torch.inf)
     greatest = _grouped(first).amax(dim=1)
     enough = greatest.shape[1] >= count
     bound = greatest.topk(count, dim=1).values[:, -1] if enough else greatest.new_full((len(queries),), -torch.inf)
@@ -96,25 +95,27 @@ def _nearest(queries: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Tensor]
         if len(part) == ROWS:
             torch.mm(queries, part.T, out=tile)
         else:
-            tile = F.pad(queries @ part.T, (0, -len(part) % GROUPS), value=-torch.inf)
+            tile = queries @ part.T
         _search(tile, start, best)
-    best.sort()
+    if best.found:
+        best.sort()
     return best.similarity, best.rows
 
 
 def _grouped(tile: Tensor) -> Tensor:
-    """See a tile [m columns] as groups [m members groups] of every so-many-th column, so that maxima vectorise."""
-    width = tile.shape[1] // ROWS * GROUPS or GROUPS
-    return tile.view(len(tile), -1, width if tile.shape[1] % width == 0 else GROUPS)
+    """See a tile [m columns] as [m MEMBERS groups], so that maxima over members vectorise over groups."""
+    rest = -tile.shape[1] % MEMBERS
+    padded = F.pad(tile, (0, rest), value=-torch.inf) if rest else tile
+    return padded.view(len(tile), MEMBERS, -1)
 
 
 def _search(tile: Tensor, start: int, best: _Best) -> None:
-    """Hand over the entries of a tile that are of interest; what is -inf is no entry."""
+    """Hand over the entries of a tile that are of interest; padding is never among the best, as there are enough."""
     grouped = _grouped(tile)
     bound = best.bound
     query, group = torch.nonzero(grouped.amax(dim=1) >= bound[:, None], as_tuple=True)
     members = grouped[query, :, group]  # s members
-    entry, member = torch.nonzero((members >= bound[query, None]) & (members > -torch.inf), as_tuple=True)
+    entry, member = torch.nonzero(members >= bound[query, None], as_tuple=True)
     if len(entry):
         best.add(query[entry], members[entry, member], start + member * grouped.shape[2] + group[entry])
 

@@ -3,14 +3,12 @@
 import logging
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -22,6 +20,7 @@ from pixio_pretrain.heap import keep_freed_memory
 from pixio_pretrain.logs import Logs
 from pixio_pretrain.optim import OptimizerConfig, learning_rate, make_optimizer
 from pixio_robot.errors import SettingError
+from pixio_robot.locks import alone
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +94,8 @@ def fit(task: Task, config: FitConfig, folder: Path, *, identity: dict[str, Any]
     identity = identity | {f"fit.{name}": value for name, value in asdict(config).items() if name != "log_every"}
     if config.device == "cpu":
         keep_freed_memory()
-    with _alone_in(folder):
+    refusal = SettingError(f"Another process trains in {folder}. Wait for it, or choose another folder.")
+    with alone(folder / ".lock", refusal):
         module = task.module.to(config.device)
         if config.device == "cpu":  # bfloat16 convolutions want it: 1.8 times as fast on a CPU with AMX
             module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -166,13 +166,3 @@ def _clock(spent: float) -> Callable[[], float]:
     """Count CPU seconds of this process on top of those that were spent before."""
     began = time.process_time() - spent
     return lambda: time.process_time() - began
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Any:
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise SettingError(f"Another process trains in {folder}. Wait for it, or choose another folder.") from error
