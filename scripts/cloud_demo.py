@@ -16,7 +16,7 @@ import numpy as np
 def main() -> None:
     """Read the command line, look, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="folder of a depth head: FOLDER/model of pixio_pretrain.geometry")
+    parser.add_argument("model", type=Path, help="folder of a depth head: FOLDER/model of pixio-geometry")
     parser.add_argument("folder", type=Path, help="where the files go")
     parser.add_argument("--suite", default="metaworld", help="metaworld or aloha (metaworld)")
     parser.add_argument("--task", default="coffee-button-v3", help="a task of the suite (coffee-button-v3)")

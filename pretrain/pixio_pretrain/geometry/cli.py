@@ -1,4 +1,4 @@
-"""``python -m pixio_pretrain.geometry``: train geometry on a frozen encoder, measure it on held-out sets.
+"""``pixio-geometry``: train geometry on a frozen encoder, measure it on held-out sets.
 
 "depth" trains a head for one view, "views" the trunk for several, which it compares with a depth head on the same
 frames. A killed run goes on where it stopped when the same command is given again.
@@ -183,7 +183,7 @@ def _measure(model: DepthModel, *, posed: bool) -> Measure:
 def main(words: Sequence[str] | None = None) -> None:
     """Read the command line, train, print the table."""
     parser = argparse.ArgumentParser(
-        prog="pixio_pretrain.geometry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="pixio-geometry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
     style = argparse.ArgumentDefaultsHelpFormatter
