@@ -71,7 +71,10 @@ class KnnConfig:
     def _classify(self, bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor, job: Job) -> dict[str, Values]:
         """Tell of each query whether its class is the first, and among the first five, for each k."""
         classes = int(labels.max()) + 1
-        unit = torch.cat([F.normalize(part.to(job.device).float(), dim=1) for part in bank.split(65536)])
+        unit = torch.empty(bank.shape, device=job.device)
+        for start in range(0, len(bank), 65536):  # one copy in float32, and never two
+            part = bank[start : start + 65536].to(job.device).float()
+            unit[start : start + 65536] = F.normalize(part, dim=1)
         labels, found = labels.to(job.device), {}
         chunks = list(zip(queries.split(4 * QUERIES), truth.split(4 * QUERIES), strict=True))
         for part, answers in tqdm(chunks, desc="neighbours", unit="chunk"):

@@ -11,7 +11,7 @@ from pixio_robot.errors import SettingError
 QUERIES, ROWS = 256, 4096
 """Similarities are made in tiles of so many queries and rows of the bank: 4 MB, which a core's cache keeps."""
 
-MEMBERS = 32
+MEMBERS = 16
 """Columns of a tile, far from each other, of which only the greatest entry is looked at first."""
 
 FIRST = 8
