@@ -21,7 +21,7 @@ from pixio_robot.cache.recipe import Recipe
 from pixio_robot.cache.source import Augmentation, FrameSource
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CacheError, SettingError
-from pixio_robot.locks import alone
+from pixio_robot.runs import alone
 from pixio_robot.tokens import Tokens
 
 

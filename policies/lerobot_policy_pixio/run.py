@@ -3,10 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,17 +139,3 @@ def lerobot_config(
         else EvalConfig(),
         wandb=wandb or WandBConfig(),
     )
-
-
-@contextmanager
-def termination() -> Iterator[threading.Event]:
-    """Take note of SIGTERM, rather than die of it. Only the main thread hears signals; others change nothing."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

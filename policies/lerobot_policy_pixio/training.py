@@ -35,11 +35,11 @@ from lerobot_policy_pixio.fused_adam import as_in_presets, fuse
 from lerobot_policy_pixio.logs import Metrics, RunLog, track
 from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy
 from lerobot_policy_pixio.options import PixioOptions
-from lerobot_policy_pixio.run import RunFolder, lerobot_config, termination
+from lerobot_policy_pixio.run import RunFolder, lerobot_config
 from pixio_robot.cache import FeatureCache
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError
-from pixio_robot.locks import alone
+from pixio_robot.runs import alone, termination
 
 logger = logging.getLogger(__name__)
 

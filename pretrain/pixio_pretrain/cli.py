@@ -130,10 +130,10 @@ def _typed[Config: RunConfig](settings: DictConfig, kind: type[Config]) -> Confi
 
 
 def _say(error: Exception) -> None:
-    sys.stderr.write(f"pixio-pretrain: {_explain(error)}\n")
+    sys.stderr.write(f"pixio-pretrain: {explain(error)}\n")
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """What was given, what would be right, the nearest right thing; hydra spreads this over several errors."""
     if isinstance(error, PixioRobotError):
         return str(error)

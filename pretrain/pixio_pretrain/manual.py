@@ -56,7 +56,7 @@ def train_help() -> str:
 def plan_help(memory: str) -> str:
     """Help of ``plan``; ``memory`` is the docstring that says how memory is reckoned."""
     rules = inspect.cleandoc(memory).partition("\n\n")[2].partition("\n\nArgs:")[0]
-    sections = [PLAN, "Settings, besides those of a run (pixio-pretrain train --help):", *_settings(PlanConfig)]
+    sections = [PLAN, "Settings, besides those of a run (pixio-pretrain train --help):", *list_settings(PlanConfig)]
     return "\n".join([*sections, NOTES.format(memory=rules), "Runs:", _runs()])
 
 
@@ -78,11 +78,11 @@ def _runs() -> str:
 
 def _groups(config: type) -> Iterable[str]:
     """Settings of a run, and of each of its groups."""
-    yield from _settings(config)
+    yield from list_settings(config)
     types = get_type_hints(config)
     for field in fields(config):
         if is_dataclass(types[field.name]):
-            yield from _settings(types[field.name], prefix=f"{field.name}.")
+            yield from list_settings(types[field.name], prefix=f"{field.name}.")
 
 
 def _objectives() -> Iterable[str]:
@@ -94,10 +94,11 @@ def _objectives() -> Iterable[str]:
                 users.setdefault(ancestor, []).append(name)
     for ancestor, names in users.items():
         yield f"\nWith objective={'|'.join(names)}:"
-        yield from _settings(ancestor, prefix="objective.")
+        yield from list_settings(ancestor, prefix="objective.")
 
 
-def _settings(config: type, *, prefix: str = "") -> list[str]:
+def list_settings(config: type, *, prefix: str = "") -> list[str]:
+    """List the settings of a dataclass with their defaults and what its docstring says of each, a line each."""
     defaults = {field.name: field.default for field in fields(config)} if is_dataclass(config) else {}
     lines = []
     for name, meaning in _meanings(config).items():

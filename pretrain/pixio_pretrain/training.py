@@ -5,10 +5,9 @@ import logging
 import math
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from pixio_pretrain.logs import Logs, Row, Silence
 from pixio_pretrain.run import Run, folder_of, open_data, start
 from pixio_pretrain.speed import Meter, matmul_ceiling
 from pixio_robot.errors import SettingError
-from pixio_robot.locks import alone
+from pixio_robot.runs import alone, termination
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ def _fit(run: Run) -> None:
     began = time.monotonic() - run.elapsed
     gpus = [world.device] if world.device.type == "cuda" else []
     meter = _meter(run)
-    with _logs(run) as logs, _progress(run) as progress, _termination() as asked, torch.random.fork_rng(gpus):
+    with _logs(run) as logs, _progress(run) as progress, termination() as asked, torch.random.fork_rng(gpus):
         batches = iter(run.loader)
         while run.step < config.steps:
             with meter.timing():
@@ -185,17 +184,3 @@ def _meter(run: Run) -> Meter:
     dtype = torch.bfloat16 if run.config.precision == "bf16" else torch.float32
     ceiling = matmul_ceiling(run.world.device, dtype) * run.world.size
     return Meter(batch_size=run.config.batch_size, flops=run.flops, ceiling=ceiling)
-
-
-@contextmanager
-def _termination() -> Iterator[threading.Event]:
-    """Take note of SIGTERM, rather than die of it. Only the main thread hears signals; others change nothing."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

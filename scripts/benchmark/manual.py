@@ -26,9 +26,9 @@ def help_text(about: str) -> str:
 
 def explain(error: Exception) -> str:
     """A mistake of the command line in one line: what was given, what would be right, the nearest right thing."""
-    from pixio_pretrain.cli import _explain  # loads PyTorch
+    from pixio_pretrain.cli import explain as explain_run  # loads PyTorch
 
-    return _explain(error)
+    return explain_run(error)
 
 
 def command() -> str:

@@ -84,6 +84,12 @@ def _warnings(config: Benchmark, filled: Sequence[FilledCell], *, done: int, pla
         found.append(f"Unfinished: {done} of {planned} cells are done.")
     if len(config.seeds) == 1:
         found.append("One training seed: no interval here answers for the luck of training.")
+    for arm in config.arms:
+        weights = {one.facts["encoder"] for one in filled if one.cell.arm == arm}
+        if len(weights) > 1:
+            found.append(
+                f"The arm {arm!r} has cells of {len(weights)} different weights: its source changed in between."
+            )
     resumed = sum(bool(one.facts["taken_up"]) for one in filled)
     if resumed:
         found.append(f"{resumed} cells were taken up after a kill: what was spent on them before is not in their cost.")

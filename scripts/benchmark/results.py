@@ -146,21 +146,18 @@ def make_panel(
     """
     everyone = [one for filled in cells.values() for one in filled]
     played = [{record.env_seed for record in one.records[name]} for one in everyone for name in conditions]
-    broken = {
-        record.env_seed: record.error for one in everyone for name in conditions for record in one.records[name]
-        if record.success is None
-    }  # fmt: skip
-    scenes = sorted(set.intersection(*played) - broken.keys())
+    unended = [record for one in everyone for name in conditions for record in one.records[name] if record.error]
+    broken = {record.env_seed for record in unended}
+    scenes = sorted(set.intersection(*played) - broken)
     notes = []
     if len(everyone) < planned:
         notes.append(f"{len(everyone)} of {planned} cells are done; the rest is missing from the tables.")
     if lost := set.union(*played) - set.intersection(*played):
         notes.append(f"{len(lost)} scenes are missing from some cell's records and left out everywhere.")
-    if broken:
-        errors = sum(record.success is None for one in everyone for name in conditions for record in one.records[name])
-        reason = str(next(iter(broken.values()))).strip().splitlines()[-1]
+    if unended:
+        reason = str(unended[0].error).strip().splitlines()[-1]
         notes.append(
-            f"{errors} episodes broke off in the simulator, which is nobody's failure; their {len(broken)} scenes are "
+            f"{len(unended)} episodes broke off in the simulator, which is nobody's failure; their {len(broken)} scenes are "
             f"left out everywhere. The first said: {reason}"
         )
     if not scenes:
@@ -171,19 +168,16 @@ def make_panel(
         }
         for name in conditions
     }
-    clean = tables[CLEAN]
+    clean, shifted = tables[CLEAN], {name: table for name, table in tables.items() if name != CLEAN}
     return Panel(
         task=task,
         policy=policy,
         cells=cells,
         scores={name: {arm: _score(arm, table, references, cells) for arm in table} for name, table in tables.items()},
-        kept={
-            name: {arm: _kept(clean[arm], table[arm]) for arm in table}
-            for name, table in tables.items() if name != CLEAN
-        },
+        kept={name: {arm: _kept(clean[arm], table[arm]) for arm in table} for name, table in shifted.items()},
         scenes=len(scenes),
         notes=notes,
-    )  # fmt: skip
+    )
 
 
 def rate_of(table: Table) -> Estimate:

@@ -63,7 +63,7 @@ class Benchmark:
         workers: Processes for simulation.
         threads: Threads of PyTorch.
         device: Where policies train and act.
-        worker: Number of this process, where several share the folder: -m worker=0,1,2,3.
+        worker: Nothing by itself; it gives hydra something to start several processes by: -m worker=0,1,2,3.
     """
 
     tier: str = MISSING

@@ -14,7 +14,7 @@ import pytest
 import torch
 import zarr
 
-from pixio_robot import FeatureCache, build_cache, locks
+from pixio_robot import FeatureCache, build_cache, runs
 from pixio_robot.cache import compare_with_encoder, estimate_cache, verify_cache
 from pixio_robot.errors import CacheError, SettingError
 
@@ -134,7 +134,7 @@ def test_a_chunk_is_marked_by_the_checksum_of_its_bytes(path):
 
 
 def test_two_builds_at_once_are_refused(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "GRACE", 0.1)
+    monkeypatch.setattr(runs, "GRACE", 0.1)
     with filelock.FileLock(tmp_path / ".cache.lock"), pytest.raises(CacheError, match="Another process is building"):
         build_cache(tmp_path / "cache", encoder, Frames())
     build_cache(tmp_path / "cache", encoder, Frames())

@@ -235,6 +235,15 @@ def test_an_unfinished_benchmark_is_reported_as_such(make_config: Any) -> None:
     assert "aloha" not in text.split("## metaworld")[1]
 
 
+def test_an_arm_whose_weights_changed_in_between_is_told_of(make_config: Any) -> None:
+    config = make_config(tasks=["metaworld/reach"])
+    cells = fill(config, rates=RATES)
+    finish(cell_folder(config.folder, cells[0]), facts(cells[0]) | {"encoder": "ba7"})
+    page = reporting.write_report(config, command="")
+    assert page is not None
+    assert "has cells of 2 different weights" in page.read_text()
+
+
 def test_a_control_that_is_off_is_missed_aloud(make_config: Any, monkeypatch: Any, caplog: Any) -> None:
     config = make_config(without=["random"])
     fill(config, rates=RATES)

@@ -21,7 +21,7 @@ from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.modeling_pixio_act import PixioACTPolicy
 from lerobot_policy_pixio.training import Trainer, make_policy, make_processors, sample_rows, train
-from pixio_robot import Encoder, build_cache, create_encoder, locks
+from pixio_robot import Encoder, build_cache, create_encoder, runs
 from pixio_robot.errors import CacheError, CheckpointError, DataError, SettingError
 
 MakeConfig = Callable[..., PixioACTConfig]
@@ -226,7 +226,7 @@ def test_what_does_not_belong_together_is_refused(
 def test_two_runs_at_once_in_one_folder_are_refused(
     trained: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "GRACE", 0.1)
+    monkeypatch.setattr(runs, "GRACE", 0.1)
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(SettingError, match=r"Another process trains in .*run"):
         trained("run", steps=1)

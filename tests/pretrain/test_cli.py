@@ -114,7 +114,7 @@ def test_a_missing_launcher_is_answered_with_the_command_that_installs_it() -> N
     from hydra.errors import MissingConfigException
 
     missing = MissingConfigException("...", "hydra/launcher/submitit_slurm", ["basic"])
-    assert cli._explain(missing).endswith("pip install 'pixio-pretrain[slurm]'.")
+    assert cli.explain(missing).endswith("pip install 'pixio-pretrain[slurm]'.")
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])

@@ -272,7 +272,7 @@ def test_a_finished_run_is_left_as_it_is(make_config: MakeConfig, monkeypatch: p
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pixio_robot.locks.GRACE", 0.1)
+    monkeypatch.setattr("pixio_robot.runs.GRACE", 0.1)
     config = make_config(steps=2)
     Path(config.folder).mkdir(parents=True)
     with (

@@ -13,11 +13,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pixio_pretrain.cli import FAILED, WRONG_WORDS, _explain
+from pixio_pretrain.cli import FAILED, WRONG_WORDS, explain
 from pixio_pretrain.evaluation.job import EvalConfig, evaluate, read_record
 from pixio_pretrain.evaluation.loop import Recipe
 from pixio_pretrain.evaluation.tasks import TASKS
-from pixio_pretrain.manual import _settings
+from pixio_pretrain.manual import list_settings
 from pixio_robot.errors import DataError, PixioRobotError, UnknownNameError
 
 logger = logging.getLogger(__name__)
@@ -88,14 +88,17 @@ def _report(words: list[str]) -> Path:
 
 def usage() -> str:
     """Help, made of the docstrings that name the settings."""
-    parts = [USAGE, "Settings and their defaults:", *_settings(EvalConfig)]
+    parts = [USAGE, "Settings and their defaults:", *list_settings(EvalConfig)]
     for name, config in TASKS.items():
-        parts += [f"\nWith task={name}: {(config.__doc__ or '').splitlines()[0]}", *_settings(config, prefix="task.")]
-    return "\n".join([*parts, "\nRecipes of what is trained:", *_settings(Recipe, prefix="task.recipe.")]) + "\n"
+        parts += [
+            f"\nWith task={name}: {(config.__doc__ or '').splitlines()[0]}",
+            *list_settings(config, prefix="task."),
+        ]
+    return "\n".join([*parts, "\nRecipes of what is trained:", *list_settings(Recipe, prefix="task.recipe.")]) + "\n"
 
 
 def _say(error: Exception) -> int:
-    sys.stderr.write(f"pixio-eval: {_explain(error)}\n")
+    sys.stderr.write(f"pixio-eval: {explain(error)}\n")
     return FAILED if isinstance(error, PixioRobotError) else WRONG_WORDS
 
 

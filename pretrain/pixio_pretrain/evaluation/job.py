@@ -20,7 +20,7 @@ from pixio_pretrain.checkpoint import check_identity
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.encoder import ENCODERS, Encoder, create_encoder
 from pixio_robot.errors import DataError, SettingError
-from pixio_robot.locks import alone
+from pixio_robot.runs import alone
 
 PACKAGES = ("torch", "torchvision", "transformers", "numpy", "pixio-robot", "pixio-pretrain")
 RANDOM = "random:"

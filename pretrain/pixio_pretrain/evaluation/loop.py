@@ -19,8 +19,8 @@ from pixio_pretrain.evaluation.job import Job
 from pixio_pretrain.heap import keep_freed_memory
 from pixio_pretrain.logs import Logs
 from pixio_pretrain.optim import learning_rate
-from pixio_pretrain.training import _termination
 from pixio_robot.errors import SettingError, UnknownNameError
+from pixio_robot.runs import termination
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def fit(
     if job.device.type == "cpu":
         keep_freed_memory()
     gpus = [job.device] if job.device.type == "cuda" else []
-    with _termination() as asked, torch.random.fork_rng(gpus):
+    with termination() as asked, torch.random.fork_rng(gpus):
         optimizer = trainee.optimizer()
         facts = _resume(module, optimizer, job, job.identity(data))
         step, history = facts["step"], facts["history"]

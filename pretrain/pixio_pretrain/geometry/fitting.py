@@ -20,7 +20,7 @@ from pixio_pretrain.heap import keep_freed_memory
 from pixio_pretrain.logs import Logs
 from pixio_pretrain.optim import OptimizerConfig, learning_rate, make_optimizer
 from pixio_robot.errors import SettingError
-from pixio_robot.locks import alone
+from pixio_robot.runs import alone
 
 logger = logging.getLogger(__name__)
 

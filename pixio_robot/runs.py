@@ -1,5 +1,7 @@
-"""One process at a time: what is being written is written by one."""
+"""What long work on disk needs: to be alone at it, and to stop when it is asked to."""
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,3 +29,17 @@ def alone(lock: Path, refusal: PixioRobotError) -> Iterator[None]:
             yield
     except Timeout as error:
         raise refusal from error
+
+
+@contextmanager
+def termination() -> Iterator[threading.Event]:
+    """Take note of SIGTERM, rather than die of it. Only the main thread hears signals; others change nothing."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
