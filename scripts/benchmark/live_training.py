@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,7 +128,6 @@ def train_live(
         policy = make_policy(config, frames, seed=seed, encoder=encoder)
     else:
         policy = policy_class(config).from_pretrained(newest / PRETRAINED_MODEL_DIR, encoder=encoder)
-    cast(Any, policy).to(memory_format=torch.channels_last)  # convolutions take two thirds of the time
     processors = make_processors(policy, frames)
     demonstrations = LiveDemonstrations(frames, policy, processors[0], pixels)
     trainer = Trainer(policy, demonstrations, steps=steps, batch_size=batch_size, seed=seed)
