@@ -279,6 +279,7 @@ def test_too_many_neighbours_and_too_large_a_batch_are_refused(make: Callable[..
         evaluate(make("linear", recipe=LINEAR | {"batch_size": 64}))
 
 
+@pytest.mark.slow  # runs hydra inside the test process, whose logging then outlives the captured stdout
 def test_the_command_measures_and_explains(
     imagenet: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
