@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, SettingError, UnknownNameError
-from pixio_robot.geometry.cameras import base_rays, check_intrinsics, check_poses, plane_depth
+from pixio_robot.geometry.cameras import base_rays, check_intrinsics, check_poses
 from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead, LinearHead, Readout, taps_of
+from pixio_robot.geometry.planes import lean_on_planes
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
 from pixio_robot.tokens import Tokens
 
@@ -23,8 +24,9 @@ Coding = Literal["sigmoid", "canonical", "support"]
 "sigmoid"    max_depth * sigmoid(o), as in Pixio's tables: for one camera.
 "canonical"  f / focal * exp(o), f the focal length in pixels: one head for cameras of any focal length, since a thing
              twice as far through a lens twice as long looks the same.
-"support"    p * exp(o), p the depth at which the pixel's ray meets the table: a calibrated camera's head has to say
-             only what stands on the table or lies beyond it.
+"support"    for calibrated cameras above known planes, such as table and floor: the head says how likely each plane is
+             what the pixel shows, and what the depth is if it is none of them ("canonical"). The answer is the mean of
+             these depths' logarithms, so a pixel that is surely table gets the table's depth to the millimetre.
 """
 
 RAY_CHANNELS = 7  # origin, direction, and whether they are known
@@ -37,10 +39,9 @@ class DepthSettings:
     Attributes:
         head: "linear" (last block only), or a key of ``DPT_PRESETS`` (four blocks).
         coding: How its answer becomes metres, see ``Coding``.
-        max_depth: Metres; the farthest that "sigmoid" can say, and where "support" takes rays to end that miss the
-            table.
-        focal: Pixels; the reference of "canonical".
-        support_height: Metres; height of the table in the base frame, for "support".
+        max_depth: Metres; the farthest that "sigmoid" can say, and beyond which "support" takes a plane for unseen.
+        focal: Pixels; the reference of "canonical" and "support".
+        support_heights: Metres; heights of the planes z = constant of the base frame, for "support".
         rays: Tell the head each patch's ray in the base frame. The encoder never sees it, so its pass can be shared.
         readout: What becomes of the class tokens.
     """
@@ -49,7 +50,7 @@ class DepthSettings:
     coding: Coding = "canonical"
     max_depth: float = 10.0
     focal: float = 128.0
-    support_height: float = 0.0
+    support_heights: tuple[float, ...] = (0.0,)
     rays: bool = False
     readout: Readout = "mean"
 
@@ -60,6 +61,14 @@ class DepthSettings:
             raise UnknownNameError("coding of depth", self.coding, get_args(Coding))
         if self.max_depth <= 0 or self.focal <= 0:
             raise SettingError(f"max_depth={self.max_depth} and focal={self.focal} must be above 0.")
+        object.__setattr__(self, "support_heights", tuple(map(float, self.support_heights)))  # JSON knows no tuples
+        if self.coding == "support" and not self.support_heights:
+            raise SettingError("Depth coded as 'support' is measured from planes: name at least one support height.")
+
+    @property
+    def channels(self) -> int:
+        """Numbers that the head says of each pixel: of depth, of confidence, and of each plane."""
+        return 2 + (len(self.support_heights) if self.coding == "support" else 0)
 
 
 class Depth(NamedTuple):
@@ -104,10 +113,12 @@ class DepthModel(nn.Module):
         extra, width = RAY_CHANNELS if settings.rays else 0, encoder.spec.width
         self.head: LinearHead | DPTHead
         if settings.head == "linear":
-            self.head = LinearHead(width, out_channels=2, readout=settings.readout, extra=extra)
+            self.head = LinearHead(width, out_channels=settings.channels, readout=settings.readout, extra=extra)
         else:
             taps = min(LEVELS, encoder.spec.depth)
-            self.head = DPTHead(width, taps, 2, preset=settings.head, readout=settings.readout, extra=extra)
+            self.head = DPTHead(
+                width, taps, settings.channels, preset=settings.head, readout=settings.readout, extra=extra
+            )
         self.taps = taps_of(encoder, self.head.taps)
 
     def forward(self, images: Tensor, intrinsics: Tensor | None = None, cam2base: Tensor | None = None) -> Depth:
@@ -153,7 +164,7 @@ class DepthModel(nn.Module):
         extra = self._rays(tokens[0], size, intrinsics, cam2base, posed) if self.settings.rays else None
         answer = self.head(tokens, size, extra)
         with torch.autocast(answer.device.type, enabled=False):
-            depth = self._decode(answer[:, 0], size, intrinsics, cam2base)
+            depth = self._decode(answer, intrinsics, cam2base)
             return Depth(depth, 1 + answer[:, 1].exp())
 
     def start_at(self, depth: float, *, focal: float) -> None:
@@ -167,8 +178,8 @@ class DepthModel(nn.Module):
         wanted = {
             "sigmoid": math.log(share / (1 - share)),
             "canonical": math.log(depth * self.settings.focal / focal),
-            "support": 0.0,  # it begins at the table already
         }
+        wanted["support"] = wanted["canonical"]
         bias = self.head.out.bias
         assert bias is not None
         with torch.no_grad():
@@ -191,7 +202,7 @@ class DepthModel(nn.Module):
         if intrinsics is None and (coding != "sigmoid" or cam2base is not None):
             raise SettingError(f"Depth coded as {coding!r} needs the intrinsics: pass intrinsics=[b 3 3].")
         if cam2base is None and coding == "support":
-            raise SettingError("Depth coded as 'support' is measured from the table: pass cam2base=[b 4 4].")
+            raise SettingError("Depth coded as 'support' is measured from planes: pass cam2base=[b 4 4].")
         if torch.compiler.is_compiling():
             return
         if intrinsics is not None:
@@ -214,21 +225,26 @@ class DepthModel(nn.Module):
         full = torch.cat([base_rays(intrinsics.float(), cam2base.float(), size, tokens.grid), known], dim=1)
         return full if posed is None else torch.where(posed[:, None, None, None], full, empty)
 
-    def _decode(
-        self, answer: Tensor, size: tuple[int, int], intrinsics: Tensor | None, cam2base: Tensor | None
-    ) -> Tensor:
-        """Turn the head's numbers [b h w] into metres."""
+    def _decode(self, answer: Tensor, intrinsics: Tensor | None, cam2base: Tensor | None) -> Tensor:
+        """Turn the head's numbers [b c h w] into metres [b h w]."""
         settings = self.settings
         if settings.coding == "sigmoid":
-            return settings.max_depth * answer.sigmoid()
+            return settings.max_depth * answer[:, 0].sigmoid()
         assert intrinsics is not None
         k = intrinsics.float()
-        if settings.coding == "canonical":
-            focal = (k[:, 0, 0] * k[:, 1, 1]).sqrt()
-            return (focal / settings.focal)[:, None, None] * answer.exp()
-        assert cam2base is not None
-        reached = plane_depth(k, cam2base.float(), size, settings.support_height)
-        return reached.clamp(max=settings.max_depth) * answer.exp()
+        focal = (k[:, 0, 0] * k[:, 1, 1]).sqrt()
+        log_depth = answer[:, 0] + (focal / settings.focal).log()[:, None, None]
+        if settings.coding == "support":
+            assert cam2base is not None
+            log_depth = lean_on_planes(
+                log_depth,
+                answer[:, 2:],
+                settings.support_heights,
+                intrinsics=k,
+                cam2base=cam2base.float(),
+                farthest=settings.max_depth,
+            )
+        return log_depth.exp()
 
 
 def load_depth(

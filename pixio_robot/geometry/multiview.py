@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError
-from pixio_robot.geometry.cameras import check_intrinsics, check_poses, invert, plane_depth, rays, transform, unproject
+from pixio_robot.geometry.cameras import check_intrinsics, check_poses, invert, rays, transform, unproject
+from pixio_robot.geometry.planes import lean_on_planes
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
 from pixio_robot.geometry.trunk import Cameras, MultiViewSettings, Trunk, pinhole
 from pixio_robot.tokens import Tokens
@@ -194,7 +195,7 @@ class MultiViewModel(nn.Module):
         cam2world: Tensor | None,
         scale: Tensor | None,
     ) -> MultiView:
-        """Put together what was given and what the trunk says [b v 4 h w]."""
+        """Put together what was given and what the trunk says [b v c h w]."""
         settings = self.settings
         source: dict[str, Source] = {
             "intrinsics": "predicted" if intrinsics is None else "given",
@@ -202,13 +203,19 @@ class MultiViewModel(nn.Module):
             "scale": "predicted" if cam2world is None and scale is None else "given",
         }
         k = pinhole(found.log_focal, size) if intrinsics is None else intrinsics
-        mask, confidence = dense[:, :, 2].sigmoid(), 1 + dense[:, :, 3].exp()
-        if cam2world is not None and settings.support_height is not None:
-            table = plane_depth(k.float(), cam2world.float(), size, settings.support_height)
-            depth = table.clamp(max=settings.farthest) * dense[:, :, 1].exp()
-        else:
-            focal = (k[..., 0, 0] * k[..., 1, 1]).sqrt().float()
-            depth = (focal / size[1])[..., None, None] * dense[:, :, 0].exp()
+        mask, confidence = dense[:, :, 1].sigmoid(), 1 + dense[:, :, 2].exp()
+        focal = (k[..., 0, 0] * k[..., 1, 1]).sqrt().float()
+        log_depth = dense[:, :, 0] + (focal / size[1]).log()[..., None, None]
+        if cam2world is not None and settings.support_heights:
+            log_depth = lean_on_planes(
+                log_depth,
+                dense[:, :, 3:],
+                settings.support_heights,
+                intrinsics=k.float(),
+                cam2base=cam2world.float(),
+                farthest=settings.farthest,
+            )
+        depth = log_depth.exp()
         mean = (depth[:, 0] * mask[:, 0]).sum(dim=(1, 2)) / mask[:, 0].sum(dim=(1, 2)).clamp(min=1e-6)
         poses = found.cam2world
         if cam2world is not None:

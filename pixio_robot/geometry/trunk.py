@@ -30,9 +30,9 @@ class MultiViewSettings:
         head: Preset of the dense head, a key of ``DPT_PRESETS``.
         bins: Depths of the plane sweep.
         nearest: Metres; the first of them.
-        farthest: Metres; the last of them, and where rays that miss the table are taken to end.
-        support_height: Metres; height of a table in the base frame. With poses in that frame, depth is then coded as
-            its ratio to the table's, as in ``DepthSettings``; None where there is no table.
+        farthest: Metres; the last of them, beyond which a plane counts as out of sight.
+        support_heights: Metres; heights of planes z = constant, such as a table's. With poses given in that frame,
+            depth leans on them as "support" of ``DepthSettings`` does.
     """
 
     width: int = 192
@@ -42,9 +42,10 @@ class MultiViewSettings:
     bins: int = 24
     nearest: float = 0.2
     farthest: float = 4.0
-    support_height: float | None = None
+    support_heights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "support_heights", tuple(map(float, self.support_heights)))  # JSON knows no tuples
         if self.width % self.heads or self.depth < LEVELS - 1 or self.depth % 2:
             raise SettingError(
                 f"width={self.width}, heads={self.heads}, depth={self.depth}: heads must divide the width, and depth "
@@ -90,7 +91,14 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(Block(d, settings.heads) for _ in range(settings.depth))
         self.norm = nn.LayerNorm(d, eps=NORM_EPS)
         initialize_blocks(self.blocks)
-        self.dense = DPTHead(d, LEVELS, 4, preset=settings.head, readout="none", extra=settings.bins + _RAYS)
+        self.dense = DPTHead(
+            d,
+            LEVELS,
+            3 + len(settings.support_heights),  # depth, mask, confidence, planes
+            preset=settings.head,
+            readout="none",
+            extra=settings.bins + _RAYS,
+        )
         # Rotation as two axes (arXiv 1812.07035), translation as a share of the scale, focal length.
         self.pose = nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), nn.Linear(d, 10))
         self.scale = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, 1))
@@ -106,7 +114,7 @@ class Trunk(nn.Module):
         intrinsics: Tensor | None,
         cam2world: Tensor | None,
     ) -> tuple[Tensor, Cameras, Tensor]:
-        """Give dense numbers [b v 4 h w], poses in units of the scale and log focal lengths [b v], log scale [b]."""
+        """Give dense numbers [b v c h w], poses in units of the scale and log focal lengths [b v], log scale [b]."""
         grid = tokens.grid
         patches = rearrange(tokens.patches, "(b v) n d -> b v n d", v=views)
         source = tokens.classes if tokens.classes.shape[1] else tokens.patches

@@ -49,13 +49,34 @@ def test_a_lens_twice_as_long_sees_twice_as_far(encoder: Encoder, wide_images: t
     torch.testing.assert_close(model(wide_images, longer).depth, 2 * model(wide_images, K).depth)
 
 
-def test_a_head_that_says_nothing_sees_the_bare_table(encoder: Encoder, wide_images: torch.Tensor) -> None:
-    model = make(encoder, coding="support", support_height=0.1)
+@pytest.mark.parametrize("plane", [0, 1])
+def test_a_head_that_is_sure_of_a_plane_gets_its_depth_exactly(
+    encoder: Encoder, wide_images: torch.Tensor, plane: int
+) -> None:
+    heights = (0.1, -0.4)
+    model = make(encoder, coding="support", support_heights=heights)
     torch.nn.init.zeros_(model.head.out.weight)
-    torch.nn.init.zeros_(model.head.out.bias)  # pyright: ignore[reportArgumentType]
+    bias = model.head.out.bias
+    assert bias is not None
+    with torch.no_grad():
+        bias.zero_()
+        bias[2 + plane] = 40.0
     found = model(wide_images, K, looking_down()).depth
-    torch.testing.assert_close(found, plane_depth(K, looking_down(), SIZE, 0.1))
-    torch.testing.assert_close(found, torch.full_like(found, 0.6))
+    torch.testing.assert_close(found, plane_depth(K, looking_down(), SIZE, heights[plane]))
+
+
+def test_a_plane_that_is_out_of_sight_is_never_chosen(encoder: Encoder, wide_images: torch.Tensor) -> None:
+    beside = make(encoder, coding="support", support_heights=(0.1, 5.0))  # metres above a camera that looks down
+    alone = make(encoder, coding="support", support_heights=(0.1,))
+    state = beside.head.state_dict()
+    alone.head.load_state_dict(state | {name: state[name][:3] for name in ("out.weight", "out.bias")})
+    pose = looking_down()
+    torch.testing.assert_close(beside(wide_images, K, pose).depth, alone(wide_images, K, pose).depth)
+
+
+def test_support_without_a_plane_is_refused() -> None:
+    with pytest.raises(SettingError, match="at least one support height"):
+        DepthSettings(coding="support", support_heights=())
 
 
 def test_the_encoder_never_sees_the_calibration_and_the_head_does(encoder: Encoder, wide_images: torch.Tensor) -> None:
@@ -126,7 +147,7 @@ def test_another_encoder_a_damaged_file_and_another_kind_are_refused(encoder: En
 def test_missing_and_impossible_calibrations_are_told(encoder: Encoder, wide_images: torch.Tensor) -> None:
     with pytest.raises(SettingError, match=r"pass intrinsics=\[b 3 3\]"):
         make(encoder)(wide_images)
-    with pytest.raises(SettingError, match="measured from the table"):
+    with pytest.raises(SettingError, match="measured from planes"):
         make(encoder, coding="support")(wide_images, K)
     with pytest.raises(DataError, match="degrees"):
         make(encoder)(wide_images, K / 1e4 + torch.diag(torch.tensor([0, 0, 1 - 1e-4])))

@@ -84,10 +84,12 @@ def test_the_same_chance_gives_the_same_loss(data: Path, encoder: Encoder) -> No
 def test_a_model_that_knows_the_answer_scores_perfectly(data: Path, encoder: Encoder) -> None:
     frames, model = (
         RgbdSet.read(data / "train"),
-        MultiViewModel(encoder, MultiViewSettings(width=24, heads=2, bins=6, support_height=0.0)),
+        MultiViewModel(encoder, MultiViewSettings(width=24, heads=2, bins=6, support_heights=(0.0,))),
     )
     torch.nn.init.zeros_(model.trunk.dense.out.weight)
-    torch.nn.init.zeros_(model.trunk.dense.out.bias)  # pyright: ignore[reportArgumentType]
+    bias = model.trunk.dense.out.bias
+    assert bias is not None
+    bias.data = torch.tensor([0.0, 0, 0, 40])  # depth, mask, confidence, and how surely it is the table
     rows = np.arange(len(frames))
     torch.testing.assert_close(measure_views(model, "all")(frames, rows), frames.depths(rows))
     told, untold = evaluate_scenes({"train": frames}, model, ("all", "nothing"))

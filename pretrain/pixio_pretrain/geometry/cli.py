@@ -201,7 +201,9 @@ def main(words: Sequence[str] | None = None) -> None:
     depth.add_argument("--rays", action="store_true", help="tell the head each patch's ray in the base frame")
     depth.add_argument("--max-depth", type=float, default=4.0, help="metres, for sigmoid and support")
     depth.add_argument("--no-twin", action="store_true", help="leave the frozen random encoder out of the table")
-    views.add_argument("--support-height", type=float, help="metres; height of a table in the base frame, if any")
+    planes = "metres; heights of what things stand on in the base frame, such as table and floor"
+    depth.add_argument("--support-heights", type=float, nargs="+", default=[0.0], help=f"{planes}, for support")
+    views.add_argument("--support-heights", type=float, nargs="+", default=[], help=planes)
     views.add_argument("--depth", type=Path, help="folder of a depth head to compare with")
     args = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -209,10 +211,16 @@ def main(words: Sequence[str] | None = None) -> None:
         config = FitConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(FitConfig)})
         shared: dict[str, Any] = {"encoder_name": args.encoder, "config": config}
         if args.command == "depth":
-            head = DepthSettings(head=args.head, coding=args.coding, rays=args.rays, max_depth=args.max_depth)
+            head = DepthSettings(
+                head=args.head,
+                coding=args.coding,
+                rays=args.rays,
+                max_depth=args.max_depth,
+                support_heights=tuple(args.support_heights),
+            )
             train_depth(args.data, args.folder, settings=head, twin=not args.no_twin, **shared)
         else:
-            trunk = MultiViewSettings(head=args.head, support_height=args.support_height)
+            trunk = MultiViewSettings(head=args.head, support_heights=tuple(args.support_heights))
             train_views(args.data, args.folder, settings=trunk, depth=args.depth, **shared)
     except PixioRobotError as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
