@@ -6,7 +6,7 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -110,7 +110,10 @@ def _open_sight(cell: Cell, frames: DatasetFrames, config: Benchmark) -> Sight:
         start = (len(frames) - count) // 2
         return torch.cat([frames.read(camera, start, start + count) for camera in frames.cameras])
 
-    return open_sight(config, cell.arm, cell.seed, frames=some_frames, shared=shared_folder(config, cell.task))
+    sight = open_sight(config, cell.arm, cell.seed, frames=some_frames, shared=shared_folder(config, cell.task))
+    if sight.encoder is None or sight.trained:
+        return sight
+    return replace(sight, encoder=sight.encoder.to(getattr(torch, config.encoder_dtype)))
 
 
 def _configure(cell: Cell, frames: DatasetFrames, sight: Sight, config: Benchmark) -> PixioOptions:
@@ -120,7 +123,8 @@ def _configure(cell: Cell, frames: DatasetFrames, sight: Sight, config: Benchmar
         if name != ACTION and (feature.type is not FeatureType.VISUAL or name in frames.cameras)
     }
     steps = config.training[cell.policy].steps
-    return configure(cell.policy, sight, features, steps=steps, size=config.size, device=config.device)
+    policy = configure(cell.policy, sight, features, steps=steps, size=config.size, device=config.device)
+    return policy if sight.trained else replace(policy, encoder_dtype=config.encoder_dtype)
 
 
 def _train(

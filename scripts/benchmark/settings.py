@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from filelock import FileLock
 from omegaconf import MISSING
@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from lerobot_env_pixio import Task, find_task
 from lerobot_env_pixio.provenance import package_versions, refuse_other_settings
 from lerobot_env_pixio.shifts import SHIFTS
+from lerobot_policy_pixio.options import EncoderDtype
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
 
 CLEAN = "clean"
@@ -57,6 +58,8 @@ class Benchmark:
         shifts: Changes of looks to measure under, beside the clean scenes; never trained on.
         cameras: SUITE/TASK to cameras, the task's own where it is not named: '+cameras={aloha/insertion: [top]}'.
         size: Pixels of a side of every picture.
+        encoder_dtype: What frozen encoders compute in, in caches and rollouts: float32, or bfloat16, which GPUs and
+            CPUs with AMX do faster.
         slots: Episodes that a policy plays at once.
         videos: How many first failures, and first successes, are filmed for each condition of a cell.
         save_every: Steps between checkpoints, where a killed training goes on.
@@ -81,6 +84,7 @@ class Benchmark:
     shifts: list[str] = MISSING
     cameras: dict[str, list[str]] = field(default_factory=dict)
     size: int = MISSING
+    encoder_dtype: str = "float32"
     slots: int = MISSING
     videos: int = MISSING
     save_every: int = MISSING
@@ -129,6 +133,7 @@ class Benchmark:
             ("policy", self.policies, POLICIES),
             ("control arm", self.without, CONTROLS),
             ("visual shift", self.shifts, SHIFTS),
+            ("encoder_dtype", [self.encoder_dtype], get_args(EncoderDtype)),
         ):
             for name in given:
                 if name not in known:
