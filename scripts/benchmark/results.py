@@ -157,8 +157,8 @@ def make_panel(
     if unended:
         reason = str(unended[0].error).strip().splitlines()[-1]
         notes.append(
-            f"{len(unended)} episodes broke off in the simulator, which is nobody's failure; their {len(broken)} scenes "
-            f"are left out everywhere. The first said: {reason}"
+            f"{len(unended)} episodes broke off in the simulator, which is nobody's failure; their {len(broken)} "
+            f"scenes are left out everywhere. The first said: {reason}"
         )
     if not scenes:
         return Panel(task=task, policy=policy, cells=cells, scores={}, kept={}, scenes=0, notes=notes)

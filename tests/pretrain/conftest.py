@@ -1,4 +1,9 @@
+import pickle
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +61,49 @@ def make_config(store: Path, tmp_path: Path) -> Callable[..., RunConfig]:
         return RunConfig(**(settings | changes))
 
     return make
+
+
+KILLED = """
+import os, pickle, signal, sys
+from pathlib import Path
+from pixio_pretrain.evaluation import evaluate, loop
+
+real, left = loop._step, int(sys.argv[2])
+
+def step(*words, **names):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*words, **names)
+
+loop._step = step
+evaluate(pickle.loads(Path(sys.argv[1]).read_bytes()))
+"""
+
+
+@pytest.fixture
+def assert_resumes(tmp_path: Path) -> Callable[[Any, int], None]:
+    """Kill an evaluation (-9) in another process after so many steps, go on, and compare with one never killed."""
+    from pixio_pretrain.evaluation import evaluate, read_record  # takes seconds, and other tests do without
+
+    def check(config: Any, steps: int) -> None:
+        told = tmp_path / "config.pickle"
+        told.write_bytes(pickle.dumps(config))
+        words = [sys.executable, "-c", KILLED, str(told), str(steps)]
+        killed = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        folder = Path(config.folder)
+        assert list(folder.glob("*/*/checkpoints/*"))
+        assert not list(folder.glob("*/*/record.json"))
+        whole = replace(config, folder=f"{config.folder}-whole")
+        files = [evaluate(one) for one in (config, whole)]
+        ended, unbroken = (read_record(file) for file in files)
+        for part in ("metrics", "data", "facts", "settings"):
+            assert ended[part] == unbroken[part]
+        images = [np.load(file.parent / "images.npz") for file in files]
+        assert images[0].files == images[1].files
+        for name in images[0].files:
+            np.testing.assert_array_equal(images[0][name], images[1][name])
+
+    return check

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -16,10 +17,11 @@ from torch.nn import functional as F
 
 from pixio_pretrain.evaluation import TASKS, EvalConfig, Recipe, cli, evaluate, loop, read_record
 from pixio_pretrain.evaluation import neighbours as search
+from pixio_pretrain.evaluation.baselines import PixelBackbone, open_encoder
 from pixio_pretrain.evaluation.finetune import FinetuneConfig, TunedClassifier
 from pixio_pretrain.evaluation.sets import open_classes
 from pixio_robot import create_encoder
-from pixio_robot.errors import CheckpointError, DataError, SettingError
+from pixio_robot.errors import CheckpointError, DataError, SettingError, UnknownNameError
 
 CLASSES, TRAIN, VAL = 4, 12, 6
 COLOURS = ((200, 60, 60), (60, 200, 60), (60, 60, 200), (200, 200, 60))
@@ -228,6 +230,20 @@ def test_a_stopped_training_ends_as_an_unbroken_one(
     assert read_record(files[0])["metrics"] == read_record(files[1])["metrics"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "settings"), [("linear", {"augment": True}), ("linear", {"augment": False}), ("finetune", {})]
+)
+def test_a_killed_evaluation_ends_as_an_unbroken_one(
+    make: Callable[..., EvalConfig],
+    assert_resumes: Callable[[EvalConfig, int], None],
+    name: str,
+    settings: dict[str, Any],
+) -> None:
+    recipe = {"linear": LINEAR, "finetune": TUNE}[name] | {"epochs": 4, "measure_every": 2}
+    assert_resumes(make(name, recipe=recipe, **settings), 7)  # of 3 steps an epoch
+
+
 def test_a_record_is_kept_and_guarded(make: Callable[..., EvalConfig]) -> None:
     file = evaluate(make("knn", **KNN))
     date = read_record(file)["date"]
@@ -279,23 +295,44 @@ def test_too_many_neighbours_and_too_large_a_batch_are_refused(make: Callable[..
         evaluate(make("linear", recipe=LINEAR | {"batch_size": 64}))
 
 
-@pytest.mark.slow  # runs hydra inside the test process, whose logging then outlives the captured stdout
-def test_the_command_measures_and_explains(
-    imagenet: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.chdir(tmp_path)
+def command(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, since hydra's logging would outlive the test in this one."""
+    words = (sys.executable, "-m", "pixio_pretrain.evaluation.cli", *words)
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
-    def call(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["pixio-eval", *words])
-        cli.main()
-        return capsys.readouterr().out
 
+@pytest.mark.slow
+def test_the_command_measures_and_explains(imagenet: Path, encoder: Path, tmp_path: Path) -> None:
     told = [f"encoder={encoder}", f"data={imagenet}", "folder=out", "official_counts=false"]
-    assert "top1_k5" in call("task=knn", "task.neighbours=[5]", *told)
+    measured = command("task=knn", "task.neighbours=[5]", *told, folder=tmp_path)
+    assert measured.returncode == 0
+    assert "top1_k5" in measured.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert "task.layer_decay" in call("--help")
     for words, said in ((["task=knm"], "Did you mean 'knn'"), (["task=knn", "task.tempersture=1"], "'temperature'")):
-        with pytest.raises(SystemExit):
-            call(*words, *told)
-        assert said in capsys.readouterr().err
+        refused = command(*words, *told, folder=tmp_path)
+        assert refused.returncode != 0
+        assert said in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_the_help_lists_the_settings_of_every_task() -> None:
+    told = cli.usage()
+    for name, setting in (("knn", "neighbours"), ("finetune", "layer_decay"), ("simulator", "dense_frames")):
+        assert f"With task={name}:" in told
+        assert f"task.{setting}" in told
+
+
+def test_baselines_say_what_they_are() -> None:
+    image = torch.zeros(1, 3, 128, 128, dtype=torch.uint8)
+    image[0, 0, 8:16, 16:24] = 255  # the patch in the second row and third column is red
+    pixels = open_encoder("pixels", seed=0, device="cpu")(image)
+    assert pixels.grid == (16, 16)
+    assert pixels.patches[0].sum(dim=1).nonzero().flatten().tolist() == [16 + 2]
+    thumbnail = PixelBackbone.thumbnail(pixels.patches)
+    assert thumbnail.shape == (1, 32 * 32 * 3)
+    assert thumbnail.count_nonzero() == 4
+    assert not open_encoder("constant", seed=0, device="cpu")(image[..., :32, :32]).patches.any()
+    prints = [open_encoder("random:resnet18", seed=seed, device="cpu").fingerprint for seed in (0, 0, 1)]
+    assert prints[0] == prints[1] != prints[2]
+    with pytest.raises(UnknownNameError, match="Did you mean 'resnet18'"):
+        open_encoder("random:resnet81", seed=0, device="cpu")

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from pixio_pretrain.evaluation import TASKS, EvalConfig, Recipe, evaluate, read_record
@@ -14,8 +16,11 @@ from pixio_pretrain.evaluation.job import Job
 from pixio_pretrain.evaluation.segmentation import class_ious, count_overlaps, mean_iou
 from pixio_pretrain.evaluation.sets import DEPTH_SETS, IGNORED, MASK_SETS
 from pixio_pretrain.evaluation.sets.depths import KITTI
-from pixio_robot import create_encoder
+from pixio_pretrain.evaluation.stages import stages_of
+from pixio_robot import ENCODERS, Tokens, create_encoder, load_encoder
 from pixio_robot.errors import DataError, PixioRobotError, SettingError
+from pixio_robot.foreign import wrap_model
+from pixio_robot.geometry.heads import DPTHead, LinearHead, taps_of
 
 SIDE = 32
 SIZES: dict[str, Any] = {"width": 32, "depth": 4, "heads": 2, "patch_size": 8, "image_size": 32, "class_tokens": 2}
@@ -176,6 +181,14 @@ def test_dpt_trains(make: Callable[..., EvalConfig], task: str, name: str) -> No
     assert metrics.get("miou", 1) > 1 / 150
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "name"), [("depth", "kitti"), ("segmentation", "ade20k")])
+def test_a_killed_evaluation_ends_as_an_unbroken_one(
+    make: Callable[..., EvalConfig], assert_resumes: Callable[[EvalConfig, int], None], task: str, name: str
+) -> None:
+    assert_resumes(make(task, name, epochs=3, head="dpt", preset="tiny"), 5)  # of 2 or 3 steps an epoch
+
+
 def test_the_defaults_are_the_published_ones() -> None:
     depth, linear = TASKS["depth"](), TASKS["depth"](head="linear")
     assert (depth.recipe.lr, linear.recipe.lr, depth.recipe.batch_size, depth.recipe.epochs) == (1e-4, 2e-4, 32, 60)
@@ -270,3 +283,68 @@ def test_sizes_that_differ_and_images_too_small_are_refused(make: Callable[..., 
         evaluate(make("depth", "kitti", side=36))
     with pytest.raises(PixioRobotError, match="Did you mean 'kitti'"):
         make("depth", "kiti", data=tmp_path)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_heads_of_every_size_answer_every_pixel(name: str) -> None:
+    spec = ENCODERS[name]
+    with torch.device("meta"):  # sizes alone: no weights of billions of numbers
+        encoder = create_encoder(name)
+    side = 4 * spec.patch_size
+    for head, count in ((LinearHead(spec.width, 1, 3), 1), (DPTHead(spec.width, 4, 3, preset="tiny"), 4)):
+        blocks = taps_of(encoder, count)
+        assert blocks == [spec.depth * (k + 1) // count - 1 for k in range(count)]
+        shapes = ((2, spec.class_tokens, spec.width), (2, 16, spec.width))
+        classes, patches = (torch.zeros(shape) for shape in shapes)
+        tokens = [Tokens(classes, patches, (4, 4)) for _ in blocks]
+        assert head(tokens, (side, side)).shape == (2, 3, side, side)
+
+
+@pytest.mark.parametrize(("preset", "gflop"), [("paper", 61), ("base", 15.6), ("tiny", 4.2)])
+@torch.no_grad()
+def test_the_presets_of_dpt_cost_what_their_docs_say(preset: str, gflop: float) -> None:
+    """A ViT-B at 256 x 256 pixels; operations, not multiply-adds."""
+    head = DPTHead(ENCODERS["pixio_vitb16"].width, 4, 1, preset=preset)
+    tokens = [Tokens(torch.zeros(1, 8, 768), torch.zeros(1, 256, 768), (16, 16)) for _ in range(4)]
+    with FlopCounterMode(display=False) as counter:
+        head(tokens, (256, 256))
+    assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, rel=0.02)
+
+
+def resnet(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(
+        hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], embedding_size=16, layer_type="basic"
+    )
+    wrap_model(transformers.ResNetModel(config)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("head", ["linear", "dpt"])
+def test_dense_heads_read_the_stages_of_a_resnet(make: Callable[..., EvalConfig], tmp_path: Path, head: str) -> None:
+    config = make("segmentation", "voc_aug", epochs=8, head=head, preset="tiny", side=64, scales=(1.0, 1.0))
+    config.encoder = str(resnet(tmp_path / "resnet"))
+    config.task.recipe.lr = 0.01 if head == "linear" else 2e-3
+    ious = read_record(evaluate(config))["facts"]["iou"]
+    assert max(ious[1:3]) > 0.4  # of 21 classes, all but these two are 0
+    job = Job(config=config, encoder=load_encoder(config.encoder), folder=tmp_path)
+    reader = DenseReader(job, head=head, preset="tiny", channels=2, side=64)
+    assert reader.blocks == ([3] if head == "linear" else [0, 1, 2, 3])
+    if head == "dpt":
+        project: Any = reader.head.project
+        assert [layer.in_channels for layer in project] == [16, 24, 32, 48]
+    assert reader(torch.zeros(1, 3, 64, 96, dtype=torch.uint8)).shape == (1, 2, 64, 96)
+
+
+def test_dpt_takes_the_last_four_maps_of_a_network_that_has_five(tmp_path: Path) -> None:
+    facts: dict[str, Any] = {"architecture": "resnet18", "pretrained_cfg": {"input_size": (3, 64, 64)}}
+    model = transformers.TimmWrapperModel(transformers.TimmWrapperConfig(**facts))
+    job = Job(config=EvalConfig(encoder="-", data="-", precision="fp32"), encoder=wrap_model(model), folder=tmp_path)
+    reader = DenseReader(job, head="dpt", preset="tiny", channels=2, side=64)
+    assert reader.blocks == [1, 2, 3, 4]
+    assert reader(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 2, 64, 64)
+
+
+def test_dpt_refuses_what_has_too_few_stages() -> None:
+    with pytest.raises(SettingError, match=r"wants 4 stages.*task\.head=linear"):
+        stages_of([8, 16, 32])

@@ -118,6 +118,16 @@ def test_detection_is_learnt(root: Callable[[str], Path], encoder: Path, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_killed_evaluation_ends_as_an_unbroken_one(
+    root: Callable[[str], Path], encoder: Path, tmp_path: Path, assert_resumes: Callable[[EvalConfig, int], None]
+) -> None:
+    recipe = Recipe(epochs=2, batch_size=40, lr=0.01, decay="steps")
+    task = TASKS["detection"](set="coco", layout="c4", sizes=[64], longest=96, recipe=recipe)
+    common: dict[str, Any] = {"precision": "fp32", "official_counts": False, "folder": str(tmp_path / "out")}
+    assert_resumes(EvalConfig(encoder=str(encoder), data=str(root("coco")), task=task, **common), 4)  # of 3 an epoch
+
+
+@pytest.mark.slow
 def test_a_detector_with_a_pyramid_learns(root: Callable[[str], Path], encoder: Path, tmp_path: Path) -> None:
     task = TASKS["detection"](set="voc", layout="fpn", sizes=[64], longest=96)
     config = EvalConfig(encoder=str(encoder), data=str(root("voc")), task=task, precision="fp32")

@@ -9,6 +9,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms.v2 import functional as F
 
 from pixio_pretrain.evaluation.job import Job
+from pixio_pretrain.evaluation.stages import StagesDPTHead, stage_widths, stages_of
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.geometry.heads import DPTHead, LinearHead, taps_of
@@ -30,7 +31,7 @@ class DenseReader(nn.Module):
 
     Args:
         job: Whose encoder, device and precision.
-        head: "linear" (the last block) or "dpt" (four blocks).
+        head: "linear" (the last block) or "dpt" (four blocks, or the last four stages of a convolutional network).
         preset: Sizes of DPT, a key of ``DPT_PRESETS``.
         channels: Numbers per pixel.
         side: Side in pixels of crops and windows.
@@ -51,13 +52,16 @@ class DenseReader(nn.Module):
             )
         self.job, self.side = job, side
         self.see = _Unregistered(encoder)
-        taps = DPT_TAPS if head == "dpt" else 1
-        self.blocks = taps_of(encoder, taps)
+        widths = stage_widths(encoder) if head == "dpt" else None
+        self.blocks = stages_of(widths) if widths else taps_of(encoder, DPT_TAPS if head == "dpt" else 1)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(job.config.seed)
-            width = encoder.spec.width
-            dpt = head == "dpt"
-            self.head = DPTHead(width, taps, channels, preset=preset) if dpt else LinearHead(width, taps, channels)
+            if widths:
+                self.head = StagesDPTHead([widths[block] for block in self.blocks], channels, preset=preset)
+            elif head == "dpt":
+                self.head = DPTHead(encoder.spec.width, DPT_TAPS, channels, preset=preset)
+            else:
+                self.head = LinearHead(encoder.spec.width, 1, channels)
 
     def forward(self, images: Tensor) -> Tensor:
         """Read images, uint8 or float in [0, 1] [b 3 h w]: float32 [b channels h w]."""

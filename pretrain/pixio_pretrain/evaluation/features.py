@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,35 @@ def stored_features(
         CheckpointError: The file holds features of other images, or of another encoder.
         CacheError: The encoder gave a feature that is not finite.
     """
-    mark = file.with_suffix(".json")
     identity = {**facts, "kind": kind, "norm": norm, "data": images.describe(), "encoder": job.encoder.fingerprint}
     identity["precision"] = job.config.precision
-    done, shape = 0, (len(images), job.encoder.spec.width)
+
+    def parts(start: int) -> Iterator[Tensor]:
+        for batch in batches_of(images, view, job, start=start):
+            yield encode(job.encoder, batch, job, kind=kind, norm=norm)
+
+    return stored_rows(file, (len(images), job.encoder.spec.width), identity, parts)
+
+
+def stored_rows(
+    file: Path, shape: tuple[int, ...], identity: Mapping[str, Any], parts: Callable[[int], Iterator[Tensor]]
+) -> Tensor:
+    """Make a table on disk, a few rows at a time; go on where it was stopped, or read it if it is whole.
+
+    Args:
+        file: A ``.npy`` that comes to hold float16 of this shape; a JSON beside it says how far it is.
+        shape: Rows first.
+        identity: What decides the numbers.
+        parts: Gives the rows from one on, in order, float16 on the CPU, in parts.
+
+    Returns:
+        The table, memory-mapped.
+
+    Raises:
+        CheckpointError: The file holds another table.
+        CacheError: A number is not finite.
+    """
+    mark, done = file.with_suffix(".json"), 0
     if mark.exists():
         known = json.loads(mark.read_text())
         check_identity(known["identity"], identity, file)
@@ -67,15 +93,14 @@ def stored_features(
     else:
         np.lib.format.open_memmap(file, "w+", np.float16, shape)
     stored = np.lib.format.open_memmap(file, "r+")
-    with tqdm(total=len(images), initial=done, desc=f"features of {file.stem}", unit="image") as progress:
-        for number, batch in enumerate(batches_of(images, view, job, start=done) if done < len(images) else (), 1):
-            found = encode(job.encoder, batch, job, kind=kind, norm=norm)
+    with tqdm(total=shape[0], initial=done, desc=f"features of {file.stem}", unit="image") as progress:
+        for number, found in enumerate(parts(done) if done < shape[0] else (), 1):
             if not torch.isfinite(found).all():
                 raise CacheError(f"The encoder's features of image {done} or one after it are not finite in float16.")
-            stored[done : done + len(batch)] = found.numpy()
-            done += len(batch)
-            progress.update(len(batch))
-            if number % FLUSHED == 0 or done == len(images):
+            stored[done : done + len(found)] = found.numpy()
+            done += len(found)
+            progress.update(len(found))
+            if number % FLUSHED == 0 or done == shape[0]:
                 stored.flush()
                 draft = mark.with_suffix(".writing")
                 draft.write_text(json.dumps({"identity": identity, "done": done}))

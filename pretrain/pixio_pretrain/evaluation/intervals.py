@@ -1,4 +1,4 @@
-"""95 % intervals of metrics, by drawing the validation images anew; the same draws for all encoders."""
+"""95 % intervals of metrics, by drawing the validation images (or scenes) anew; the same draws for all encoders."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from pixio_pretrain.probe.resampling import DRAWS
 _CHUNK = 100
 
 
-def resampled(values: Values, stratum: str) -> Values:
-    """Compute a metric from its images, and again from as many images drawn with replacement, ``DRAWS`` times.
+def resampled(values: Values, stratum: str, *, draws: int = DRAWS) -> Values:
+    """Compute a metric from its images, and again from as many images drawn with replacement, many times.
 
     Draws depend on ``stratum`` and the number of images alone: arrays of two encoders can be subtracted element by
     element, which makes their difference paired.
@@ -18,9 +18,10 @@ def resampled(values: Values, stratum: str) -> Values:
         values: The metric of each image [n], NaN for one that does not count; its mean is the metric. Or intersection
             and union of each image's classes [n classes 2]: the metric is the mean over classes of the ratio of sums.
         stratum: Names the draws.
+        draws: Their number.
 
     Returns:
-        [1 + DRAWS]: the metric itself, then those of the draws; ``interval`` reads them.
+        [1 + draws]: the metric itself, then those of the draws; ``interval`` reads them.
     """
     n = len(values)
     flat = values[:, None, None] if values.ndim == 1 else values
@@ -29,8 +30,8 @@ def resampled(values: Values, stratum: str) -> Values:
     table = flat.reshape(n, -1).astype(np.float64)
     random = np.random.default_rng(list(stratum.encode()))
     sums = [np.ones((1, n)) @ table]
-    for start in range(0, DRAWS, _CHUNK):
-        counts = random.multinomial(n, np.full(n, 1 / n), size=min(_CHUNK, DRAWS - start))
+    for start in range(0, draws, _CHUNK):
+        counts = random.multinomial(n, np.full(n, 1 / n), size=min(_CHUNK, draws - start))
         sums.append(counts.astype(np.float64) @ table)
-    over, under = np.concatenate(sums).reshape(1 + DRAWS, -1, 2).transpose(2, 0, 1)
+    over, under = np.concatenate(sums).reshape(1 + draws, -1, 2).transpose(2, 0, 1)
     return (over / np.maximum(under, 1)).mean(axis=1)

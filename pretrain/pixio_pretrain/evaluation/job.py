@@ -17,14 +17,12 @@ from omegaconf import MISSING
 from PIL import Image
 
 from pixio_pretrain.checkpoint import check_identity
-from pixio_robot.checkpoints import load_encoder
-from pixio_robot.encoder import ENCODERS, Encoder, create_encoder
+from pixio_pretrain.evaluation.baselines import open_encoder
+from pixio_robot.encoder import ENCODERS, Encoder
 from pixio_robot.errors import DataError, SettingError
 from pixio_robot.runs import alone
 
 PACKAGES = ("torch", "torchvision", "transformers", "numpy", "pixio-robot", "pixio-pretrain")
-RANDOM = "random:"
-
 Values = NDArray[np.float64]
 
 
@@ -33,7 +31,8 @@ class EvalConfig:
     """One evaluation.
 
     Attributes:
-        encoder: What ``load_encoder`` reads, or "random:NAME" for a row of ``ENCODERS`` with weights of this seed.
+        encoder: What ``load_encoder`` reads; "random:NAME" for a row of ``ENCODERS``, or a ResNet (resnet18, resnet50),
+            with weights of this seed; "pixels" for the bare image, "constant" for nothing at all.
         data: The data set's folder.
         folder: Where results go: a folder per task and encoder. An evaluation that was stopped goes on there.
         seed: Fixes weights, order and chance.
@@ -158,7 +157,7 @@ def evaluate(config: EvalConfig) -> Path:
     root = Path(config.data).expanduser()
     if not root.is_dir():
         raise DataError(f"There is no folder {root.absolute()}; data= is where the data set lies.")
-    encoder = _open_encoder(config)
+    encoder = open_encoder(config.encoder, seed=config.seed, device=config.device)
     task: TaskConfig = config.task
     name = config.encoder.removeprefix("shipped:").strip("/").replace("/", "--").replace(":", "-")
     folder = Path(config.folder).expanduser() / task.title / f"{name[-60:]}-{encoder.fingerprint[:8]}-{config.seed}"
@@ -173,13 +172,6 @@ def evaluate(config: EvalConfig) -> Path:
         outcome = task.run(job)
         write_outcome(folder, outcome, _facts(job) | {"settings": settings})
     return file
-
-
-def _open_encoder(config: EvalConfig) -> Encoder:
-    if not config.encoder.startswith(RANDOM):
-        return load_encoder(config.encoder, device=config.device)
-    name = config.encoder.removeprefix(RANDOM)
-    return create_encoder(name, seed=config.seed).to(config.device)
 
 
 def _facts(job: Job) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,37 +13,41 @@ import numpy as np
 
 from pixio_pretrain.evaluation.intervals import resampled
 from pixio_pretrain.evaluation.job import Values, read_record
-from pixio_pretrain.probe.resampling import interval
+from pixio_pretrain.probe.resampling import interval, over_seeds
 from pixio_robot.errors import DataError
 
-PERCENT = ("top1", "top5", "delta", "miou", "ap")
+PERCENT = ("top1", "top5", "delta", "miou", "iou", "ap")
 """Beginnings of the names of metrics that are shares, shown in per cent."""
 
-PICTURED = 3
+COARSE = ("_cm", "_px", "_deg")
+"""Ends of the names of metrics of which one decimal is enough."""
+
+PICTURED = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """An evaluation.
+    """An encoder, as one or more seeds measured it.
 
     Attributes:
-        name: Of the encoder and its seed.
-        record: The record.
-        folder: Where it lies.
-        draws: Resampled values by metric, [1 + DRAWS].
+        name: Of the encoder.
+        records: By seed.
+        folders: Where they lie.
+        draws: Resampled values by metric, [1 + DRAWS]: of images, and of seeds if there are several.
     """
 
     name: str
-    record: Mapping[str, Any]
-    folder: Path
+    records: Sequence[Mapping[str, Any]]
+    folders: Sequence[Path]
     draws: Mapping[str, Values]
 
 
 def write_report(folder: Path) -> Path:
     """Write ``report.html`` about all records below a folder, whole or not at all.
 
-    Records of one task share a table only if they were made by the same protocol on the same images; differences are
-    to the table's first encoder, paired by image.
+    Records of one task share a table only if they were made by the same protocol on the same images. Seeds of one
+    encoder share a line. Differences are to the encoder that was measured first, paired by image. A metric called
+    "PART/NAME" goes to a table of that part.
 
     Returns:
         The page.
@@ -54,15 +58,13 @@ def write_report(folder: Path) -> Path:
     files = sorted(folder.glob("*/*/record.json"))
     if not files:
         raise DataError(f"{folder.absolute()} holds no records; pixio-eval task=... folder={folder} makes some.")
-    tables: dict[str, list[Row]] = {}
-    for file in files:
-        row = _read(file)
-        settings = {
-            key: value for key, value in row.record["settings"].items() if key not in ("encoder", "seed", "data")
-        }
-        key = json.dumps([row.record["task"], settings, row.record["data"]], sort_keys=True)
-        tables.setdefault(key, []).append(row)
-    sections = [_section(rows) for rows in tables.values()]
+    found = sorted(((read_record(file), file.parent) for file in files), key=lambda pair: pair[0]["date"])
+    tables: dict[str, dict[str, list[tuple[dict[str, Any], Path]]]] = {}
+    for record, home in found:
+        settings = {key: value for key, value in record["settings"].items() if key not in ("encoder", "seed", "data")}
+        key = json.dumps([record["task"], settings, record["data"]], sort_keys=True)
+        tables.setdefault(key, {}).setdefault(record["encoder"]["name"], []).append((record, home))
+    sections = [_section([_row(name, seeds) for name, seeds in rows.items()]) for rows in tables.values()]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pixio_pretrain.evaluation", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -72,46 +74,64 @@ def write_report(folder: Path) -> Path:
     return page
 
 
-def _read(file: Path) -> Row:
-    record = read_record(file)
-    with np.load(file.parent / "images.npz") as stored:
+def _row(name: str, seeds: Sequence[tuple[dict[str, Any], Path]]) -> Row:
+    seeds = sorted(seeds, key=lambda pair: pair[0]["seed"])
+    by_seed: dict[str, list[Values]] = {}
+    for record, home in seeds:
         stratum = json.dumps(record["data"], sort_keys=True)
-        draws = {name: resampled(stored[name], stratum) for name in stored.files}
-    name = f"{record['encoder']['name']} (seed {record['seed']})"
-    return Row(name=name, record=record, folder=file.parent, draws=draws)
+        with np.load(home / "images.npz") as stored:
+            for metric in stored.files:
+                by_seed.setdefault(metric, []).append(resampled(stored[metric], stratum))
+    draws = {metric: over_seeds(np.stack(found), arm=name) for metric, found in by_seed.items()}
+    return Row(name=name, records=[record for record, _ in seeds], folders=[home for _, home in seeds], draws=draws)
 
 
 def _section(rows: list[Row]) -> dict[str, Any]:
-    """One table, and what belongs to it."""
-    first, metrics = rows[0], list(rows[0].record["metrics"])
+    """What was measured by one protocol: a table for each part, and what belongs to them."""
+    record, metrics = rows[0].records[0], list(rows[0].records[0]["metrics"])
+    parts = dict.fromkeys(metric.rpartition("/")[0] for metric in metrics)
+    protocol = {key.removeprefix("task."): value for key, value in record["settings"].items() if "task." in key}
+    data = ", ".join(f"{part['set']} {name}: {part['images']} images" for name, part in record["data"].items())
+    return {
+        "task": record["task"],
+        "data": data,
+        "official": record["settings"]["official_counts"],
+        "protocol": json.dumps(protocol, sort_keys=True),
+        "tables": [_table(part, [name for name in metrics if name.rpartition("/")[0] == part], rows) for part in parts],
+        "encoders": [
+            {
+                "name": row.name,
+                "pictures": [_inline(file) for file in sorted((row.folders[0] / "pictures").glob("*.png"))[:PICTURED]],
+                "seeds": [
+                    f"seed {one['seed']}: {one['date']}, {one['machine']}; "
+                    + ", ".join(f"{name} {number}" for name, number in one["versions"].items())
+                    for one in row.records
+                ],
+            }
+            for row in rows
+        ],
+        "chosen": any(one["facts"].get("history") for row in rows for one in row.records),
+    }
+
+
+def _table(part: str, metrics: Sequence[str], rows: Sequence[Row]) -> dict[str, Any]:
+    """One table: a line for each encoder, and one for its difference to the first."""
     lines = [
         {
             "name": row.name,
-            "fingerprint": row.record["encoder"]["fingerprint"][:12],
+            "seeds": len(row.records),
+            "fingerprint": row.records[0]["encoder"]["fingerprint"][:12],
             "cells": [_cell(metric, row) for metric in metrics],
-            "differences": [_difference(metric, row, first) for metric in metrics] if row is not first else [],
-            "pictures": [_inline(file) for file in sorted((row.folder / "pictures").glob("*.png"))[:PICTURED]],
-            "when": f"{row.record['date']}, {row.record['machine']}",
-            "versions": ", ".join(f"{name} {number}" for name, number in row.record["versions"].items()),
+            "differences": [_difference(metric, row, rows[0]) for metric in metrics] if row is not rows[0] else [],
         }
         for row in rows
     ]
-    protocol = {key.removeprefix("task."): value for key, value in first.record["settings"].items() if "task." in key}
-    data = ", ".join(f"{part['set']} {name}: {part['images']} images" for name, part in first.record["data"].items())
-    return {
-        "task": first.record["task"],
-        "data": data,
-        "official": first.record["settings"]["official_counts"],
-        "protocol": json.dumps(protocol, sort_keys=True),
-        "metrics": metrics,
-        "lines": lines,
-        "chosen": any("history" in row.record["facts"] and row.record["facts"]["history"] for row in rows),
-    }
+    return {"part": part, "metrics": [metric.rpartition("/")[2] for metric in metrics], "lines": lines}
 
 
 def _cell(metric: str, row: Row) -> str:
     if metric not in row.draws:
-        return _number(metric, row.record["metrics"][metric])
+        return _number(metric, float(np.mean([record["metrics"][metric] for record in row.records])))
     return _with_interval(metric, row.draws[metric])
 
 
@@ -127,7 +147,10 @@ def _with_interval(metric: str, draws: Values, *, sign: str = "") -> str:
 
 
 def _number(metric: str, value: float, *, sign: str = "") -> str:
-    return f"{100 * value:{sign}.1f} %" if metric.startswith(PERCENT) else f"{value:{sign}.3f}"
+    name = metric.rpartition("/")[2]
+    if name.startswith(PERCENT):
+        return f"{100 * value:{sign}.1f} %"
+    return f"{value:{sign}.1f}" if name.endswith(COARSE) else f"{value:{sign}.3f}"
 
 
 def _inline(file: Path) -> str:

@@ -8,6 +8,7 @@ from pixio_pretrain.evaluation.finetune import FinetuneConfig
 from pixio_pretrain.evaluation.knn import KnnConfig
 from pixio_pretrain.evaluation.linear import LinearConfig
 from pixio_pretrain.evaluation.segmentation import SegmentationConfig
+from pixio_pretrain.evaluation.simulator.task import SimulatorConfig
 
 TASKS: dict[str, type[Any]] = {
     "knn": KnnConfig,
@@ -16,4 +17,5 @@ TASKS: dict[str, type[Any]] = {
     "depth": DepthConfig,
     "segmentation": SegmentationConfig,
     "detection": DetectionConfig,
+    "simulator": SimulatorConfig,
 }

@@ -19,12 +19,12 @@ from pixio_pretrain.geometry.baselines import PixelMean, random_twin, table_plan
 from pixio_pretrain.geometry.evaluation import Measure, evaluate, write_table
 from pixio_pretrain.geometry.fitting import FitConfig, fit
 from pixio_pretrain.geometry.mono import DepthTask
-from pixio_pretrain.geometry.sets import RgbdSet
+from pixio_pretrain.geometry.sets import RgbdSet, read_held_out
 from pixio_pretrain.geometry.taps import Taps
 from pixio_pretrain.geometry.views import ViewsTask, evaluate_scenes, measure_views
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.encoder import Encoder
-from pixio_robot.errors import DataError, PixioRobotError
+from pixio_robot.errors import PixioRobotError
 from pixio_robot.geometry.depth import Coding, DepthModel, DepthSettings, load_depth
 from pixio_robot.geometry.multiview import MultiViewModel
 from pixio_robot.geometry.trunk import MultiViewSettings
@@ -128,18 +128,6 @@ def train_views(
     rows, scenes = evaluate(held_out, methods), evaluate_scenes(held_out, model)
     write_table(folder, rows, model.facts | {"encoder": encoder.fingerprint, "pairs": scenes})
     return folder / "model"
-
-
-def read_held_out(data: Path) -> dict[str, RgbdSet]:
-    """Read all sets in "held_out", in the order of their names, "all" last.
-
-    Raises:
-        DataError: There is none.
-    """
-    found = sorted((data / "held_out").glob("*"), key=lambda path: (path.name == "all", path.name))
-    if not found:
-        raise DataError(f"{data / 'held_out'} holds no sets to measure on: scripts/render_rgbd.py renders them.")
-    return {path.name: RgbdSet.read(path) for path in found}
 
 
 def _train(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixio_pretrain.geometry.mono import FARTHEST, NEAREST, is_valid
 from pixio_pretrain.geometry.sets import RgbdSet, Rows
-from pixio_pretrain.probe.resampling import interval, resampled_means
+from pixio_pretrain.probe.resampling import group_means, interval, resampled_means
 from pixio_robot.geometry.cameras import transform, unproject
 from pixio_robot.geometry.metrics import depth_errors
 from pixio_robot.geometry.robot_metrics import point_errors
@@ -44,7 +44,7 @@ def evaluate(sets: Mapping[str, RgbdSet], methods: Mapping[str, Measure]) -> lis
         for method, measure in methods.items():
             errors = frame_errors(frames, measure)
             scenes = frames.scenes(np.arange(len(frames)))
-            values = {metric: _by_scene(numbers, scenes) for metric, numbers in errors.items()}
+            values = {metric: group_means(numbers, scenes) for metric, numbers in errors.items()}
             metrics = {
                 metric: dict(
                     zip(
@@ -123,12 +123,3 @@ def _cell(metric: Mapping[str, float] | None) -> str:
 def _listed(values: np.ndarray) -> list[float | None]:
     """In JSON's types, which have no word for NaN."""
     return [float(value) if np.isfinite(value) else None for value in values]
-
-
-def _by_scene(values: np.ndarray, scenes: np.ndarray) -> np.ndarray:
-    """Mean of each scene's frames; NaN for one without a number."""
-    names, where = np.unique(scenes, return_inverse=True)
-    known = np.isfinite(values)
-    counts = np.bincount(where[known], minlength=len(names))
-    sums = np.bincount(where[known], values[known], minlength=len(names))
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

@@ -130,3 +130,15 @@ class RgbdSet:
             mine = self.task == number
             found[mine] = table[body[mine]]
         return names, found
+
+
+def read_held_out(data: Path) -> dict[str, RgbdSet]:
+    """Read all sets in "held_out", in the order of their names, "all" last.
+
+    Raises:
+        DataError: There is none.
+    """
+    found = sorted((data / "held_out").glob("*"), key=lambda path: (path.name == "all", path.name))
+    if not found:
+        raise DataError(f"{data / 'held_out'} holds no sets to measure on: scripts/render_rgbd.py renders them.")
+    return {path.name: RgbdSet.read(path) for path in found}

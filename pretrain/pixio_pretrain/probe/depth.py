@@ -1,5 +1,6 @@
 """Depth from patches: one linear map, shared by all places of the picture."""
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -25,7 +26,7 @@ class DepthReadOut:
     so that no depth is negative and near things count as much as far ones.
 
     Args:
-        mean_map: [g h], log metres.
+        mean_map: [g h], log metres; see ``mean_log_depth``.
         mean_patches: [n d].
         read_out: Patch features, less their mean, to log metres.
     """
@@ -34,7 +35,15 @@ class DepthReadOut:
         self.mean_map, self.mean_patches, self.read_out = mean_map, mean_patches, read_out
 
     @classmethod
-    def fit(cls, patches: Tensor, grid: tuple[int, int], depth: Tensor, episodes: NDArray[np.integer[Any]]) -> Self:
+    def fit(
+        cls,
+        patches: Tensor,
+        grid: tuple[int, int],
+        depth: Tensor,
+        episodes: NDArray[np.integer[Any]],
+        *,
+        counted: tuple[float, float] = (0.0, FARTHEST),
+    ) -> Self:
         """Fit to training frames.
 
         Args:
@@ -42,14 +51,12 @@ class DepthReadOut:
             grid: Rows and columns of patches.
             depth: True maps [m g h].
             episodes: [m]; the penalty is chosen on whole ones.
+            counted: Nearest and farthest depth that counts, metres.
         """
-        valid = is_valid(depth)
-        logs = torch.where(valid, depth, 1).log()  # 0 in the sky
-        count = valid.sum(dim=0)
-        mean_map = torch.where(count > 0, logs.sum(dim=0) / count.clamp(min=1), depth[valid].log().mean())
-        share = _pool(valid.float(), grid)  # m n
-        missing = _pool(torch.where(valid, logs - mean_map, 0), grid) / share.clamp(min=1e-6)
-        frame, place = torch.nonzero(share > 0.5, as_tuple=True)
+        valid = is_valid(depth, *counted)
+        mean_map = mean_log_depth(depth, valid)
+        missing = missing_depth(depth, valid, mean_map, grid)
+        frame, place = torch.nonzero(missing.isfinite(), as_tuple=True)
         mean_patches = patches.mean(dim=0)
         x = (patches - mean_patches)[frame, place]
         return cls(mean_map, mean_patches, fit_best(x, missing[frame, place, None], episodes[frame.numpy()]))
@@ -57,14 +64,30 @@ class DepthReadOut:
     def __call__(self, tokens: Tokens) -> Tensor:
         """Give depth maps [b g h] in metres."""
         rest = self.read_out(tokens.patches - self.mean_patches)  # b n 1
-        rest = rearrange(rest, "b (h w) 1 -> b 1 h w", h=tokens.grid[0])
-        rest = F.interpolate(rest, self.mean_map.shape, mode="bilinear", align_corners=False)
-        return (self.mean_map + rest[:, 0]).exp()
+        return (self.mean_map + spread(rest, tokens.grid, self.mean_map.shape)[:, 0]).exp()
 
 
-def is_valid(depth: Tensor) -> Tensor:
+def is_valid(depth: Tensor, nearest: float = 0.0, farthest: float = FARTHEST) -> Tensor:
     """Say where depth counts: everywhere but in the sky."""
-    return (depth > 0) & (depth <= FARTHEST)
+    return (depth > 0) & (depth >= nearest) & (depth <= farthest)
+
+
+def mean_log_depth(depth: Tensor, valid: Tensor) -> Tensor:
+    """Average log metres over frames [m g h] at each place: [g h]; over all places where none is valid."""
+    logs, count = torch.where(valid, depth, 1).log(), valid.sum(dim=0)
+    return torch.where(count > 0, logs.sum(dim=0) / count.clamp(min=1), depth[valid].log().mean())
+
+
+def missing_depth(depth: Tensor, valid: Tensor, mean_map: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Average over each patch what the mean map [g h] lacks to the depth of frames [m g h], in log metres.
+
+    Returns:
+        [m n]; NaN for a patch of which at most half is valid.
+    """
+    share = pool_maps(valid.float(), grid)
+    logs = torch.where(valid, depth, 1).log() - mean_map
+    missing = pool_maps(torch.where(valid, logs, 0), grid) / share.clamp(min=1e-6)
+    return torch.where(share > 0.5, missing, torch.nan)
 
 
 def depth_errors(predicted: Tensor, depth: Tensor) -> dict[str, Tensor]:
@@ -82,6 +105,12 @@ def depth_errors(predicted: Tensor, depth: Tensor) -> dict[str, Tensor]:
     return means | {"rmse": means["rmse"].sqrt()}
 
 
-def _pool(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+def spread(answers: Tensor, grid: tuple[int, int], size: Sequence[int]) -> Tensor:
+    """Interpolate answers of patches [b n k] bilinearly to maps of a size: [b k g h]."""
+    maps = rearrange(answers, "b (h w) k -> b k h w", h=grid[0])
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+
+
+def pool_maps(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     """Average maps [m g h] over the patches of a grid: [m n]."""
     return F.adaptive_avg_pool2d(maps[:, None], grid).flatten(1)

@@ -16,6 +16,7 @@ from torch import Tensor
 from pixio_pretrain.data import Frames
 from pixio_pretrain.probe.depth import DepthReadOut, depth_errors
 from pixio_pretrain.probe.looks import Look
+from pixio_pretrain.probe.resampling import group_means
 from pixio_pretrain.probe.ridge import fit_best
 from pixio_pretrain.probe.truth import POSITIONS, Truth
 from pixio_robot.errors import DataError
@@ -70,14 +71,12 @@ class GeometryProbe:
 
     def add(self, errors: Mapping[str, Tensor], episodes: NDArray[np.integer[Any]], **facts: str | float) -> None:
         """Note errors by metric, each [m], of frames of these episodes [m]."""
-        names, where = np.unique(episodes, return_inverse=True)
+        names = np.unique(episodes)
         for metric, values in errors.items():
-            known = torch.isfinite(values).numpy()
-            sums = np.bincount(where[known], values.numpy()[known], minlength=len(names))
-            counts = np.bincount(where[known], minlength=len(names))
-            seen = counts > 0
-            means = [round(float(mean), 7) for mean in sums[seen] / counts[seen]]
-            measured = {"metric": metric, "episodes": names[seen].tolist(), "values": means}
+            means = group_means(values.numpy(), episodes)
+            seen = np.isfinite(means)
+            rounded = [round(float(mean), 7) for mean in means[seen]]
+            measured = {"metric": metric, "episodes": names[seen].tolist(), "values": rounded}
             self.measurements.append(Measurement(**facts, **measured))  # pyright: ignore[reportArgumentType]
 
 

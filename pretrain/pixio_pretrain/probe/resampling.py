@@ -1,5 +1,7 @@
 """Intervals by resampling seeds and episodes at once."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,6 +38,27 @@ def resampled_means(values: NDArray[np.float64], *, arm: str, stratum: str) -> N
         _weights(count, name) for count, name in zip(values.shape, (f"arm {arm}", f"stratum {stratum}"), strict=True)
     )
     return np.einsum("ds,se,de->d", seeds, values, episodes, optimize=True)
+
+
+def group_means(values: NDArray[np.floating[Any]], groups: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """Average values [n] over the rows of each group [n], those that are finite; NaN for a group without any.
+
+    Returns:
+        One number per group, in ascending order of the groups.
+    """
+    names, where = np.unique(groups, return_inverse=True)
+    known = np.isfinite(values)
+    sums = np.bincount(where[known], values[known], minlength=len(names))
+    counts = np.bincount(where[known], minlength=len(names))
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def over_seeds(draws: NDArray[np.float64], *, arm: str) -> NDArray[np.float64]:
+    """Average seeds' resamples [s 1+DRAWS], in which units were drawn alike, with the seeds drawn anew as well.
+
+    Gives what ``resampled_means`` gives, for figures that are no plain means. Returns [1 + DRAWS].
+    """
+    return np.einsum("ds,sd->d", _weights(len(draws), f"arm {arm}"), draws)
 
 
 def interval(means: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -14,6 +14,8 @@ from pixio_pretrain.data import split_episodes
 RIDGES = tuple(10.0**power for power in range(-2, 7))
 """The weights of the penalty that are tried; features have unit variance."""
 
+_CHUNK = 8192
+
 Score = Callable[[Tensor, NDArray[np.int64]], float]
 """How good the answers [m k] to some rows [m] are; more is better."""
 
@@ -45,17 +47,25 @@ def fit(x: Tensor, y: Tensor, ridges: Sequence[float]) -> list[ReadOut]:
     """Fit answers y [n k] to features x [n d], once for each penalty.
 
     Solves the smaller of the two normal equations, d x d or n x n, in float64: with small penalties the squared
-    features of a wide grid are singular in float32.
+    features of a wide grid are singular in float32. No float64 copy of many rows is made.
     """
     mean, deviation, offset = x.mean(dim=0), x.std(dim=0) + 1e-6, y.mean(dim=0)
-    z, t = ((x - mean) / deviation).double(), (y - offset).double()
-    n, d = z.shape
-    gram, right = (z.T @ z, z.T @ t) if d <= n else (z @ z.T, t)
+    n, d = x.shape
+    if d <= n:
+        gram, right = x.new_zeros(d, d, dtype=torch.float64), x.new_zeros(d, y.shape[1], dtype=torch.float64)
+        for rows, answers in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
+            z = ((rows - mean) / deviation).double()
+            gram += z.T @ z
+            right += z.T @ (answers - offset).double()
+        back = None
+    else:
+        back = ((x - mean) / deviation).double()
+        gram, right = back @ back.T, (y - offset).double()
     found = []
     for ridge in ridges:
         factor = torch.linalg.cholesky(gram + ridge * torch.eye(len(gram), dtype=gram.dtype))
         solution = torch.cholesky_solve(right, factor)
-        weights = solution if d <= n else z.T @ solution
+        weights = solution if back is None else back.T @ solution
         found.append(ReadOut(mean, deviation, weights.float(), offset, ridge))
     return found
 

@@ -1,0 +1,1 @@
+"""Probes on simulated frames with exact answers: depth, parts of the scene, where things are, where the camera is."""
