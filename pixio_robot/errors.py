@@ -7,6 +7,7 @@ PixioRobotError
 ├── CheckpointError (also ValueError)     weights that are missing, truncated, foreign or unsafe
 ├── CacheError (also ValueError)          a feature cache of another encoder or data set, or an unfinished one
 ├── DataError (also ValueError)           a data set without what was asked of it
+├── ExportError (also ValueError)         an exported model that answers otherwise than torch, or is damaged
 └── RenderError (also RuntimeError)       this machine cannot render
 """
 
@@ -57,6 +58,10 @@ class CacheError(PixioRobotError, ValueError):
 
 class DataError(PixioRobotError, ValueError):
     """A data set without what was asked of it."""
+
+
+class ExportError(PixioRobotError, ValueError):
+    """An exported model that answers otherwise than torch, is damaged, or cannot be made or run."""
 
 
 class RenderError(PixioRobotError, RuntimeError):
