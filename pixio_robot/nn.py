@@ -241,7 +241,7 @@ class VisionTransformer(Backbone):
             [self.class_tokens, self.pos_embed.shape[1] - self.class_tokens], dim=1
         )
         patches = patches + resize_positions(patch_positions, grid)
-        classes = (self.cls_token + class_positions).expand(len(images), -1, -1)
+        classes = (self.cls_token + class_positions).expand(images.shape[0], -1, -1)  # len() exports as a constant
         return classes, patches
 
     def forward(self, images: Tensor) -> Tensor:

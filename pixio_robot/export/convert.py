@@ -56,7 +56,6 @@ def write_onnx(
                 _Flat(model),
                 tuple(example[name] for name in model.inputs),
                 dynamic_shapes={"inputs": tuple(axes for _ in model.inputs)},
-                strict=dynamic,  # the other tracer, which is faster, takes the len() of a tensor for a constant
             )
             found = torch.onnx.export(
                 program,

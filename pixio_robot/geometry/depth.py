@@ -218,7 +218,7 @@ class DepthModel(nn.Module):
         cam2base: Tensor | None,
         posed: Tensor | None,
     ) -> Tensor:
-        empty = tokens.patches.new_zeros(len(tokens.patches), RAY_CHANNELS, *tokens.grid, dtype=torch.float32)
+        empty = tokens.patches.new_zeros(tokens.patches.shape[0], RAY_CHANNELS, *tokens.grid, dtype=torch.float32)
         if intrinsics is None or cam2base is None:
             return empty
         known = torch.ones_like(empty[:, :1])
