@@ -22,7 +22,7 @@ def test_an_error_arrives_from_a_worker_process_as_it_left(error: PixioRobotErro
 
 def test_every_error_has_our_root() -> None:
     ours = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(ours) == 8
+    assert len(ours) == 9
     assert all(issubclass(error, PixioRobotError) for error in ours)
 
 
