@@ -65,6 +65,10 @@ def test_a_report_compares_by_image_and_only_what_is_comparable(tmp_path: Path) 
     assert difference[1] > 0  # paired: each interval by itself is far wider than the difference
     assert "+5.0 % [+" in page
     assert page.count("Not checked against") == 1
+    tables = (tmp_path / "results.md").read_text().split("## ")
+    row, difference = (line for table in tables for line in table.splitlines() if line.startswith("| b |"))
+    assert f"| {100 * better.mean():.1f} % [" in row
+    assert "| +5.0 % [+" in difference
 
 
 def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:

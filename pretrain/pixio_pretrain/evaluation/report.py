@@ -43,7 +43,7 @@ class Row:
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``report.html`` about all records below a folder, whole or not at all.
+    """Write ``report.html`` about all records below a folder, and its tables, ``results.md``; each whole or not at all.
 
     Records of one task share a table only if they were made by the same protocol on the same images. Seeds of one
     encoder share a line. Differences are to the encoder that was measured first, paired by image. A metric called
@@ -68,10 +68,16 @@ def write_report(folder: Path) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pixio_pretrain.evaluation", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    draft, page = folder / "report.html.writing", folder / "report.html"
-    draft.write_text(environment.get_template("report.html.jinja").render(sections=sections))
-    os.replace(draft, page)
+    page = folder / "report.html"
+    _write(page, environment.get_template("report.html.jinja").render(sections=sections))
+    _write(folder / "results.md", "\n".join(line for section in sections for line in _markdown(section)))
     return page
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f"{path.name}.writing")
+    draft.write_text(text)
+    os.replace(draft, path)
 
 
 def _row(name: str, seeds: Sequence[tuple[dict[str, Any], Path]]) -> Row:
@@ -127,6 +133,18 @@ def _table(part: str, metrics: Sequence[str], rows: Sequence[Row]) -> dict[str, 
         for row in rows
     ]
     return {"part": part, "metrics": [metric.rpartition("/")[2] for metric in metrics], "lines": lines}
+
+
+def _markdown(section: Mapping[str, Any]) -> list[str]:
+    """A section's tables: one of values, and one of differences to its first line."""
+    lines = [f"## {section['task']}", "", f"{section['data']}.", ""]
+    for table in section["tables"]:
+        lines += [f"### {table['part']}", ""] if table["part"] else []
+        for key, head in (("cells", "encoder"), ("differences", f"less {table['lines'][0]['name']}")):
+            rows = [f"| {line['name']} | {' | '.join(line[key])} |" for line in table["lines"] if line[key]]
+            columns = [head, *table["metrics"]]
+            lines += [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows, ""] if rows else []
+    return lines
 
 
 def _cell(metric: str, row: Row) -> str:
