@@ -9,7 +9,6 @@ training set never shows: "seen" nothing more, "scenes" other tasks and other th
 import argparse
 from pathlib import Path
 
-TRAIN = ("pick-place", "push", "reach", "door-open", "drawer-open", "button-press-topdown", "window-open", "box-close")
 HELD_OUT = ("coffee-button", "faucet-open", "assembly", "shelf-place")
 
 
@@ -22,11 +21,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
     parser.add_argument("folder", type=Path, help="where the sets go")
     parser.add_argument("--suite", default="metaworld", help="metaworld or aloha")
-    parser.add_argument("--tasks", nargs="+", default=TRAIN, help="tasks to train on")
+    parser.add_argument("--tasks", nargs="+", help="tasks to train on; all others when absent")
     parser.add_argument("--held-out-tasks", nargs="+", default=HELD_OUT, help="tasks of 'scenes' and 'all'")
     parser.add_argument("--scenes-per-task", type=int, default=40, help="scenes of each task to train on")
-    parser.add_argument("--held-out-scenes", type=int, default=20, help="scenes of each held-out set")
-    parser.add_argument("--moments", type=int, default=3, help="points in time of each scene")
+    parser.add_argument("--held-out-scenes", type=int, default=24, help="scenes of each held-out set")
+    parser.add_argument("--moments", type=int, default=1, help="points in time of each scene")
     parser.add_argument("--cameras", nargs="+", default=["corner2"], help="cameras of the model that look each time")
     parser.add_argument("--free", type=int, default=2, help="further cameras, anywhere around the table")
     parser.add_argument("--size", type=int, nargs="+", default=[128], help="pixels of a side, or height and width")
@@ -34,17 +33,20 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes")
     args = parser.parse_args()
 
+    from lerobot_env_pixio import find_task, find_tasks
     from lerobot_env_pixio.rgbd import render_rgbd  # after --help; and worker processes import this file
     from lerobot_env_pixio.rgbd_stage import ASPECTS
 
+    held_out_names = [find_task(args.suite, name).name for name in args.held_out_tasks]
+    train = args.tasks or [task.name for task in find_tasks(args.suite) if task.name not in held_out_names]
     size = args.size[0] if len(args.size) == 1 else tuple(args.size)
     shared = {"suite": args.suite, "cameras": args.cameras, "free": args.free, "size": size, "workers": args.workers}
     shared |= {"moments": args.moments}
     first, count = args.first_seed, args.scenes_per_task
-    print(render_rgbd(args.folder / "train", tasks=args.tasks, scenes_per_task=count, first_seed=first, **shared))
-    first += len(args.tasks) * count
+    print(render_rgbd(args.folder / "train", tasks=train, scenes_per_task=count, first_seed=first, **shared))
+    first += len(train) * count
     for name in ("seen", *ASPECTS, "all"):
-        tasks = args.held_out_tasks if name in ("scenes", "all") else args.tasks
+        tasks = args.held_out_tasks if name in ("scenes", "all") else train
         held_out = {"seen": (), "all": ASPECTS}.get(name, (name,))
         count = -(-args.held_out_scenes // len(tasks))
         where = args.folder / "held_out" / name
