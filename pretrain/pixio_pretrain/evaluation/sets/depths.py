@@ -1,15 +1,13 @@
 """NYUv2 and KITTI: an image and its depth in metres."""
 
-from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixio_pretrain.evaluation.sets.layout import Layout, describe, read_image, read_map
-from pixio_robot.errors import DataError
+from pixio_pretrain.evaluation.sets.layout import Layout, describe
+from pixio_pretrain.evaluation.sets.pairs import PairedSet
 
 Box = tuple[int, int, int, int]
 """top, bottom, left, right, in pixels; the ends are outside."""
@@ -18,41 +16,16 @@ EIGEN: Box = (45, 471, 41, 601)
 """The part of a 480 x 640 frame of NYUv2 where Kinect's projection leaves no border (arXiv 1406.2283)."""
 
 
-class DepthSet(ABC):
-    """Images with depth.
-
-    Args:
-        root: The data set's folder.
-        part: "train" or "val".
-        official: Refuse other numbers of images than the published ones.
+class DepthSet(PairedSet):
+    """Images with depth. Arguments and errors are those of ``PairedSet``.
 
     Attributes:
-        layout: The published form.
         scale: Numbers of the stored PNG per metre.
         max_depth: What is farther does not count, metres.
-        pairs: Image and depth map of each sample, below the root.
-
-    Raises:
-        DataError: If the layout is another, or numbers differ.
     """
 
-    layout: ClassVar[Layout]
     scale: ClassVar[float]
     max_depth: ClassVar[float]
-
-    def __init__(self, root: Path, part: str, *, official: bool) -> None:
-        self.root, self.part = root, part
-        self.pairs = self._find()
-        self.layout.check_files(root, (file for pair in self.pairs for file in pair))
-        self.layout.check_count(root, part, len(self.pairs), official=official)
-
-    @abstractmethod
-    def _find(self) -> list[tuple[str, str]]:
-        """List the samples."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.pairs)
 
     def sample(self, index: int) -> tuple[Image.Image, NDArray[np.float32]]:
         """One sample.
@@ -63,11 +36,7 @@ class DepthSet(ABC):
         Raises:
             DataError: If a file cannot be decoded, or sizes differ.
         """
-        image_file, depth_file = self.pairs[index]
-        image = read_image(self.root / image_file)
-        stored = np.asarray(read_map(self.root / depth_file, image))
-        if stored.ndim != 2:
-            raise DataError(f"{self.root / depth_file} has {stored.ndim} axes; a depth map has two.")
+        image, stored = self._read(index)
         return image, stored.astype(np.float32) / self.scale
 
     def garg_box(self, size: tuple[int, int]) -> Box | None:

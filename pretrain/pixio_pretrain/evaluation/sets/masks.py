@@ -1,55 +1,29 @@
 """ADE20K, augmented VOC and LoveDA: an image and the class of each of its pixels."""
 
-from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixio_pretrain.evaluation.sets.layout import Layout, describe, read_image, read_map
+from pixio_pretrain.evaluation.sets.layout import Layout, describe
+from pixio_pretrain.evaluation.sets.pairs import PairedSet
 from pixio_robot.errors import DataError
 
 IGNORED = 255
 """The label of pixels that do not count."""
 
 
-class MaskSet(ABC):
-    """Images with a label for every pixel.
-
-    Args:
-        root: The data set's folder.
-        part: "train" or "val".
-        official: Refuse other numbers of images than the published ones.
+class MaskSet(PairedSet):
+    """Images with a label for every pixel. Arguments and errors are those of ``PairedSet``.
 
     Attributes:
-        layout: The published form.
         classes: How many there are.
         first: Number that the files give to class 0; what is below it is not labelled, and neither is 255.
-        pairs: Image and mask of each sample, below the root.
-
-    Raises:
-        DataError: If the layout is another, or numbers differ.
     """
 
-    layout: ClassVar[Layout]
     classes: ClassVar[int]
     first: ClassVar[int]
-
-    def __init__(self, root: Path, part: str, *, official: bool) -> None:
-        self.root, self.part = root, part
-        self.pairs = self._find()
-        self.layout.check_files(root, (file for pair in self.pairs for file in pair))
-        self.layout.check_count(root, part, len(self.pairs), official=official)
-
-    @abstractmethod
-    def _find(self) -> list[tuple[str, str]]:
-        """List the samples."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.pairs)
 
     def sample(self, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
         """One sample.
@@ -60,17 +34,13 @@ class MaskSet(ABC):
         Raises:
             DataError: If a file cannot be decoded, sizes differ, or a label is out of range.
         """
-        image_file, mask_file = self.pairs[index]
-        image = read_image(self.root / image_file)
-        stored = np.asarray(read_map(self.root / mask_file, image))
-        if stored.ndim != 2:
-            raise DataError(f"{self.root / mask_file} has {stored.ndim} axes; a mask of labels has two.")
+        image, stored = self._read(index)
         known = (stored >= self.first) & (stored != IGNORED)
         labels = np.where(known, stored.astype(np.int64) - self.first, IGNORED)
         if known.any() and labels[known].max() >= self.classes:
             raise DataError(
-                f"{self.root / mask_file} has label {stored[known].max()}; {self.layout.name}'s run from {self.first} "
-                f"to {self.first + self.classes - 1}, beside 255 for pixels without one."
+                f"{self.root / self.pairs[index][1]} has label {stored[known].max()}; {self.layout.name}'s run from "
+                f"{self.first} to {self.first + self.classes - 1}, beside 255 for pixels without one."
             )
         return image, labels.astype(np.uint8)
 
