@@ -71,15 +71,16 @@ def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[], t
             return Sight()
         case "state":
             return Sight(state=True)
+        case "cnn":
+            source = _made(shared / "encoders" / f"cnn-{seed}", lambda: draw_cnn(seed, frames()))
+            return Sight(encoder=load_encoder(source), source=source, trained=True)
         case "random":
             first = next(iter(config.arms.values()))
             place = Path(config.folder) / "encoders" / f"random-{seed}"
-            return _made(place, lambda: redraw(load_encoder(first), seed))
-        case "cnn":
-            made = _made(shared / "encoders" / f"cnn-{seed}", lambda: draw_cnn(seed, frames()))
-            return Sight(encoder=made.encoder, source=made.source, trained=True)
+            source = _made(place, lambda: redraw(load_encoder(first), seed))
         case _:
-            return Sight(encoder=load_encoder(config.arms[arm]), source=config.arms[arm])
+            source = config.arms[arm]
+    return Sight(encoder=load_encoder(source, dtype=getattr(torch, config.encoder_dtype)), source=source)
 
 
 def redraw(encoder: Encoder, seed: int) -> Encoder:
@@ -114,10 +115,10 @@ def draw_cnn(seed: int, frames: torch.Tensor) -> Encoder:
     return encoder
 
 
-def _made(place: Path, make: Callable[[], Encoder]) -> Sight:
-    """An encoder of our own making: made once, whoever needs it first."""
+def _made(place: Path, make: Callable[[], Encoder]) -> str:
+    """Where an encoder of our own making lies: made once, by whoever needs it first."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_name(f".{place.name}.lock")):
         if not (place / "config.json").is_file():  # which is written last
             make().save_pretrained(place)
-    return Sight(encoder=load_encoder(place), source=str(place.absolute()))
+    return str(place.absolute())

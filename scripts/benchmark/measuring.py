@@ -110,10 +110,7 @@ def _open_sight(cell: Cell, frames: DatasetFrames, config: Benchmark) -> Sight:
         start = (len(frames) - count) // 2
         return torch.cat([frames.read(camera, start, start + count) for camera in frames.cameras])
 
-    sight = open_sight(config, cell.arm, cell.seed, frames=some_frames, shared=shared_folder(config, cell.task))
-    if sight.encoder is None or sight.trained:
-        return sight
-    return replace(sight, encoder=sight.encoder.to(getattr(torch, config.encoder_dtype)))
+    return open_sight(config, cell.arm, cell.seed, frames=some_frames, shared=shared_folder(config, cell.task))
 
 
 def _configure(cell: Cell, frames: DatasetFrames, sight: Sight, config: Benchmark) -> PixioOptions:

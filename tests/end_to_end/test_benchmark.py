@@ -96,6 +96,7 @@ def test_every_combination_is_a_cell_and_all_arms_come_before_the_next_seed(make
         ({"policies": ["atc"]}, "act"),
         ({"without": ["blnd"]}, "blind"),
         ({"shifts": ["strogn"]}, "strong"),
+        ({"encoder_dtype": "bfloat"}, "bfloat16"),
     ],
 )
 def test_a_typo_is_answered_with_the_nearest_name(make_config: Any, wrong: dict[str, Any], nearest: str) -> None:

@@ -215,6 +215,20 @@ def test_live_batches_show_the_frames_of_their_rows(frames: DatasetFrames, tmp_p
     torch.testing.assert_close(batch[CAMERA], stored[torch.tensor([[9, 9, 9], [11, 12, 13]])])
 
 
+def test_frozen_encoders_compute_in_the_type_that_is_asked_for_and_keep_their_name(tmp_path: Path) -> None:
+    create_encoder("pixio_vitt16", depth=1, width=24, heads=3, image_size=SIDE).save_pretrained(tmp_path / "encoder")
+    settings = config({"pixio": str(tmp_path / "encoder")}, tmp_path)
+    found = {}
+    for settings.encoder_dtype in ("float32", "bfloat16"):
+        for arm in ("pixio", "random", "cnn"):
+            sight = open_sight(settings, arm, 0, frames=lambda: torch.zeros(8, 3, SIDE, SIDE).byte(), shared=tmp_path)
+            assert sight.encoder is not None
+            found[arm, settings.encoder_dtype] = sight.encoder
+            wanted = "float32" if arm == "cnn" else settings.encoder_dtype  # it is trained
+            assert next(sight.encoder.parameters()).dtype == getattr(torch, wanted)
+    assert all(encoder.fingerprint == found[arm, "float32"].fingerprint for (arm, _), encoder in found.items())
+
+
 def test_a_fresh_cnn_follows_its_seed_and_its_statistics_are_those_of_the_frames() -> None:
     random = torch.randint(0, 256, (24, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     first, again, other = draw_cnn(0, random), draw_cnn(0, random), draw_cnn(1, random)

@@ -112,8 +112,8 @@ class RgbdSet:
         return self.intrinsics[where], self.cam2world[where]
 
     @cached_property
-    def parts(self) -> tuple[Sequence[str], NDArray[np.int8]]:
-        """Names of the parts of a scene, and which of them each pixel shows, [n v h w]; -1 for none.
+    def bodies(self) -> tuple[NDArray[np.integer[Any]], list[dict[str, Any]]]:
+        """Which body each pixel shows, [n v h w], -1 for none; and for each task the "names" and "parts" of bodies.
 
         Raises:
             DataError: The set does not say.
@@ -121,10 +121,19 @@ class RgbdSet:
         group: Any = zarr.open_group(self.folder, mode="r")
         if "body" not in group or "bodies" not in group:
             raise DataError(f"{self.folder} does not say which body each pixel shows: arrays 'body' and 'bodies'.")
-        body, names = np.asarray(group["body"][:]), []
-        found = np.full(body.shape, -1, np.int8)
-        for number, task in enumerate(self.facts["tasks"]):
-            parts = group[f"bodies/{task}"].attrs["parts"]
+        return np.asarray(group["body"][:]), [group[f"bodies/{task}"].attrs.asdict() for task in self.facts["tasks"]]
+
+    @cached_property
+    def parts(self) -> tuple[Sequence[str], NDArray[np.int8]]:
+        """Names of the parts of a scene, and which of them each pixel shows, [n v h w]; -1 for none.
+
+        Raises:
+            DataError: The set does not say.
+        """
+        body, tasks = self.bodies
+        names, found = [], np.full(body.shape, -1, np.int8)
+        for number, task in enumerate(tasks):
+            parts = task["parts"]
             names += [part for part in dict.fromkeys(parts) if part not in names]
             table = np.array([names.index(part) for part in parts] + [-1], np.int8)  # body -1 reads the last entry
             mine = self.task == number

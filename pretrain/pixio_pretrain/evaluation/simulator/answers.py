@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -110,10 +108,9 @@ def _labels(frames: RgbdSet) -> NDArray[np.uint8]:
     for name in THINGS:
         if name in names:
             labels[parts == names.index(name)] = CLASSES.index(name)
-    group: Any = zarr.open_group(frames.folder, mode="r")
-    body = np.asarray(group["body"][:])
-    for number, task in enumerate(frames.facts["tasks"]):
-        is_table = np.array([name in TABLES for name in group[f"bodies/{task}"].attrs["names"]] + [False])
+    body, tasks = frames.bodies
+    for number, task in enumerate(tasks):
+        is_table = np.array([name in TABLES for name in task["names"]] + [False])
         mine = frames.task == number
         labels[mine] = np.where(is_table[body[mine]], CLASSES.index("table"), labels[mine])
     return labels
