@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.images import check_images, normalize
-from pixio_robot.nn import Backbone, VisionTransformer
+from pixio_robot.nn import STEMS, Backbone, VisionTransformer
 from pixio_robot.tokens import Tokens
 
 
@@ -29,6 +29,8 @@ class EncoderSpec:
         image_size: Native image side in pixels; other sizes interpolate the positions.
         class_tokens: Number of class tokens; 0 where the family has none.
         mlp_ratio: Hidden width of each MLP as a multiple of d.
+        stem: How the families built here make patches: "patch", one linear map each, as published, or "conv", small
+            convolutions, whose patches overlap.
     """
 
     family: str = "pixio"
@@ -39,11 +41,19 @@ class EncoderSpec:
     image_size: int = 256
     class_tokens: int = 8
     mlp_ratio: int = 4
+    stem: str = "patch"
 
     def __post_init__(self) -> None:
+        if self.stem not in STEMS:
+            raise UnknownNameError("stem", self.stem, STEMS)
+        if self.stem == "conv" and (self.family != "pixio" or self.patch_size not in (4, 8, 16, 32)):
+            raise SettingError(
+                f"A stem of convolutions goes with family 'pixio' and patches of 4, 8, 16 or 32 pixels, not "
+                f"{self.family!r} and {self.patch_size!r}."
+            )
         for name, value in asdict(self).items():
             least = 0 if name == "class_tokens" and self.family not in ("pixio", "mae") else 1
-            if name != "family" and (not isinstance(value, int) or value < least):
+            if name not in ("family", "stem") and (not isinstance(value, int) or value < least):
                 raise SettingError(f"An encoder's {name} must be a whole number of at least {least}, not {value!r}.")
         if self.family == "mae" and self.class_tokens != 1:
             raise SettingError(f"MAE has one class token, not {self.class_tokens}; family 'pixio' takes any number.")
@@ -164,6 +174,8 @@ class Encoder(nn.Module):
         """
         if self._fingerprint is None:
             facts = asdict(self.spec) | {"statistics": self.backbone.statistics}
+            if facts["stem"] == "patch":
+                del facts["stem"]  # so that an encoder has the name that it had before there were stems
             digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
             for key, value in sorted(self.backbone.state_dict().items()):
                 digest.update(f"{key}{list(value.shape)}".encode())
@@ -186,13 +198,13 @@ class Encoder(nn.Module):
         write_folder(self, Path(folder), dtype=dtype)
 
 
-def create_encoder(name: str, *, seed: int | None = None, **overrides: int) -> Encoder:
+def create_encoder(name: str, *, seed: int | None = None, **overrides: Any) -> Encoder:
     """Build an encoder with random weights.
 
     Args:
         name: A row of ``ENCODERS``, such as "pixio_vitt16".
         seed: Makes the weights reproducible.
-        **overrides: Sizes to change: width, depth, heads, patch_size, image_size, class_tokens.
+        **overrides: Sizes to change: width, depth, heads, patch_size, image_size, class_tokens, stem.
 
     Raises:
         UnknownNameError: If there is no such row, or no such size.

@@ -14,7 +14,10 @@ from pixio_robot.encoder import EncoderSpec
 from pixio_robot.errors import SettingError
 from pixio_robot.nn import NORM_EPS
 
-MODEL_TYPES = {"pixio": "pixio", "vit_mae": "mae"}
+CONV_TYPE = "pixio_conv"
+"""Our own model type for Pixio with a stem of convolutions, which transformers does not have."""
+
+MODEL_TYPES = {"pixio": "pixio", CONV_TYPE: "pixio", "vit_mae": "mae"}
 """Hugging Face's model types, and our families."""
 
 # Hugging Face's spelling -> Meta's. transformers renamed its modules more than once; files keep any of these names.
@@ -77,6 +80,7 @@ def spec_of(config: Mapping[str, Any]) -> EncoderSpec:
         image_size=config["image_size"],
         class_tokens=config["n_cls_tokens"] if family == "pixio" else 1,
         mlp_ratio=ratio,
+        stem="conv" if config["model_type"] == CONV_TYPE else "patch",
     )
 
 
@@ -99,6 +103,7 @@ def config_of(spec: EncoderSpec) -> dict[str, Any]:
     else:
         own = {"architectures": ["PixioModel"], "model_type": "pixio"}
         own |= {"mlp_ratio": spec.mlp_ratio, "n_cls_tokens": spec.class_tokens}
+        own |= {"model_type": CONV_TYPE} if spec.stem == "conv" else {}
     return config | own
 
 

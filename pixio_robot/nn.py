@@ -10,6 +10,7 @@ Parameter names are those of Meta's Pixio checkpoints, so weights move by key, n
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -91,14 +92,57 @@ class Block(nn.Module):
 class PatchEmbed(nn.Module):
     """Cut images into patches and project each one linearly."""
 
-    def __init__(self, width: int, patch_size: int) -> None:
+    def __init__(self, width: int, patch_size: int, channels: int = 3) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Embed images [b 3 h w] into patches [b n d], row-major, and say how many (rows, columns) there are."""
         x = self.proj(images)  # b d rows columns
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Draw fresh weights: Xavier over whole patches; the bias as PyTorch does for a convolution."""
+        nn.init.xavier_uniform_(self.proj.weight.flatten(1), generator=generator)
+        if self.proj.bias is not None:
+            bound = self.proj.weight[0].numel() ** -0.5
+            nn.init.uniform_(self.proj.bias, -bound, bound, generator=generator)
+
+
+class ConvEmbed(PatchEmbed):
+    """Embed patches by small convolutions that each halve the picture (arXiv 2106.14881), so patches overlap.
+
+    Args:
+        width: Token width d.
+        patch_size: A power of 2, from 4 upwards.
+    """
+
+    def __init__(self, width: int, patch_size: int) -> None:
+        halvings = patch_size.bit_length() - 1
+        super().__init__(width, 1, channels=width)
+        channels = [3, *(max(16, width >> halvings - step) for step in range(1, halvings)), width]
+        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, stride=2, padding=1) for pair in pairwise(channels))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Embed images; as ``PatchEmbed``."""
+        for conv in self.convs:
+            images = F.gelu(conv(images))
+        return super().forward(images)
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Draw fresh weights: He's for the convolutions, the rest as ``PatchEmbed``."""
+        super().initialize(generator)
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv2d)
+            nn.init.kaiming_normal_(conv.weight, generator=generator)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+
+
+STEMS = {"patch": PatchEmbed, "conv": ConvEmbed}
+"""How images become patch tokens."""
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -187,6 +231,7 @@ class VisionTransformer(Backbone):
         image_size: Native image side in pixels; fixes the position table.
         class_tokens: Number of class tokens; they precede the patches and have positions of their own.
         mlp_ratio: Hidden width of each MLP as a multiple of d.
+        stem: A key of ``STEMS``.
         drop_path: Stochastic depth of the last block; it grows linearly from 0 at the first.
     """
 
@@ -201,6 +246,7 @@ class VisionTransformer(Backbone):
         image_size: int = 256,
         class_tokens: int = 8,
         mlp_ratio: int = 4,
+        stem: str = "patch",
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
@@ -210,7 +256,7 @@ class VisionTransformer(Backbone):
         self.cls_token = nn.Parameter(torch.zeros(1, class_tokens, width))
         positions = torch.zeros(1, class_tokens + (image_size // patch_size) ** 2, width)
         self.pos_embed = nn.Parameter(positions, requires_grad=family != "mae")
-        self.patch_embed = PatchEmbed(width, patch_size)
+        self.patch_embed = STEMS[stem](width, patch_size)
         rates = [drop_path * index / max(1, depth - 1) for index in range(depth)]
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
@@ -219,11 +265,7 @@ class VisionTransformer(Backbone):
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Draw fresh weights as Pixio's pre-training does: Xavier for matrices, normal(0.02) for tokens."""
-        proj = self.patch_embed.proj
-        nn.init.xavier_uniform_(proj.weight.flatten(1), generator=generator)
-        if proj.bias is not None:  # left at PyTorch's default for a convolution
-            bound = proj.weight[0].numel() ** -0.5
-            nn.init.uniform_(proj.bias, -bound, bound, generator=generator)
+        self.patch_embed.initialize(generator)
         nn.init.normal_(self.cls_token, std=0.02, generator=generator)
         if self.family == "mae":
             grid = round((self.pos_embed.shape[1] - self.class_tokens) ** 0.5)

@@ -122,7 +122,7 @@ def start(config: RunConfig, world: World) -> Run:
     facts = read_facts(found[-1]) if found else {}
     if found:
         check_identity(facts["identity"], identity, folder_of(config))
-    train, held_out = source.split(config.views.held_out)
+    train, held_out = map(model.prepare, source.split(config.views.held_out))
     samples = model.samples(crop_scale=1.0)
     measured = list(take(Loader(held_out, samples, batch_size=part, seed=0), config.views.held_out_views))
     flops = count_flops(model, measured[0])

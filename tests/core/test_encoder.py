@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from transformers import PixioConfig, PixioModel, ViTMAEConfig, ViTMAEModel
+from transformers import AutoModel, PixioConfig, PixioModel, ViTMAEConfig, ViTMAEModel
 
-from pixio_robot import ENCODERS, create_encoder
+from pixio_robot import ENCODERS, create_encoder, load_encoder
 from pixio_robot.errors import ImageError, SettingError, UnknownNameError
 from pixio_robot.images import normalize, resize
 
@@ -165,3 +165,28 @@ def test_resizing_keeps_the_type_and_the_range():
     assert small.shape[-2:] == (32, 48)
     assert resize(pixels, (40, 60)) is pixels
     torch.testing.assert_close(resize(pixels / 255, (32, 48)), small / 255, atol=0.51 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("patch_size", [4, 8, 16])
+def test_a_stem_of_convolutions_keeps_the_grid_and_sees_across_its_borders(patch_size, tmp_path):
+    encoder = create_encoder("pixio_vitt16", seed=0, depth=1, image_size=64, patch_size=patch_size, stem="conv")
+    images = torch.rand(1, 3, 64, 64)
+    tokens = encoder(images)
+    assert tokens.grid == (64 // patch_size, 64 // patch_size)
+    changed = images.clone()
+    changed[..., patch_size - 1] = 0  # the last column of the first patches
+    embed = encoder.backbone.patch_embed
+    moved = (embed(images)[0] != embed(changed)[0]).any(-1).view(tokens.grid)
+    assert moved[:, :2].all()
+    assert not moved[:, 2:].any()
+    encoder.save_pretrained(tmp_path)
+    assert load_encoder(tmp_path).fingerprint == encoder.fingerprint
+    with pytest.raises((ValueError, KeyError)):
+        AutoModel.from_pretrained(tmp_path)  # transformers must not take it for a Pixio with linear patches
+
+
+def test_a_stem_that_cannot_be_is_refused():
+    with pytest.raises(UnknownNameError, match="Did you mean 'conv'"):
+        create_encoder("pixio_vitt16", stem="convs")
+    with pytest.raises(SettingError, match="patches of 4, 8, 16 or 32"):
+        create_encoder("mae_vitt16", stem="conv")

@@ -69,7 +69,7 @@ def test_the_same_noise_gives_the_same_answer_and_other_noise_another() -> None:
     assert torch.equal(first.prediction, again.prediction)
     assert torch.equal(first.mask, again.mask)
     assert torch.equal(other.mask, 1 - first.mask)  # half is hidden: turning the noise round swaps the halves
-    assert torch.equal(model.mask(images, noise), first.mask)
+    assert torch.equal(model.views(images, noise=noise)[0].mask(), first.mask)
 
 
 @given(
@@ -148,11 +148,14 @@ def test_the_encoder_is_a_frozen_copy() -> None:
 def test_a_perfect_prediction_is_rebuilt_to_the_very_image(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images, noise = tiny(), pictures(), torch.rand(3, 4)
     perfect = model.targets(normalize(images, torch.float32))
-    monkeypatch.setattr(model, "decode", lambda latent, order: perfect)
+    monkeypatch.setattr(model, "decode", lambda latents, orders: perfect)
     shown = model.reconstruct(images, noise=noise)
     assert torch.equal(shown.original, images)
     assert (shown.rebuilt.int() - images.int()).abs().max() <= 1  # rounding
-    seen = model.mask(images, noise).view(3, 1, 4, 4).repeat_interleave(2, -1).repeat_interleave(2, -2) == 0
+    seen = (
+        model.views(images, noise=noise)[0].mask().view(3, 1, 4, 4).repeat_interleave(2, -1).repeat_interleave(2, -2)
+        == 0
+    )
     assert torch.equal(torch.where(seen, shown.masked, images), images)
     assert (shown.masked.float().std(dim=(2, 3)) > 0).all()
     assert shown.masked.dtype == torch.uint8

@@ -15,4 +15,5 @@ Batch = dict[str, Tensor]
 """Stacked samples: the arguments of an objective's forward. Every objective has "images"."""
 
 SampleMaker = Callable[[Image.Image, np.random.Generator], Sample]
-"""Crops, augments and draws noise; all chance comes from the generator."""
+"""Crops, augments and draws noise; all chance comes from the generator. Those of objectives that take pairs of images
+have the second one as a third argument; see ``data.companions``."""

@@ -9,15 +9,16 @@ import io
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pixio_pretrain.data.samples import Sample
 from pixio_pretrain.data.skips import Skipped
 from pixio_robot.errors import DataError, ImageError
 
@@ -57,6 +58,18 @@ class Source(ABC):
         """
 
 
+class Places(NamedTuple):
+    """Where in its episode each image was taken.
+
+    Attributes:
+        moment: Number of its point in time, [n].
+        camera: Number of its camera, [n].
+    """
+
+    moment: NDArray[np.integer[Any]]
+    camera: NDArray[np.integer[Any]]
+
+
 class Frames(Source):
     """Images with random access."""
 
@@ -75,6 +88,11 @@ class Frames(Source):
         """Names of the tasks."""
         return ()
 
+    @property
+    def places(self) -> Places | None:
+        """When and by which camera each image was taken; None where nobody said."""
+        return None
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.episodes)
@@ -90,6 +108,14 @@ class Frames(Source):
         Raises:
             ImageError: If it cannot be decoded.
         """
+
+    def sample(self, index: int, make: Callable[..., Sample], random: np.random.Generator) -> Sample:
+        """Make a sample of one image; ``make`` is a ``SampleMaker``.
+
+        Raises:
+            ImageError: If it cannot be decoded.
+        """
+        return make(self.image(index), random)
 
     def split(self, share: float) -> tuple["Frames", "Frames"]:
         """Hold whole episodes out, see ``split_episodes``."""
@@ -137,6 +163,12 @@ class Subset(Frames):
     def task_names(self) -> Sequence[str]:
         """Names of the tasks."""
         return self.frames.task_names
+
+    @property
+    def places(self) -> Places | None:
+        """When and by which camera each image was taken."""
+        places = self.frames.places
+        return None if places is None else Places(places.moment[self.indices], places.camera[self.indices])
 
     def __len__(self) -> int:
         """Number of images."""

@@ -9,7 +9,7 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixio_pretrain.data.source import Frames
+from pixio_pretrain.data.source import Frames, Places
 from pixio_robot.errors import DataError
 
 IN_MEMORY = 4 << 30
@@ -20,10 +20,11 @@ CHUNKS = 32
 
 
 class FrameStore(Frames):
-    """A zarr v3 group with ``frames`` uint8 [n h w 3], ``episode`` [n] and, where known, ``task`` [n].
+    """A zarr v3 group: ``frames`` uint8 [n h w 3], ``episode`` [n] and, where known, ``task`` [n] and ``camera`` [n].
 
-    The key is "episode/row". Up to 4 GiB of pixels are read into memory; those of a larger store come chunk by chunk,
-    which costs the decoding of a chunk for a frame, since neighbours are rarely asked for together.
+    The rows of an episode are in the order of time. The key is "episode/row". Up to 4 GiB of pixels are read into
+    memory; those of a larger store come chunk by chunk, which costs the decoding of a chunk for a frame, since
+    neighbours are rarely asked for together.
 
     Args:
         folder: The group's.
@@ -38,6 +39,7 @@ class FrameStore(Frames):
         frames = arrays["frames"]
         self._episodes = np.asarray(arrays["episode"][:])
         self._tasks = np.asarray(arrays["task"][:], dtype=np.int64) if "task" in arrays else None
+        self._cameras = np.asarray(arrays["camera"][:]) if "camera" in arrays else None
         self._pixels = np.asarray(frames[:]) if frames.nbytes <= in_memory else _Chunked(frames)
 
     @property
@@ -54,6 +56,18 @@ class FrameStore(Frames):
     def task_names(self) -> list[str]:
         """Names of the tasks."""
         return self.attributes.get("tasks", [])
+
+    @property
+    def places(self) -> Places | None:
+        """When and by which camera each frame was taken: moments count the frames of one camera in its episode."""
+        if self._cameras is None:
+            return None
+        order = np.lexsort((np.arange(len(self)), self._cameras, self._episodes))
+        shot = np.stack([self._episodes, self._cameras], axis=1)[order]
+        first = np.flatnonzero(np.r_[True, (shot[1:] != shot[:-1]).any(axis=1)])
+        moment = np.empty(len(self), dtype=np.int64)
+        moment[order] = np.arange(len(self)) - np.repeat(first, np.diff(np.r_[first, len(self)]))
+        return Places(moment, self._cameras)
 
     def key(self, index: int) -> str:
         """Episode and row of one frame."""

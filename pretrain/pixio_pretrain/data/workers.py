@@ -65,15 +65,13 @@ class FramesWorker(Dataset[Made | PixioRobotError]):
         while True:
             key = self._frames.key(index)
             try:
-                image = self._frames.image(index)
+                return key, self._frames.sample(index, self._samples, generator(self._seed, Purpose.SAMPLE, position))
             except ImageError as error:
                 skipped[key] = self._skipped[key] = str(error)
                 self._skipped.check(position)
                 if len(self._skipped) == len(self._frames):
                     self._skipped.refuse_nothing(0)
                 index = self._draw(substitute)
-            else:
-                return key, self._samples(image, generator(self._seed, Purpose.SAMPLE, position))
 
     def _draw(self, random: np.random.Generator) -> int:
         while True:

@@ -1,6 +1,7 @@
 """What an encoder is opened from, and what anything learnt has to beat: random weights, bare pixels, nothing."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -67,7 +68,7 @@ class ConstantBackbone(_Untaught):
 
 def _pixels() -> Encoder:
     width = 3 * PIXELS_PATCH**2
-    sizes = {"depth": 1, "heads": 1, "class_tokens": 0}
+    sizes: dict[str, Any] = {"depth": 1, "heads": 1, "class_tokens": 0}
     spec = EncoderSpec(family="pixels", width=width, patch_size=PIXELS_PATCH, image_size=PIXELS_SIDE, **sizes)
     return Encoder(spec, PixelBackbone(), provenance={"name": "pixels", "weights": "none"})
 

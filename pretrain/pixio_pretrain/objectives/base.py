@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pixio_pretrain.data.samples import Batch, SampleMaker
+from pixio_pretrain.data.source import Source
 from pixio_robot.encoder import ENCODERS, Encoder, EncoderSpec
 from pixio_robot.errors import SettingError, UnknownNameError
 
@@ -55,6 +56,7 @@ class EncoderConfig:
         patch_size: Patch side in pixels.
         image_size: Side of the training images in pixels.
         class_tokens: Class tokens.
+        stem: "patch", or "conv" for small convolutions in place of the linear map of each patch.
         drop_path: Stochastic depth of the last block; it grows linearly from 0 at the first.
     """
 
@@ -65,6 +67,7 @@ class EncoderConfig:
     patch_size: int | None = None
     image_size: int | None = None
     class_tokens: int | None = None
+    stem: str | None = None
     drop_path: float = 0.0
 
     def spec(self) -> EncoderSpec:
@@ -137,6 +140,14 @@ class Objective(nn.Module, ABC):
         Args:
             crop_scale: Smallest area of a crop as a share of the image; 1 takes whole images, for measuring.
         """
+
+    def prepare(self, source: Source) -> Source:
+        """Say what samples are made of: single images, unless the objective wants more.
+
+        Raises:
+            DataError: If the source does not have it.
+        """
+        return source
 
     def before_step(self, step: int, steps: int) -> None:
         """Do what must be done before each optimiser step, such as moving a momentum network."""

@@ -3,12 +3,18 @@
 Pixio (arXiv 2512.15715) changes MAE (arXiv 2111.06377) in this: blocks of patches are hidden rather than single
 patches, the decoder is deep, there are several class tokens, positions are learned, and crops are not mirrored. All
 are settings; ``mae.py`` has the other values. Positions follow the encoder's family.
+
+Three more settings are off unless asked for: they are cures for small things, which masked images alone teach badly.
+The loss may count visible patches, too; the encoder may begin with convolutions, so that features are hidden rather
+than pixels (Masked World Models, arXiv 2206.14244); and an image may come with a companion, one of a later moment (as
+in SiamMAE, arXiv 2305.14344, and STP, arXiv 2403.05304) or of another camera (MV-MWM, arXiv 2302.02408), of which
+nearly everything is hidden, and which the decoder rebuilds from both.
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast, get_args
 
 import numpy as np
 import torch
@@ -16,7 +22,9 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
+from pixio_pretrain.data.companions import Companion, accompany
 from pixio_pretrain.data.samples import Batch, SampleMaker
+from pixio_pretrain.data.source import Source
 from pixio_pretrain.objectives.base import EncoderConfig, Objective, ObjectiveConfig
 from pixio_pretrain.objectives.masking import (
     check_mask,
@@ -28,7 +36,7 @@ from pixio_pretrain.objectives.masking import (
     take,
 )
 from pixio_robot.encoder import Encoder
-from pixio_robot.errors import SettingError
+from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.images import denormalize, normalize
 from pixio_robot.nn import NORM_EPS, Block, VisionTransformer, initialize_blocks, sincos_positions
 
@@ -46,6 +54,10 @@ class PixioConfig(EncoderConfig, ObjectiveConfig):
         mask_block: Side of the hidden blocks, in patches; must divide the grid. 1 is MAE's masking.
         mask_ratio: Share of the blocks that is hidden.
         mirror: Flip half of the crops left to right.
+        visible_loss: Weight of a visible patch in the loss, where a hidden one has 1.
+        companion: What comes with each image; see ``data.companions.Companion``.
+        companion_ratio: Share of the companion's blocks that is hidden.
+        companion_reach: The most moments between an image and a later companion.
     """
 
     name: str = "pixio"
@@ -55,6 +67,10 @@ class PixioConfig(EncoderConfig, ObjectiveConfig):
     mask_block: int = 4
     mask_ratio: float = 0.75
     mirror: bool = False
+    visible_loss: float = 0.0
+    companion: str = "none"
+    companion_ratio: float = 0.95
+    companion_reach: int = 4
 
     def build(self) -> "MaskedAutoencoder":
         """Build the model; errors as for every objective."""
@@ -62,8 +78,15 @@ class PixioConfig(EncoderConfig, ObjectiveConfig):
             raise SettingError("decoder_width, decoder_depth and decoder_heads must be at least 1.")
         if self.decoder_width % self.decoder_heads:
             raise SettingError(f"{self.decoder_heads} heads do not divide a decoder width of {self.decoder_width}.")
+        if self.visible_loss < 0:
+            raise SettingError(f"visible_loss must not be negative, as {self.visible_loss} is.")
+        if self.companion not in get_args(Companion):
+            raise UnknownNameError("companion", self.companion, get_args(Companion))
         spec = self.spec()
-        check_mask(spec.image_size // spec.patch_size, self.mask_block, self.mask_ratio)
+        grid = spec.image_size // spec.patch_size
+        check_mask(grid, self.mask_block, self.mask_ratio)
+        if self.companion != "none":
+            check_mask(grid, self.mask_block, self.companion_ratio)
         return MaskedAutoencoder(self)
 
 
@@ -72,7 +95,8 @@ class MaskedOutput(NamedTuple):
 
     Attributes:
         loss: Scalar, float32: mean squared error over the hidden patches, each normalised by itself.
-        prediction: [b n p*p*3], normalised pixels of every patch, ordered (row, column, channel) inside a patch.
+        prediction: [b n p*p*3], normalised pixels of every patch, ordered (row, column, channel) inside a patch; the
+            companion's patches follow the image's.
         mask: [b n], float32, 1 where hidden.
     """
 
@@ -81,8 +105,27 @@ class MaskedOutput(NamedTuple):
     mask: Tensor
 
 
+class View(NamedTuple):
+    """A batch of images and what is seen of them.
+
+    Attributes:
+        pixels: Normalised images [b 3 h w].
+        order: Indices [b n] of all patches, visible ones first.
+        visible: Patches per image that the encoder sees.
+    """
+
+    pixels: Tensor
+    order: Tensor
+    visible: int
+
+    def mask(self) -> Tensor:
+        """[b n], float32, 1 where hidden."""
+        mask = torch.ones(self.order.shape, device=self.order.device)
+        return mask.scatter(1, self.order[:, : self.visible], 0.0)
+
+
 class Reconstruction(NamedTuple):
-    """Pictures of a batch, each uint8 [b 3 h w].
+    """Pictures of a batch, each uint8 [b 3 h w]; companions lie below their images.
 
     Attributes:
         masked: What the encoder saw; hidden patches are grey.
@@ -127,6 +170,8 @@ class MaskedAutoencoder(Objective):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         positions = torch.zeros(1, spec.class_tokens + self.grid**2, width)
         self.decoder_pos_embed = nn.Parameter(positions, requires_grad=spec.family != "mae")
+        if config.companion != "none":
+            self.decoder_view_embed = nn.Parameter(torch.zeros(2, 1, width))
         self.decoder_blocks = nn.ModuleList(Block(width, config.decoder_heads) for _ in range(config.decoder_depth))
         self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(width, spec.patch_size**2 * 3)
@@ -142,6 +187,8 @@ class MaskedAutoencoder(Objective):
             self.decoder_pos_embed.copy_(sincos_positions(self.config.decoder_width, self.grid, self.spec.class_tokens))
         else:
             nn.init.normal_(self.decoder_pos_embed, std=0.02, generator=generator)
+        if self.config.companion != "none":
+            nn.init.normal_(self.decoder_view_embed, std=0.02, generator=generator)
 
     @property
     def image_size(self) -> int:
@@ -157,56 +204,86 @@ class MaskedAutoencoder(Objective):
     def samples(self, *, crop_scale: float) -> SampleMaker:
         """Crops, and the noise that decides which blocks are hidden."""
         return crop_with_noise(
-            self.image_size, blocks=self.mask_blocks, crop_scale=crop_scale, mirror=self.config.mirror
+            self.image_size,
+            blocks=self.mask_blocks,
+            crop_scale=crop_scale,
+            mirror=self.config.mirror,
+            companion=self.config.companion != "none",
         )
 
-    def forward(self, images: Tensor, *, noise: Tensor | None = None) -> MaskedOutput:
+    def prepare(self, source: Source) -> Source:
+        """Give each image its companion; errors as for ``accompany``."""
+        return accompany(source, cast(Companion, self.config.companion), reach=self.config.companion_reach)
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        noise: Tensor | None = None,
+        companion: Tensor | None = None,
+        companion_noise: Tensor | None = None,
+    ) -> MaskedOutput:
         """Hide blocks, rebuild them, and measure the error.
 
         Args:
             images: RGB [b 3 h w] of the native size, uint8 or float in [0, 1].
             noise: [b mask_blocks], row-major over the grid of blocks; the smallest entries stay visible. Uniform
                 when absent.
+            companion: Other pictures of the same scenes, like ``images``; only where ``config.companion`` is not
+                "none", and even there images may come alone.
+            companion_noise: Like ``noise``.
 
         Raises:
             ImageError: If the images are of another shape, size or range.
-            SettingError: If the noise is of another shape.
+            SettingError: If the noise is of another shape, or companions come to an objective without.
         """
-        images = self._check(images)
-        order = self._order(images, noise)
-        pixels = normalize(images, torch.float32)
-        prediction = self.decode(self.encode(pixels, order[:, : self.visible_patches]), order)
-        mask = self._mask(order)
-        error = (prediction.float() - self.targets(pixels)).square().mean(dim=-1)  # b n
-        return MaskedOutput((error * mask).sum() / mask.sum(), prediction, mask)
+        views = self.views(images, noise=noise, companion=companion, companion_noise=companion_noise)
+        latents = [self.encode(view.pixels, view.order[:, : view.visible]) for view in views]
+        prediction = self.decode(latents, [view.order for view in views])
+        targets = torch.cat([self.targets(view.pixels) for view in views], dim=1)
+        mask = torch.cat([view.mask() for view in views], dim=1)
+        error = (prediction.float() - targets).square().mean(dim=-1)  # b n
+        weight = mask + self.config.visible_loss * (1 - mask)
+        return MaskedOutput((error * weight).sum() / weight.sum(), prediction, mask)
+
+    def views(
+        self,
+        images: Tensor,
+        *,
+        noise: Tensor | None = None,
+        companion: Tensor | None = None,
+        companion_noise: Tensor | None = None,
+    ) -> list[View]:
+        """Say what is seen of a batch: of the images, and of their companions where they come; as for ``forward``."""
+        if companion is not None and self.config.companion == "none":
+            raise SettingError("This objective has no companions: choose companion=later or companion=camera.")
+        views = [self._view(images, noise, self.config.mask_ratio)]
+        if companion is not None:
+            views.append(self._view(companion, companion_noise, self.config.companion_ratio))
+        return views
 
     def encode(self, pixels: Tensor, visible: Tensor) -> Tensor:
         """Encode the class tokens and the visible patches only; see ``encode_visible``."""
         return encode_visible(self.vit, pixels, visible)
 
-    def decode(self, latent: Tensor, order: Tensor) -> Tensor:
-        """Predict the normalised pixels of every patch.
+    def decode(self, latents: Sequence[Tensor], orders: Sequence[Tensor]) -> Tensor:
+        """Predict the normalised pixels of every patch, from all views together.
 
         Args:
-            latent: Encoder tokens [b c+k d], patches in the order of ``order``'s first k.
-            order: Indices [b n] of all patches, visible ones first.
+            latents: Of each view, encoder tokens [b c+k d], patches in the order of its first k.
+            orders: Of each view, indices [b n] of all patches, visible ones first.
 
         Returns:
-            [b n p*p*3], row-major.
+            [b n p*p*3], row-major, one view after the other.
         """
-        c = self.spec.class_tokens
-        tokens = self.decoder_embed(latent)
-        classes, patches = tokens[:, :c], tokens[:, c:]
-        hidden = self.mask_token.to(tokens.dtype).expand(len(tokens), order.shape[1] - patches.shape[1], -1)
-        patches = take(torch.cat([patches, hidden], dim=1), order.argsort(dim=1))  # b n d, in place
-        x = torch.cat([classes, patches], dim=1) + self.decoder_pos_embed
+        filled = [self._fill(latent, order) for latent, order in zip(latents, orders, strict=True)]  # each b c+n d
+        if len(filled) > 1:
+            filled = [x + embed for x, embed in zip(filled, self.decoder_view_embed, strict=True)]
+        x = torch.cat(filled, dim=1)
         for block in self.decoder_blocks:
             x = block(x)
-        return self.decoder_pred(self.decoder_norm(x[:, c:]))
-
-    def mask(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Say which patches ``forward`` hides: [b n], float32, 1 where hidden; arguments as there."""
-        return self._mask(self._order(images, noise))
+        patches = [part[:, self.spec.class_tokens :] for part in x.chunk(len(filled), dim=1)]
+        return self.decoder_pred(self.decoder_norm(torch.cat(patches, dim=1)))
 
     def targets(self, pixels: Tensor) -> Tensor:
         """Cut normalised images [b 3 h w] into patches [b n p*p*3], each of zero mean and unit deviation."""
@@ -214,10 +291,11 @@ class MaskedAutoencoder(Objective):
         return (patches - patches.mean(dim=-1, keepdim=True)) / _deviation(patches)
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor, *, noise: Tensor | None = None) -> Reconstruction:
+    def reconstruct(self, images: Tensor, **others: Tensor) -> Reconstruction:
         """Show what the model makes of a batch; arguments and errors as for ``forward``."""
-        _, prediction, mask = self(images, noise=noise)
-        pixels = normalize(images.to(mask.device), torch.float32)
+        _, prediction, mask = self(images, **others)
+        pictures = [images, others["companion"]] if "companion" in others else [images]
+        pixels = normalize(torch.cat(pictures, dim=2).to(mask.device), torch.float32)  # one below the other
         patches, hidden = self._patchify(pixels), mask.unsqueeze(-1).bool()
         predicted = prediction.float() * _deviation(patches) + patches.mean(dim=-1, keepdim=True)
         masked = denormalize(self._unpatchify(patches * ~hidden))  # zero is ImageNet's mean colour, a grey
@@ -234,43 +312,48 @@ class MaskedAutoencoder(Objective):
         """
         mean = torch.zeros((), device=self.mask_token.device)
         for number, batch in enumerate(train, start=1):
-            patches = self.targets(normalize(self._check(batch["images"]), torch.float32)).mean(dim=0)
+            patches = torch.stack([self.targets(view.pixels) for view in self.views(**batch)]).mean(dim=1)  # v n ppc
             mean = mean + (patches - mean) / number
         guesses = {"mean training patch at each place": mean, "each patch's own mean colour": torch.zeros_like(mean)}
         totals, count = dict.fromkeys(guesses, 0.0), 0
         for batch in held_out:
-            images = self._check(batch["images"])
-            targets, mask = self.targets(normalize(images, torch.float32)), self.mask(images, batch["noise"])
+            views = self.views(**batch)
+            mask = torch.stack([view.mask() for view in views])  # v b n
+            targets = torch.stack([self.targets(view.pixels) for view in views])
             for name, guess in guesses.items():
-                error = (targets - guess).square().mean(dim=-1)  # b n
-                totals[name] += (error * mask).sum().item() / mask.sum().item() * len(images)
-            count += len(images)
+                error = (targets - guess.unsqueeze(-3)).square().mean(dim=-1)  # v b n
+                totals[name] += (error * mask).sum().item() / mask.sum().item() * mask.shape[1]
+            count += mask.shape[1]
         return {name: total / count for name, total in totals.items()}
 
     def picture(self, batch: Batch) -> Image.Image:
         """Three rows: what the encoder saw, what the decoder made of it, the truth."""
-        pictures = self.reconstruct(batch["images"], noise=batch["noise"])
+        pictures = self.reconstruct(**batch)
         rows = [rearrange(row.cpu().numpy(), "b c h w -> h (b w) c") for row in pictures]
         return Image.fromarray(np.concatenate(rows))
 
-    def _check(self, images: Tensor) -> Tensor:
+    def _view(self, images: Tensor, noise: Tensor | None, ratio: float) -> View:
         check_native(images, self.spec)
-        return images.to(self.mask_token.device)
+        images, block = images.to(self.mask_token.device), self.config.mask_block
+        order = draw_order(images, noise, grid=self.grid, block=block)
+        visible = count_visible(self.mask_blocks, ratio) * block**2
+        return View(normalize(images, torch.float32), order, visible)
 
-    def _order(self, images: Tensor, noise: Tensor | None) -> Tensor:
-        return draw_order(images, noise, grid=self.grid, block=self.config.mask_block)
-
-    def _mask(self, order: Tensor) -> Tensor:
-        visible = order[:, : self.visible_patches]
-        return torch.ones(order.shape, device=order.device).scatter(1, visible, 0.0)
+    def _fill(self, latent: Tensor, order: Tensor) -> Tensor:
+        """Put encoder tokens [b c+k d] in their places among mask tokens [b c+n d], with their positions."""
+        tokens = self.decoder_embed(latent)
+        classes, patches = tokens.tensor_split([self.spec.class_tokens], dim=1)
+        hidden = self.mask_token.to(tokens.dtype).expand(len(tokens), order.shape[1] - patches.shape[1], -1)
+        patches = take(torch.cat([patches, hidden], dim=1), order.argsort(dim=1))  # b n d, in place
+        return torch.cat([classes, patches], dim=1) + self.decoder_pos_embed
 
     def _patchify(self, pixels: Tensor) -> Tensor:
         p = self.spec.patch_size
         return rearrange(pixels, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
 
     def _unpatchify(self, patches: Tensor) -> Tensor:
-        p, h = self.spec.patch_size, self.grid
-        return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p, q=p)
+        p, w = self.spec.patch_size, self.grid
+        return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", w=w, p=p, q=p)
 
 
 def _deviation(patches: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -126,7 +127,9 @@ def check_native(images: Tensor, spec: EncoderSpec) -> None:
         )
 
 
-def crop_with_noise(side: int, *, blocks: int, crop_scale: float, mirror: bool = False) -> SampleMaker:
+def crop_with_noise(
+    side: int, *, blocks: int, crop_scale: float, mirror: bool = False, companion: bool = False
+) -> SampleMaker:
     """Say how an image becomes a crop, "images" [3 side side], and the "noise" [blocks] that hides some of it.
 
     Args:
@@ -134,12 +137,22 @@ def crop_with_noise(side: int, *, blocks: int, crop_scale: float, mirror: bool =
         blocks: Mask blocks per image.
         crop_scale: Smallest area of a crop as a share of the image; 1 takes whole images, never mirrored.
         mirror: Flip half of the crops left to right.
+        companion: Cut the same crop out of a second image, too: "companion" and "companion_noise". An image that comes
+            alone is its own companion.
     """
 
-    def make(image: Image.Image, random: np.random.Generator) -> Sample:
-        crop = crop_image(image, draw_box(image.size, crop_scale, random), side)
-        if mirror and crop_scale < 1 and random.random() < 0.5:
-            crop = np.ascontiguousarray(crop[..., ::-1])
-        return {"images": crop, "noise": random.random(blocks, dtype=np.float32)}
+    def make(image: Image.Image, random: np.random.Generator, other: Image.Image | None = None) -> Sample:
+        box = draw_box(image.size, crop_scale, random)
+        flip = mirror and crop_scale < 1 and random.random() < 0.5
+
+        def cut(picture: Image.Image) -> NDArray[np.uint8]:
+            crop = crop_image(picture, box, side)
+            return np.ascontiguousarray(crop[..., ::-1]) if flip else crop
+
+        sample: Sample = {"images": cut(image), "noise": random.random(blocks, dtype=np.float32)}
+        if companion:
+            sample["companion"] = cut(image if other is None else other)
+            sample["companion_noise"] = random.random(blocks, dtype=np.float32)
+        return sample
 
     return make

@@ -1,0 +1,102 @@
+"""Images in pairs: each one comes with another picture of the same scene."""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pixio_pretrain.data.samples import Sample
+from pixio_pretrain.data.source import Frames, Source
+from pixio_robot.errors import DataError, SettingError, UnknownNameError
+
+Companion = Literal["none", "later", "camera"]
+"""Which other picture: none; one of the same camera, a few moments later; one of another camera at the same moment."""
+
+
+class Companions(Frames):
+    """Other frames, whose samples are made of two images each.
+
+    Args:
+        frames: The other frames, which know their ``places``.
+        companion: "later" or "camera".
+        reach: The most moments between a picture and its later one. Any two pictures that close may be a pair; the
+            earlier one comes first.
+
+    Raises:
+        DataError: If the frames do not know when and by which camera they were taken, or if one has no companion.
+    """
+
+    def __init__(self, frames: Frames, companion: Companion, *, reach: int) -> None:
+        places = frames.places
+        if places is None:
+            raise DataError(
+                f"companion={companion!r} needs frames that know their moment and camera, as those of "
+                f"scripts/render_frames.py do; these ({frames.describe().get('kind', 'frames')}) do not."
+            )
+        self.frames, self.companion, self.reach = frames, companion, reach
+        shared, own = (places.camera, places.moment) if companion == "later" else (places.moment, places.camera)
+        self._order = np.lexsort((own, shared, frames.episodes))  # companions lie side by side
+        self._rank = np.argsort(self._order)
+        groups = np.stack([frames.episodes, shared], axis=1)[self._order]
+        first = np.flatnonzero(np.r_[True, (groups[1:] != groups[:-1]).any(axis=1)])
+        sizes = np.diff(np.r_[first, len(self._order)])
+        if sizes.min() < 2:
+            alone = frames.key(int(self._order[first[sizes.argmin()]]))
+            raise DataError(f"companion={companion!r} needs two pictures of everything, and {alone} is the only one.")
+        self._first, self._end = np.repeat(first, sizes), np.repeat(first + sizes, sizes)
+
+    @property
+    def episodes(self) -> NDArray[np.integer[Any]]:
+        """The recording that each image belongs to, [n]."""
+        return self.frames.episodes
+
+    def key(self, index: int) -> str:
+        """The name of one image."""
+        return self.frames.key(index)
+
+    def image(self, index: int) -> Image.Image:
+        """One image, RGB, without its companion."""
+        return self.frames.image(index)
+
+    def describe(self) -> dict[str, Any]:
+        """Which images they are."""
+        return self.frames.describe()
+
+    def sample(self, index: int, make: Callable[..., Sample], random: np.random.Generator) -> Sample:
+        """Make a sample of one image and a companion drawn by chance."""
+        first, second = self.pair(index, random)
+        return make(self.image(first), random, self.image(second))
+
+    def pair(self, index: int, random: np.random.Generator) -> tuple[int, int]:
+        """Draw the companion of an image; with "later" the two come in the order of time."""
+        rank = int(self._rank[index])
+        first, end = int(self._first[rank]), int(self._end[rank])
+        if self.companion == "later":
+            first, end = max(first, rank - self.reach), min(end, rank + self.reach + 1)
+        other = int(random.integers(first, end - 1))
+        other += other >= rank
+        ranks = sorted((rank, other)) if self.companion == "later" else (rank, other)
+        return int(self._order[ranks[0]]), int(self._order[ranks[1]])
+
+
+def accompany(source: Source, companion: Companion, *, reach: int) -> Source:
+    """Give each image of a source a companion; the source itself for "none".
+
+    Raises:
+        UnknownNameError: If there is no such companion.
+        DataError: As ``Companions``, and for sources that are read in runs.
+    """
+    if companion not in get_args(Companion):
+        raise UnknownNameError("companion", companion, get_args(Companion))
+    if companion == "none":
+        return source
+    if not isinstance(source, Frames):
+        raise DataError(
+            f"companion={companion!r} needs random access, and {source.describe()['kind']} are read in runs; "
+            "scripts/render_frames.py writes what has it."
+        )
+    if reach < 1:
+        raise SettingError(f"companion_reach must be at least 1, not {reach}.")
+    return Companions(source, companion, reach=reach)
