@@ -122,6 +122,11 @@ class PixioOptions(_Base):
             )
 
     @property
+    def cached_grid(self) -> int | None:
+        """What a cache for this policy may average patches to; None where the policy reads each of them."""
+        return self.grid if self.patches in ("average", "none") else None
+
+    @property
     def image_features(self) -> dict[str, PolicyFeature]:
         """The cameras that the policy looks through: none if it is blind."""
         return {} if self.blind else super().image_features

@@ -178,7 +178,7 @@ def find_or_build_cache(frames: DatasetFrames, policy: PixioOptions) -> tuple[Pa
     """Give a cache beside the data set that fits a policy, made now if there is none, and the policy's encoder."""
     encoder = load_encoder(policy.encoder, device=policy.device)
     size = frames.resize_to(policy.image_size or encoder.spec.image_size)
-    grid = policy.grid if policy.patches in ("average", "none") else None
+    grid = policy.cached_grid
     path = cache_path(frames.dataset.root, encoder, grid=grid, size=size)
     for found in sorted(find_caches(frames.dataset.root), key=lambda found: found != path):
         if _fits(found, frames, policy, encoder):

@@ -1,8 +1,8 @@
 """The arms: what a policy sees through. Any encoder, and four controls that say what an encoder's result is worth."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ CNN = {"embedding_size": 24, "hidden_sizes": [24, 48, 96], "depths": [1, 1, 1], 
 """A ResNet of 0.2 million weights. Three stages, so that a picture of 128 pixels ends as a map of 8 x 8."""
 CALIBRATION = 64
 """Frames of each camera that set the CNN's batch statistics."""
+CNN_OPTIONS = {"train_encoder": "full", "optimizer_lr_encoder": 1e-3, "patches": "spatial_softmax"}
+"""The CNN learns at the rate of the policies, and says where things are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +38,19 @@ class Sight:
     Attributes:
         encoder: The encoder; None without eyes.
         source: What ``load_encoder`` reads to get it again.
-        trained: Whether it is trained with the policy, on frames; a frozen one is trained on from its cache.
+        options: Fields of the policy that are this arm's own.
         state: Whether the scene's whole state is told.
     """
 
     encoder: Encoder | None = None
     source: str = ""
-    trained: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
     state: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Whether the encoder is trained with the policy, on frames; a frozen one is trained on from its cache."""
+        return self.options.get("train_encoder", "frozen") != "frozen"
 
 
 def label(config: Benchmark, arm: str) -> tuple[str, str]:
@@ -66,6 +73,7 @@ def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[], t
     Raises:
         PixioRobotError: Whatever ``load_encoder`` raises.
     """
+    options = config.options.get(arm, {})
     match arm:
         case "blind":
             return Sight()
@@ -73,14 +81,17 @@ def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[], t
             return Sight(state=True)
         case "cnn":
             source = _made(shared / "encoders" / f"cnn-{seed}", lambda: draw_cnn(seed, frames()))
-            return Sight(encoder=load_encoder(source), source=source, trained=True)
+            options = CNN_OPTIONS | {"image_size": config.size} | options
         case "random":
             first = next(iter(config.arms.values()))
             place = Path(config.folder) / "encoders" / f"random-{seed}"
             source = _made(place, lambda: redraw(load_encoder(first), seed))
         case _:
             source = config.arms[arm]
-    return Sight(encoder=load_encoder(source, dtype=getattr(torch, config.encoder_dtype)), source=source)
+    sight = Sight(encoder=load_encoder(source), source=source, options=options)
+    if sight.encoder and not sight.trained:
+        sight.encoder.to(getattr(torch, config.encoder_dtype))
+    return sight
 
 
 def redraw(encoder: Encoder, seed: int) -> Encoder:

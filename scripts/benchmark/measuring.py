@@ -120,7 +120,7 @@ def _configure(cell: Cell, frames: DatasetFrames, sight: Sight, config: Benchmar
         if name != ACTION and (feature.type is not FeatureType.VISUAL or name in frames.cameras)
     }
     steps = config.training[cell.policy].steps
-    policy = configure(cell.policy, sight, features, steps=steps, size=config.size, device=config.device)
+    policy = configure(cell.policy, sight, features, steps=steps, device=config.device)
     return policy if sight.trained else replace(policy, encoder_dtype=config.encoder_dtype)
 
 
@@ -144,7 +144,7 @@ def _train(
     cache = None
     if sight.encoder is not None:
         side = sight.encoder.spec.image_size
-        facts: dict[str, Any] = {"grid": policy.grid, "size": frames.resize_to(side)}
+        facts: dict[str, Any] = {"grid": policy.cached_grid, "size": frames.resize_to(side)}
         cache = cache_path(shared_folder(config, cell.task) / "demonstrations", sight.encoder, **facts)
         cache.parent.mkdir(parents=True, exist_ok=True)
         with cost.of("shared"), FileLock(cache.with_name(f".{cache.name}.queue")):

@@ -17,7 +17,7 @@ from lerobot_policy_pixio.options import PixioOptions
 
 
 def configure(
-    policy: str, sight: Sight, features: Mapping[str, PolicyFeature], *, steps: int, size: int, device: str
+    policy: str, sight: Sight, features: Mapping[str, PolicyFeature], *, steps: int, device: str
 ) -> PixioOptions:
     """Set a policy up for an arm.
 
@@ -26,7 +26,6 @@ def configure(
         sight: What the arm sees through.
         features: The data set's; an arm reads those that are its own.
         steps: Length of the training.
-        size: Pixels of a side, for an encoder that takes any.
         device: Where it runs.
     """
     if policy == "act":
@@ -40,16 +39,13 @@ def configure(
         "input_features": {name: one for name, one in features.items() if _is_read(name, one, sight)},
         "normalization_mapping": {"ENV": NormalizationMode.MEAN_STD} | config.normalization_mapping,
     }
-    if sight.trained:
-        changes |= {"train_encoder": "full", "optimizer_lr_encoder": config.optimizer_lr, "image_size": size}
-        changes |= {"patches": "spatial_softmax"}
-    elif sight.encoder is not None:
+    if sight.encoder is not None:
         spec = sight.encoder.spec
         changes |= {"grid": min(config.grid, spec.image_size // spec.patch_size)}  # no finer than its patches
     if sight.encoder is not None and policy == "mlp":
         has_classes = sight.encoder.spec.class_tokens > 0
         changes |= {"classes": "mean", "patches": "none"} if has_classes else {"patches": "average", "grid": 1}
-    return replace(config, **changes)
+    return replace(config, **(changes | dict(sight.options)))
 
 
 def soften(stats: dict[str, dict[str, NDArray[np.float32]]]) -> None:

@@ -19,7 +19,11 @@ CLEAN = "clean"
 CONTROLS = ("blind", "state", "random", "cnn")
 POLICIES = ("act", "diffusion", "mlp")
 
-GROWING = ("arms", "tasks", "policies", "seeds", "training", "datasets", "cameras", "versions")
+SIGHT_OPTIONS = ("image_size", "classes", "patches", "grid", "train_encoder", "train_blocks", "lora_rank")
+SIGHT_OPTIONS += ("optimizer_lr_encoder",)
+"""Fields of a policy in which arms may differ; see ``PixioOptions``."""
+
+GROWING = ("arms", "options", "tasks", "policies", "seeds", "training", "datasets", "cameras", "versions")
 """Settings that may gain entries: cells that are there stay what they were."""
 
 
@@ -48,6 +52,8 @@ class Benchmark:
         policies: Of act, diffusion, mlp.
         arms: Name to encoder: whatever load_encoder reads, such as shipped:pixio_vitt16 or a folder. The first one is
             what the others are compared with.
+        options: Arm to fields of its policies in which it differs from the others, such as how tokens are read or
+            what is trained: '+options.pixio={patches: spatial_softmax}', '+options.tuned={train_encoder: full}'.
         without: Control arms to leave out, of blind, state, random, cnn. Each leaves a question open.
         seeds: Training seeds; two at least for an interval that answers for training.
         demonstrations: Episodes of the expert per task.
@@ -75,6 +81,7 @@ class Benchmark:
     tasks: list[str] = MISSING
     policies: list[str] = MISSING
     arms: dict[str, str] = MISSING
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
     without: list[str] = field(default_factory=list)
     seeds: list[int] = MISSING
     demonstrations: int = MISSING
@@ -152,6 +159,13 @@ class Benchmark:
                 f"arms={dict(self.arms)}: at least one encoder is needed, under another name than the controls' "
                 f"({', '.join(CONTROLS)})."
             )
+        for arm, options in self.options.items():
+            seeing = [name for name in self.arm_names if name not in ("blind", "state")]
+            if arm not in seeing:
+                raise UnknownNameError("arm with eyes", arm, seeing)
+            for name in options:
+                if name not in SIGHT_OPTIONS:
+                    raise UnknownNameError(f"option of {arm}", name, SIGHT_OPTIONS)
         absent = [name for name in self.policies if name not in self.training]
         if absent:
             raise SettingError(f"training has no entry for the policy {absent[0]!r}: give its steps and batch_size.")

@@ -81,14 +81,14 @@ def pixio(tmp_path_factory: pytest.TempPathFactory) -> Sight:
     return open_sight(config({"pixio": str(folder)}, folder), "pixio", 0, frames=lambda: torch.empty(0), shared=folder)
 
 
-def config(arms: dict[str, str], folder: Path) -> Benchmark:
-    return Benchmark(folder=str(folder / "benchmark"), arms=arms)
+def config(arms: dict[str, str], folder: Path, **settings: Any) -> Benchmark:
+    return Benchmark(folder=str(folder / "benchmark"), arms=arms, size=SIDE, **settings)
 
 
 def settings(policy: str, sight: Sight, frames: DatasetFrames) -> Any:
     features = dataset_to_policy_features(frames.dataset.features)
     del features["action"]
-    return configure(policy, sight, features, steps=4, size=SIDE, device="cpu")
+    return configure(policy, sight, features, steps=4, device="cpu")
 
 
 def observe(frames: DatasetFrames, rows: list[int]) -> dict[str, Any]:
@@ -203,6 +203,36 @@ def test_the_cnn_learns_from_decoded_frames_and_a_killed_training_ends_the_same(
     if policy != "mlp":
         del seen[f"{EARLIER}top"]
     assert np.isfinite(actor(seen)).all()
+
+
+def test_an_arm_has_options_of_its_own_and_a_tuned_encoder_begins_as_it_was_trained(
+    frames: DatasetFrames, pixio: Sight, tmp_path: Path
+) -> None:
+    assert pixio.encoder is not None
+    arms, options = {"keys": pixio.source, "tuned": pixio.source}, {"keys": {"patches": "spatial_softmax", "grid": 3}}
+    options |= {"tuned": {"train_encoder": "last_blocks", "train_blocks": 1, "optimizer_lr_encoder": 1e-3}}
+    made = config(arms, tmp_path, options=options, encoder_dtype="bfloat16")
+    keys, tuned = (
+        open_sight(made, arm, 0, frames=lambda: torch.empty(0), shared=tmp_path) for arm in ("keys", "tuned")
+    )
+    assert keys.encoder is not None
+    assert tuned.encoder is not None
+    assert (keys.trained, next(keys.encoder.parameters()).dtype) == (False, torch.bfloat16)
+    assert (tuned.trained, next(tuned.encoder.parameters()).dtype) == (True, torch.float32)
+    chosen = settings("act", keys, frames)
+    assert (chosen.patches, chosen.grid, chosen.cached_grid) == ("spatial_softmax", 3, None)
+    chosen = settings("act", tuned, frames)
+    assert (chosen.patches, chosen.grid, chosen.cached_grid) == ("average", 4, 4)
+    facts: dict[str, Any] = {"steps": 2, "batch_size": 4, "seed": 0, "save_every": 2, "encoder": tuned.encoder}
+    train_live(chosen, frames, decode_frames(frames, tmp_path / "frames"), tmp_path / "run", **facts)
+    ended = load_file(tmp_path / "run" / MODEL / "model.safetensors")
+    moved = {
+        name
+        for name, weight in tuned.encoder.state_dict().items()
+        if (ended.get(f"eyes.encoder.{name}", weight) != weight).any()
+    }
+    assert moved
+    assert all(name.startswith(("backbone.blocks.1.", "backbone.norm.")) for name in moved)
 
 
 def test_live_batches_show_the_frames_of_their_rows(frames: DatasetFrames, tmp_path: Path) -> None:
