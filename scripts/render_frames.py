@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Render pictures of Meta-World for pre-training: 30 000 of 128 px by default, a few minutes on two cores.
 
-With --truth the exact answers stand beside them: where hand and object are, how far everything is, the calibration.
-That makes a set to probe encoders with, which wants many scenes and few pictures of each:
+With --truth the exact answers stand beside them: where hand, object and goal are, how far everything is, the
+calibration. That makes a set to probe encoders with, which wants many scenes and few pictures of each:
 
     scripts/render_frames.py outputs/probe --truth --tasks pick-place door-open --shift none --first-seed 100000 \
         --episodes-per-task 2000 --frames-per-episode 2 --stride 20 50

@@ -4,7 +4,7 @@ They are a zarr v3 group with one row per picture: ``frames`` uint8 [n h w 3], `
 [n] and ``camera`` int8 [n], the last two being indices into the attributes ``tasks`` and ``cameras``. One chunk is one
 episode. Rows whose episode is -1 are still to be rendered; the attribute ``complete`` says that there are none.
 
-On request the exact answers stand beside them, float32: ``hand`` and ``object`` [n 3], ``depth`` [n g g],
+On request the exact answers stand beside them, float32: ``hand``, ``object``, ``goal`` [n 3], ``depth`` [n g g],
 ``intrinsics`` [n 3 3] and ``cam2world`` [n 4 4]; units and axes are in each array's attributes (see `truth`).
 """
 

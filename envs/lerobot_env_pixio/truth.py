@@ -1,4 +1,4 @@
-"""The exact answers to what a picture asks: where the hand and the object are, how far everything is, who looks.
+"""The exact answers to what a picture asks: where hand, object and goal are, how far everything is, who looks.
 
 All of it follows contract and camera conventions of `rendering`: metres, OpenCV axes (x right, y down, z forward),
 pixel centres at +0.5, depth along the optical axis.
@@ -23,6 +23,7 @@ DEPTH_SIDE = 32
 MEANINGS = {
     "hand": "position of the gripper's body in the world, metres; body 'hand', a few centimetres above the finger tips",
     "object": "position of the task's main object in the world, metres, as Meta-World's observation has it",
+    "goal": "position in the world where the object, or for some tasks the hand, has to go, metres",
     "depth": "metres along the optical axis at the centre of each cell of an even grid; the sky reads as over 10",
     "intrinsics": "pinhole matrix in pixels of 'frames', pixel centres at +0.5",
     "cam2world": "pose of the camera: OpenCV axes (x right, y down, z forward), metres",
@@ -46,6 +47,7 @@ def answer_shapes(height: int, width: int) -> dict[str, tuple[int, ...]]:
     return {
         "hand": (3,),
         "object": (3,),
+        "goal": (3,),
         "depth": depth_size(height, width),
         "intrinsics": (3, 3),
         "cam2world": (4, 4),
@@ -82,6 +84,7 @@ class Oracle:
         return {
             "hand": np.tile(state[:3], (len(names), 1)),
             "object": np.tile(state[4:7], (len(names), 1)),
+            "goal": np.tile(state[-3:], (len(names), 1)),
             "depth": np.stack([self._depth.depth(name) for name in names]).astype(np.float64),
             "intrinsics": np.stack([self._cameras.intrinsics(name) for name in names]),
             "cam2world": np.stack([self._cameras.cam2world(name) for name in names]),

@@ -141,6 +141,7 @@ def test_who_sees_the_answers_reads_them_and_who_sees_nothing_answers_the_mean(t
     blind = probe.probe_geometry(probe.NOTHING, *trial)
     for target in ("hand", "object"):
         assert values(oracle, target, "distance", "patches") < 0.3 * values(blind, target, "distance")
+        assert values(oracle, target, "distance", "keypoints") < 0.3 * values(blind, target, "distance")
     assert values(oracle, "depth", "rmse") < 0.5 * values(blind, "depth", "rmse")
     assert values(oracle, "depth", "delta1") > values(blind, "depth", "delta1") > 0.9
     assert values(oracle, "depth", "abs_rel") < values(pixels, "depth", "abs_rel") < values(blind, "depth", "abs_rel")

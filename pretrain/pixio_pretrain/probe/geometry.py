@@ -15,16 +15,21 @@ from torch import Tensor
 
 from pixio_pretrain.data import Frames
 from pixio_pretrain.probe.depth import DepthReadOut, depth_errors
+from pixio_pretrain.probe.keypoints import Keypoints
 from pixio_pretrain.probe.looks import Look
 from pixio_pretrain.probe.resampling import group_means
 from pixio_pretrain.probe.ridge import fit_best
-from pixio_pretrain.probe.truth import POSITIONS, Truth
+from pixio_pretrain.probe.truth import Truth
 from pixio_robot.errors import DataError
+from pixio_robot.tokens import Tokens
 
 Rows = NDArray[np.int64]
 
 SHOWN = 6
 """Held-out frames of each camera whose depth maps are kept to be looked at."""
+
+PATCHES = "each patch"
+"""Among a frame's features, the patches themselves."""
 
 STILL = 1e-3
 """Metres; a position that varies less is not probed."""
@@ -37,8 +42,8 @@ class Measurement:
     Attributes:
         camera: Whose frames.
         task: What they show; "all" for depth.
-        target: "hand", "object" or "depth".
-        features: What it was read from: a key of ``Look.features``; "each patch" for depth.
+        target: "hand", "object", "goal" or "depth".
+        features: What it was read from: a key of ``Look.features``, or "keypoints"; "each patch" for depth.
         metric: "distance" (metres) and "squared distance" for positions; "rmse" (metres), "abs_rel" and "delta1" for
             depth, taken frame by frame.
         ridge: The penalty that was chosen.
@@ -85,7 +90,7 @@ def probe_geometry(
 ) -> GeometryProbe:
     """Read positions and depth from the frames of every camera.
 
-    Looks once at each frame; keeps the features of one camera's frames, and the patches of ``most_depth`` of them.
+    Looks once at each frame; keeps the features of one camera's frames, and their patches in half precision.
 
     Args:
         look: What turns frames into features.
@@ -106,14 +111,18 @@ def probe_geometry(
     for number, camera in enumerate(truth.cameras):
         fitted, asked = (rows[truth.camera[rows] == number] for rows in (train, held_out))
         probe = _CameraProbe(found, camera, look, frames, truth)
-        seen, read_depth = probe.learn_depth(fitted, most_depth)
+        seen, grid, read_depth = probe.learn_depth(fitted, most_depth)
         asked_of = probe.measure_depth(asked, read_depth)
         for task in np.unique(frames.tasks[asked]):
             here, there = (torch.from_numpy(frames.tasks[rows] == task) for rows in (fitted, asked))
-            for name in seen:
-                facts = {"task": frames.task_names[task], "features": name}
-                parts = seen[name][here], asked_of[name][there]
-                probe.measure_positions(facts, parts, fitted[here.numpy()], asked[there.numpy()])
+            rows = fitted[here.numpy()], asked[there.numpy()]
+            parts = {name: (seen[name][here], asked_of[name][there]) for name in seen}
+            patches = parts.pop(PATCHES)
+            answers = torch.from_numpy(np.concatenate([truth.position(name, rows[0]) for name in truth.world], axis=1))
+            keypoints = Keypoints.learn(patches[0], grid, answers, frames.episodes[rows[0]])
+            parts["keypoints"] = keypoints(patches[0]), keypoints(patches[1])
+            for name, features in parts.items():
+                probe.measure_positions({"task": frames.task_names[task], "features": name}, features, *rows)
     return found
 
 
@@ -127,23 +136,24 @@ class _CameraProbe:
     frames: Frames
     truth: Truth
 
-    def learn_depth(self, rows: Rows, most: int) -> tuple[dict[str, Tensor], DepthReadOut]:
-        """Look at training frames: their features by name, each [n f], and depth as learnt from ``most`` of them."""
+    def learn_depth(self, rows: Rows, most: int) -> tuple[dict[str, Tensor], tuple[int, int], DepthReadOut]:
+        """Look at training frames: features by name, grid of patches, and depth as learnt from ``most`` frames."""
         kept = _spread(rows, most)
         features, patches, grid = [], [], (0, 0)
         for chunk, tokens in self.look.tokens(self.frames, rows):
-            features.append(self.look.features(tokens))
+            features.append(self._features(tokens))
             patches.append(tokens.patches[torch.from_numpy(np.isin(chunk, kept))])
             grid = tokens.grid
         depth = torch.from_numpy(self.truth.depth[kept])
-        return _join(features), DepthReadOut.fit(torch.cat(patches), grid, depth, self.frames.episodes[kept])
+        read_depth = DepthReadOut.fit(torch.cat(patches), grid, depth, self.frames.episodes[kept])
+        return _join(features), grid, read_depth
 
     def measure_depth(self, rows: Rows, read_depth: DepthReadOut) -> dict[str, Tensor]:
         """Look at held-out frames: note how well depth is read from them, and give their features by name."""
         shown = _spread(rows, SHOWN)
         features, errors, maps = [], [], []
         for chunk, tokens in self.look.tokens(self.frames, rows):
-            features.append(self.look.features(tokens))
+            features.append(self._features(tokens))
             predicted = read_depth(tokens)
             errors.append(depth_errors(predicted, torch.from_numpy(self.truth.depth[chunk])))
             maps.append(predicted[torch.from_numpy(np.isin(chunk, shown))])
@@ -153,11 +163,14 @@ class _CameraProbe:
         self.found.predictions[f"{self.camera}/shown"] = shown
         return _join(features)
 
+    def _features(self, tokens: Tokens) -> dict[str, Tensor]:
+        return self.look.features(tokens) | {PATCHES: tokens.patches.half()}
+
     def measure_positions(
         self, facts: dict[str, str], features: tuple[Tensor, Tensor], train: Rows, held_out: Rows
     ) -> None:
         """Fit to the features of training frames, and note how far off the positions of held-out ones are."""
-        for target in POSITIONS:
+        for target in self.truth.world:
             answers = torch.from_numpy(self.truth.position(target, train))
             if answers.std(dim=0).norm() < STILL:
                 continue  # a camera on the hand always has the hand at the same place

@@ -14,6 +14,9 @@ from pixio_pretrain.data import Frames
 from pixio_robot.encoder import Encoder
 from pixio_robot.tokens import Tokens
 
+FINE = 8
+"""Side of the finest grid that positions are read from."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
@@ -45,11 +48,15 @@ class Look:
     def features(self, tokens: Tokens) -> dict[str, Tensor]:
         """Make vectors of tokens, by name, each [b f].
 
-        "grid" keeps where things are: patches averaged over the cells of a coarse grid, side by side. "patches" is
-        their mean over the whole picture, and "classes" the mean class token, where there are any.
+        "grid" keeps where things are: patches averaged over the cells of a coarse grid, side by side; "fine grid"
+        averages them to 8 x 8 at most. "patches" is their mean over the whole picture, and "classes" the mean class
+        token, where there are any.
         """
-        side = min(self.grid, *tokens.grid)
-        found = {"grid": tokens.pool(side).patches.flatten(1), "patches": tokens.patches.mean(dim=1)}
+        found = {
+            name: tokens.pool(min(side, *tokens.grid)).patches.flatten(1)
+            for name, side in (("grid", self.grid), ("fine grid", FINE))
+        }
+        found["patches"] = tokens.patches.mean(dim=1)
         if tokens.classes.shape[1]:
             found["classes"] = tokens.classes.mean(dim=1)
         return found

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pixio_pretrain.probe.keypoints import FILTERS
+from pixio_pretrain.probe.looks import FINE
 from pixio_pretrain.probe.records import ProbeRecord
 from pixio_pretrain.probe.resampling import interval, resampled_means
 from pixio_robot.errors import DataError
@@ -39,12 +41,22 @@ POSITIONS = (
     Column("hand, R²", "hand", "r2"),
     Column("object, cm", "object", "distance", 100, 2),
     Column("object, R²", "object", "r2"),
+    Column("goal, cm", "goal", "distance", 100, 2),
+    Column("goal, R²", "goal", "r2"),
 )
 DEPTH = (
     Column("depth RMSE, cm", "depth", "rmse", 100, 1),
     Column("AbsRel", "depth", "abs_rel"),
     Column("δ1", "depth", "delta1"),
 )
+
+OTHER_READ_OUTS = {
+    "fine grid": f"a grid of at most {FINE} x {FINE} patches",
+    "keypoints": f"the places of {FILTERS} learned keypoints",
+    "patches": "the mean patch",
+    "classes": "the mean class token",
+}
+"""What positions are read from beside the grid."""
 
 NONE = "–"
 
@@ -138,7 +150,7 @@ def to_markdown(comparison: Comparison) -> str:
         rows = {f"{first} − {arm}": _cells(comparison, first, camera, "grid", less=arm) for arm in others}
         parts += [f"Differences, paired over episodes ({first} less the other):"] if rows else []
         parts += [_table(comparison, camera, "difference", rows)] if rows else []
-        for features, text in (("patches", "the mean patch"), ("classes", "the mean class token")):
+        for features, text in OTHER_READ_OUTS.items():
             rows = {arm: _cells(comparison, arm, camera, features) for arm in comparison.arms}
             rows = {arm: cells for arm, cells in rows.items() if any(cell != NONE for cell in cells[: -len(DEPTH)])}
             parts += (

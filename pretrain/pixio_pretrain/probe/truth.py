@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from pixio_robot.errors import DataError
 
-POSITIONS = ("hand", "object")
+POSITIONS = ("hand", "object", "goal")
+"""What may have a place; every store with answers tells the first two."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +43,7 @@ class Truth:
             group: Any = zarr.open_group(Path(folder).expanduser(), mode="r")
         except (FileNotFoundError, ValueError) as error:
             raise DataError(f"{folder} holds no zarr group of frames: {error}") from error
-        missing = {"camera", "depth", "cam2world", *POSITIONS} - set(group)
+        missing = {"camera", "depth", "cam2world", *POSITIONS[:2]} - set(group)
         if missing:
             raise DataError(
                 f"{folder} lacks the exact answers {', '.join(sorted(missing))}, so a probe has nothing to learn. "
@@ -51,7 +52,7 @@ class Truth:
         return cls(
             cameras=list(group.attrs["cameras"]),
             camera=np.asarray(group["camera"][:], np.int64),
-            world={name: np.asarray(group[name][:], np.float32) for name in POSITIONS},
+            world={name: np.asarray(group[name][:], np.float32) for name in POSITIONS if name in group},
             depth=np.asarray(group["depth"][:], np.float32),
             cam2world=np.asarray(group["cam2world"][:], np.float32),
         )
