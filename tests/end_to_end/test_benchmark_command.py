@@ -102,5 +102,5 @@ def test_mistakes_are_answered_in_one_line(tmp_path: Path) -> None:
 
 def test_the_help_names_every_tier_and_setting() -> None:
     printed = run("--help")
-    for name in ("smoke", "standard", "cortex", "folder", "arms", "without", "datasets", "worker"):
+    for name in ("smoke", "standard", "ladder", "cortex", "folder", "arms", "without", "datasets", "worker"):
         assert f"\n  {name} " in printed
