@@ -23,7 +23,7 @@ from benchmark.arms import CALIBRATION, Sight, open_sight
 from benchmark.cells import Cell, finish
 from benchmark.live_training import decode_frames, train_live
 from benchmark.recipes import configure, soften
-from benchmark.settings import Benchmark
+from benchmark.settings import SCENES, Benchmark
 from benchmark.tasks import check_features, environment, expected_features, open_demonstrations, shared_folder
 from lerobot_env_pixio import EpisodeRecord, read_records, rollout, seeds, write_records
 from lerobot_policy_pixio.acting import Actor
@@ -164,7 +164,7 @@ def _measure(
     records = rollout(
         actor,
         environment(config, cell.task, shift=shift, state=sight.state, policy=cell.policy),
-        seeds=seeds.draw(seeds.EVALUATION, config.episodes),
+        seeds=seeds.draw(SCENES[config.scenes], config.episodes),
         workers=config.workers,
         slots=config.slots,
         arm=cell.arm,

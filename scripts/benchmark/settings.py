@@ -8,7 +8,7 @@ from typing import Any, get_args
 from filelock import FileLock
 from omegaconf import MISSING
 
-from lerobot_env_pixio import Task, find_task
+from lerobot_env_pixio import Task, find_task, seeds
 from lerobot_env_pixio.provenance import package_versions, refuse_other_settings
 from lerobot_env_pixio.shifts import SHIFTS
 from lerobot_policy_pixio.options import EncoderDtype
@@ -18,6 +18,8 @@ CLEAN = "clean"
 """The condition without a shift."""
 CONTROLS = ("blind", "state", "random", "cnn")
 POLICIES = ("act", "diffusion", "mlp")
+
+SCENES = {"evaluation": seeds.EVALUATION, "development": seeds.DEVELOPMENT}
 
 SIGHT_OPTIONS = ("image_size", "classes", "patches", "grid", "train_encoder", "train_blocks", "lora_rank")
 SIGHT_OPTIONS += ("optimizer_lr_encoder",)
@@ -61,6 +63,7 @@ class Benchmark:
             '+datasets={adroit/pen: FOLDER}'.
         training: For each policy, steps and batch_size.
         episodes: Held-out scenes per condition.
+        scenes: Which ones: evaluation, or development, on which to choose what is then measured on the others.
         shifts: Changes of looks to measure under, beside the clean scenes; never trained on.
         cameras: SUITE/TASK to cameras, the task's own where it is not named: '+cameras={aloha/insertion: [top]}'.
         size: Pixels of a side of every picture.
@@ -88,6 +91,7 @@ class Benchmark:
     datasets: dict[str, str] = field(default_factory=dict)
     training: dict[str, Training] = MISSING
     episodes: int = MISSING
+    scenes: str = "evaluation"
     shifts: list[str] = MISSING
     cameras: dict[str, list[str]] = field(default_factory=dict)
     size: int = MISSING
@@ -141,6 +145,7 @@ class Benchmark:
             ("control arm", self.without, CONTROLS),
             ("visual shift", self.shifts, SHIFTS),
             ("encoder_dtype", [self.encoder_dtype], get_args(EncoderDtype)),
+            ("kind of scenes", [self.scenes], SCENES),
         ):
             for name in given:
                 if name not in known:

@@ -97,6 +97,9 @@ def test_every_combination_is_a_cell_and_all_arms_come_before_the_next_seed(make
         ({"without": ["blnd"]}, "blind"),
         ({"shifts": ["strogn"]}, "strong"),
         ({"encoder_dtype": "bfloat"}, "bfloat16"),
+        ({"scenes": "develop"}, "development"),
+        ({"options": {"pixo": {}}}, "pixio"),
+        ({"options": {"pixio": {"patch": "none"}}}, "patches"),
     ],
 )
 def test_a_typo_is_answered_with_the_nearest_name(make_config: Any, wrong: dict[str, Any], nearest: str) -> None:
