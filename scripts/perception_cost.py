@@ -10,6 +10,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 
 def main() -> None:
@@ -35,13 +36,13 @@ def main() -> None:
     k = torch.tensor([[args.size, 0, args.size / 2], [0, args.size, args.size / 2], [0, 0, 1.0]], device=args.device)
     pose, size = torch.eye(4, device=args.device)[None], (args.size, args.size)
 
-    def answer(head: str) -> Callable[[], object]:
-        model = DepthModel(encoder, DepthSettings(head=head, rays=True)).eval().to(args.device)
+    def answer(**settings: Any) -> Callable[[], object]:
+        model = DepthModel(encoder, DepthSettings(rays=True, **settings)).eval().to(args.device)
         blocks = sorted({*model.taps, encoder.spec.depth - 1})  # the policy's last block, too
 
         def run() -> object:
             tokens = dict(zip(blocks, encoder.intermediate(image, blocks=blocks), strict=True))
-            found = model.from_tokens([tokens[tap] for tap in model.taps], size, k[None], pose)
+            found = model.from_tokens([tokens[tap] for tap in model.taps], size, k[None], pose, images=image)
             return transform(pose, unproject(found.depth, k[None]))
 
         return run
@@ -63,7 +64,8 @@ def main() -> None:
 
     bare, bare_two = "one view, encoder alone", "two views, encoder alone"
     runs: dict[str, Callable[[], object]] = {bare: lambda: encoder(image)}
-    runs |= {f"one view, depth and points, {head}": answer(head) for head in ("linear", "tiny", "base", "paper")}
+    runs |= {f"one view, depth and points, {head}": answer(head=head) for head in ("linear", "tiny", "base", "paper")}
+    runs["one view, depth and points, tiny with detail"] = answer(head="tiny", detail=True)
     runs |= {bare_two: lambda: encoder(two), "two views, trunk and tiny heads": lambda: views(two[None], k_two, apart)}
     with torch.inference_mode():
         for run in runs.values():

@@ -111,7 +111,8 @@ class OnePass(nn.Module):
         tokens, depth, policy = found[self._last], None, None
         if self.depth is not None:
             taps = [found[tap] for tap in self.depth.taps]
-            depth = self.depth.from_tokens(taps, (images.shape[-2], images.shape[-1]), intrinsics, cam2base)
+            size = (images.shape[-2], images.shape[-1])
+            depth = self.depth.from_tokens(taps, size, intrinsics, cam2base, images=images)
         if several:
             tokens = tokens.map(lambda x: x.unflatten(0, lead))
             depth = depth and Depth(*(x.unflatten(0, lead) for x in depth))

@@ -16,6 +16,7 @@ from pixio_robot.geometry.cameras import base_rays, check_intrinsics, check_pose
 from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead, LinearHead, Readout, taps_of
 from pixio_robot.geometry.planes import lean_on_planes
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
+from pixio_robot.images import normalize
 from pixio_robot.tokens import Tokens
 
 Coding = Literal["sigmoid", "canonical", "support"]
@@ -44,6 +45,7 @@ class DepthSettings:
         support_heights: Metres; heights of the planes z = constant of the base frame, for "support".
         rays: Tell the head each patch's ray in the base frame. The encoder never sees it, so its pass can be shared.
         readout: What becomes of the class tokens.
+        detail: Let a DPT head see the picture, too, so that edges are as sharp as pixels are.
     """
 
     head: str = "tiny"
@@ -53,6 +55,7 @@ class DepthSettings:
     support_heights: tuple[float, ...] = (0.0,)
     rays: bool = False
     readout: Readout = "mean"
+    detail: bool = False
 
     def __post_init__(self) -> None:
         if self.head not in ("linear", *DPT_PRESETS):
@@ -61,6 +64,8 @@ class DepthSettings:
             raise UnknownNameError("coding of depth", self.coding, get_args(Coding))
         if self.max_depth <= 0 or self.focal <= 0:
             raise SettingError(f"max_depth={self.max_depth} and focal={self.focal} must be above 0.")
+        if self.detail and self.head == "linear":
+            raise SettingError("A linear head has no use for detail: choose a DPT head, such as 'tiny'.")
         object.__setattr__(self, "support_heights", tuple(map(float, self.support_heights)))  # JSON knows no tuples
         if self.coding == "support" and not self.support_heights:
             raise SettingError("Depth coded as 'support' is measured from planes: name at least one support height.")
@@ -117,7 +122,13 @@ class DepthModel(nn.Module):
         else:
             taps = min(LEVELS, encoder.spec.depth)
             self.head = DPTHead(
-                width, taps, settings.channels, preset=settings.head, readout=settings.readout, extra=extra
+                width,
+                taps,
+                settings.channels,
+                preset=settings.head,
+                readout=settings.readout,
+                extra=extra,
+                detail=settings.detail,
             )
         self.taps = taps_of(encoder, self.head.taps)
 
@@ -135,7 +146,8 @@ class DepthModel(nn.Module):
             SettingError: A calibration that is missing.
         """
         tokens = self.encoder.intermediate(images, blocks=self.taps)
-        return self.from_tokens(tokens, (images.shape[-2], images.shape[-1]), intrinsics, cam2base)
+        size = (images.shape[-2], images.shape[-1])
+        return self.from_tokens(tokens, size, intrinsics, cam2base, images=images)
 
     def from_tokens(
         self,
@@ -144,6 +156,7 @@ class DepthModel(nn.Module):
         intrinsics: Tensor | None = None,
         cam2base: Tensor | None = None,
         *,
+        images: Tensor | None = None,
         posed: Tensor | None = None,
     ) -> Depth:
         """Measure images that were encoded already.
@@ -153,16 +166,20 @@ class DepthModel(nn.Module):
             size: (height, width) of the images in pixels.
             intrinsics: As for ``forward``.
             cam2base: As for ``forward``.
+            images: As for ``forward``; a head that was built without ``detail`` does not look at them.
             posed: Bool [b]: of which images the head is told the pose; of all when absent. Training withholds some, so
                 that one head works with and without.
 
         Raises:
             DataError: A calibration that cannot be.
-            SettingError: A calibration that is missing, or tokens of other blocks.
+            SettingError: A calibration or images that are missing, or tokens of other blocks.
         """
         self._check(size, intrinsics, cam2base)
         extra = self._rays(tokens[0], size, intrinsics, cam2base, posed) if self.settings.rays else None
-        answer = self.head(tokens, size, extra)
+        if isinstance(self.head, DPTHead):
+            answer = self.head(tokens, size, extra, self._pixels(images) if self.settings.detail else None)
+        else:
+            answer = self.head(tokens, size, extra)
         with torch.autocast(answer.device.type, enabled=False):
             depth = self._decode(answer, intrinsics, cam2base)
             return Depth(depth, 1 + answer[:, 1].exp())
@@ -209,6 +226,12 @@ class DepthModel(nn.Module):
             check_intrinsics(intrinsics, size)
         if cam2base is not None:
             check_poses(cam2base)
+
+    def _pixels(self, images: Tensor | None) -> Tensor:
+        if images is None:
+            raise SettingError("This depth head reads the picture, too: pass images=[b 3 h w].")
+        device = next(self.head.parameters()).device
+        return normalize(images.to(device), torch.float32, self.encoder.backbone.statistics)
 
     def _rays(
         self,

@@ -144,6 +144,7 @@ class DPTHead(_Head):
         preset: A key of ``DPT_PRESETS``; "paper" has the sizes of Pixio's tables, "tiny" those that a robot can afford.
         readout: What becomes of the class tokens.
         extra: Channels that the caller adds to every patch, such as its ray.
+        detail: Read the picture itself, too, at half and at a quarter of its size: tokens blur edges.
 
     Raises:
         UnknownNameError: No such preset.
@@ -159,6 +160,7 @@ class DPTHead(_Head):
         preset: str = "tiny",
         readout: Readout = "mean",
         extra: int = 0,
+        detail: bool = False,
     ) -> None:
         super().__init__(width, taps, readout=readout, extra=extra)
         if preset not in DPT_PRESETS:
@@ -180,9 +182,22 @@ class DPTHead(_Head):
         self.fuse = nn.ModuleList(_Fusion(f, skip=level < LEVELS - 1) for level in range(LEVELS))
         self.smooth = nn.Conv2d(f, f, 3, padding=1)
         self.out = nn.Conv2d(f, out_channels, 1)
+        self.detail = _Detail(f) if detail else None
 
-    def forward(self, tokens: Sequence[Tokens], size: tuple[int, int], extra: Tensor | None = None) -> Tensor:
-        """Read tokens out; arguments, result and errors are those of ``LinearHead.forward``."""
+    def forward(
+        self,
+        tokens: Sequence[Tokens],
+        size: tuple[int, int],
+        extra: Tensor | None = None,
+        pixels: Tensor | None = None,
+    ) -> Tensor:
+        """Read tokens out; arguments, result and errors are those of ``LinearHead.forward``.
+
+        ``pixels`` are the normalised images [b 3 height width], where the head was built to read them.
+        """
+        if (pixels is None) != (self.detail is None):
+            raise SettingError("This head reads the picture, too: pass it." if self.detail else "It reads tokens only.")
+        half, quarter = self.detail(pixels) if self.detail is not None else (None, None)
         maps = self.maps(tokens, extra)
         levels = []
         for level in range(LEVELS):
@@ -192,9 +207,34 @@ class DPTHead(_Head):
         for level in reversed(range(LEVELS)):
             finest = level == 0
             h, w = levels[level].shape[-2:] if finest else levels[level - 1].shape[-2:]
-            fused = self.fuse[level](fused, levels[level], (2 * h, 2 * w) if finest else (h, w))
+            here = _add(levels[level], quarter) if finest else levels[level]
+            fused = self.fuse[level](fused, here, (2 * h, 2 * w) if finest else (h, w))
         assert fused is not None
+        fused = _add(fused, half)
         return _finish(self.out, F.relu(self.smooth(fused)), size)
+
+
+class _Detail(nn.Module):
+    """What small convolutions see of the picture, at half and at a quarter of its size."""
+
+    def __init__(self, features: int, width: int = 16) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, stride=2, padding=1)
+        self.second = nn.Conv2d(width, features, 3, stride=2, padding=1)
+        self.widen = nn.Conv2d(width, features, 1)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        seen = F.relu(self.first(pixels))
+        return self.widen(seen), self.second(seen)
+
+
+def _add(maps: Tensor, detail: Tensor | None) -> Tensor:
+    """Add detail, brought to the size of the maps."""
+    if detail is None:
+        return maps
+    if detail.shape[-2:] != maps.shape[-2:]:
+        detail = F.interpolate(detail, size=maps.shape[-2:], mode="bilinear", align_corners=False)
+    return maps + detail.to(maps.dtype)
 
 
 class _ResidualUnit(nn.Module):

@@ -37,11 +37,13 @@ class Seen(NamedTuple):
         size: (height, width) in pixels at which it was encoded.
         last: Tokens of the last block, as ``Encoder.__call__`` gives: what a policy's adapter reads.
         taps: Tokens of the blocks that the depth head reads.
+        image: What was encoded, [1 3 h w].
     """
 
     size: tuple[int, int]
     last: Tokens
     taps: list[Tokens]
+    image: Tensor
 
 
 class Perception:
@@ -105,7 +107,7 @@ class Perception:
             for number, name in enumerate(names):
                 one = {block: _pick(tokens, number) for block, tokens in found.items()}
                 taps = [one[block] for block in self._depth.taps] if self._depth else []
-                self._seen[frame, name] = Seen((size[0], size[1]), one[self._last], taps)
+                self._seen[frame, name] = Seen((size[0], size[1]), one[self._last], taps, resized[name])
                 self._given[frame, name] = (new[name].shape[-2], new[name].shape[-1])
         self._forget(frame)
         return {name: self._seen[frame, name] for name in images}
@@ -147,7 +149,7 @@ class Perception:
         found = {}
         for name, seen in self.see(frame, images).items():
             known = self._calibration(frame, name, cameras[name], seen.size) if name in cameras else (None, None)
-            found[name] = self._depth.from_tokens(seen.taps, seen.size, *known)
+            found[name] = self._depth.from_tokens(seen.taps, seen.size, *known, images=seen.image)
         return found
 
     def points(

@@ -63,7 +63,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
             {"images": "float32"},
         ),
         "canonical depth, high, batch 2": (
-            {"depth": make_depth(encoder, coding="canonical", rays=True)},
+            {"depth": make_depth(encoder, coding="canonical", rays=True, detail=True)},
             {"size": (40, 24), "batch": 2},
         ),
         "support depth and adapter, two cameras": (

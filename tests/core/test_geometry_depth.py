@@ -88,6 +88,26 @@ def test_the_encoder_never_sees_the_calibration_and_the_head_does(encoder: Encod
     torch.testing.assert_close(model(wide_images, K, looking_down()).depth, here.depth)
 
 
+def test_detail_is_finer_than_a_patch_and_needs_the_picture(encoder: Encoder, wide_images: torch.Tensor) -> None:
+    plain, sharp = (make(encoder, coding="sigmoid", detail=detail) for detail in (False, True))
+    tokens = encoder.intermediate(wide_images, blocks=sharp.taps)
+    changed = wide_images.clone()
+    changed[:, :, 20:22, 30:32] = 1 - changed[:, :, 20:22, 30:32]
+    before, after = (sharp.from_tokens(tokens, SIZE, images=images).depth for images in (wide_images, changed))
+    moved = (before != after).any(dim=0)
+    assert moved[20:22, 30:32].all()
+    rows, columns = torch.nonzero(moved, as_tuple=True)
+    assert rows.max() - rows.min() < SIZE[0] - 1 or columns.max() - columns.min() < SIZE[1] - 1
+    torch.testing.assert_close(sharp(wide_images).depth, before)
+    assert torch.equal(
+        plain.from_tokens(tokens, SIZE, images=changed).depth, plain.from_tokens(tokens, SIZE, images=wide_images).depth
+    )
+    with pytest.raises(SettingError, match=r"pass images=\[b 3 h w\]"):
+        sharp.from_tokens(tokens, SIZE)
+    with pytest.raises(SettingError, match="choose a DPT head"):
+        DepthSettings(head="linear", detail=True)
+
+
 def test_a_withheld_pose_is_like_none(encoder: Encoder, wide_images: torch.Tensor) -> None:
     model = make(encoder, coding="canonical", rays=True)
     tokens = encoder.intermediate(wide_images, blocks=model.taps)

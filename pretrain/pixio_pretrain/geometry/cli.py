@@ -187,6 +187,7 @@ def main(words: Sequence[str] | None = None) -> None:
             command.add_argument(flag, type=type(field.default), default=field.default, help=_meaning(field.name))
     depth.add_argument("--coding", default="canonical", help="what the head's number means: " + ", ".join(_CODINGS))
     depth.add_argument("--rays", action="store_true", help="tell the head each patch's ray in the base frame")
+    depth.add_argument("--detail", action="store_true", help="let the head see the picture, too: sharper edges")
     depth.add_argument("--max-depth", type=float, default=4.0, help="metres, for sigmoid and support")
     depth.add_argument("--no-twin", action="store_true", help="leave the frozen random encoder out of the table")
     planes = "metres; heights of what things stand on in the base frame, such as table and floor"
@@ -203,6 +204,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 head=args.head,
                 coding=args.coding,
                 rays=args.rays,
+                detail=args.detail,
                 max_depth=args.max_depth,
                 support_heights=tuple(args.support_heights),
             )

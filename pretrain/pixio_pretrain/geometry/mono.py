@@ -77,4 +77,6 @@ class DepthTask:
     def _measure(self, rows: Rows, device: torch.device, posed: Tensor | None) -> Depth:
         intrinsics, cam2base = (part.to(device) for part in self._frames.calibration(rows))
         tokens = self._taps(rows, device)
-        return self.model.from_tokens(tokens, self._frames.size, intrinsics, cam2base, posed=posed)
+        images = self._frames.images(rows) if self.model.settings.detail else None
+        size = self._frames.size
+        return self.model.from_tokens(tokens, size, intrinsics, cam2base, images=images, posed=posed)
