@@ -31,6 +31,26 @@ class AveragePool(nn.Module):
         return self.project(self.norm(tokens.pool(self.grid).patches))
 
 
+class MergePool(nn.Module):
+    """Four neighbours side by side: [... n d] -> [... grid*grid dim].
+
+    Patches are averaged over a grid twice as fine, and each 2 x 2 of its cells are projected together (patch merging,
+    arXiv 2103.14030, section 3.1): as many tokens as an average over the coarse grid, and no more is lost than by one
+    over the fine grid.
+    """
+
+    def __init__(self, width: int, dim: int, grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.project = nn.Linear(4 * width, dim)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Pool the patches of ``tokens``; those that a cache pooled to the finer grid already stay as they are."""
+        cells = self.norm(tokens.pool(2 * self.grid).patches)
+        return self.project(rearrange(cells, "... (h p w q) d -> ... (h w) (p q d)", p=2, q=2, h=self.grid))
+
+
 class AttentionPool(nn.Module):
     """Learned queries attend over the patches: [... n d] -> [... grid*grid dim]."""
 
@@ -72,7 +92,12 @@ class SpatialSoftmax(nn.Module):
         return self.project(weights.transpose(-2, -1) @ torch.cat([patches, positions], dim=-1))
 
 
-PATCH_POOLS = {"average": AveragePool, "attention": AttentionPool, "spatial_softmax": SpatialSoftmax}
+PATCH_POOLS = {
+    "average": AveragePool,
+    "merge": MergePool,
+    "attention": AttentionPool,
+    "spatial_softmax": SpatialSoftmax,
+}
 CLASS_READS = ("each", "mean", "concat", "none")
 
 
@@ -86,7 +111,7 @@ class VisualFeatureAdapter(nn.Module):
         steps: Number of time steps t.
         class_tokens: Number of class tokens c of the encoder.
         classes: "each" class token becomes a token, their "mean", their "concat"enation, or "none".
-        patches: How patches are pooled: "average", "attention", "spatial_softmax", or "none".
+        patches: How patches are pooled: "average", "merge", "attention", "spatial_softmax", or "none".
         grid: Patches become grid*grid tokens per view.
         output: "tokens" for a sequence [b length dim]; "vector" for [b dim].
 
@@ -107,7 +132,7 @@ class VisualFeatureAdapter(nn.Module):
         steps: int = 1,
         class_tokens: int = 8,
         classes: Literal["each", "mean", "concat", "none"] = "each",
-        patches: Literal["average", "attention", "spatial_softmax", "none"] = "average",
+        patches: Literal["average", "merge", "attention", "spatial_softmax", "none"] = "average",
         grid: int = 4,
         output: Literal["tokens", "vector"] = "tokens",
     ) -> None:
@@ -140,7 +165,7 @@ class VisualFeatureAdapter(nn.Module):
 
         Args:
             tokens: One ``Tokens`` per camera, all of one grid; each [b n d], or [b t n d] with several steps.
-                Patches may come pooled already, as a cache stores them, if the pooling is "average".
+                Patches may come averaged already, as a cache stores them, if the pooling is "average" or "merge".
 
         Returns:
             [b length dim], ordered by step, camera, class tokens, patches; or [b dim].

@@ -59,16 +59,17 @@ def check_fit(cache: FeatureCache, config: PixioOptions) -> None:
     Raises:
         CacheError: If the encoder, a camera, the images' size or the patches' pooling differ.
     """
-    known, pooled, grid = cache.attributes, cache.attributes["pooled_to"], config.grid
+    known, pooled = cache.attributes, cache.attributes["pooled_to"]
     if config.encoder_hash not in (None, known["encoder_sha256"]):
         raise CacheError(
             f"{cache.path} was built by the encoder {known['encoder']!r} ({known['encoder_sha256'][:12]}), and the "
             f"policy sees through {config.encoder!r} ({str(config.encoder_hash)[:12]}): build a cache with that one."
         )
-    if pooled is not None and not (config.patches == "none" or (config.patches == "average" and pooled == grid)):
+    if pooled is not None and config.patches != "none" and pooled != config.cached_grid:
+        wanted = "" if config.cached_grid is None else f" or grid={config.cached_grid}"
         raise CacheError(
-            f"{cache.path} keeps patches averaged to {pooled} x {pooled}; pooling by {config.patches!r} to {grid} x "
-            f"{grid} needs a cache built with grid=None{f' or grid={grid}' if config.patches == 'average' else ''}."
+            f"{cache.path} keeps patches averaged to {pooled} x {pooled}; pooling by {config.patches!r} to "
+            f"{config.grid} x {config.grid} needs a cache built with grid=None{wanted}."
         )
     side = config.image_size or known["image_size"]
     for camera in config.image_features:

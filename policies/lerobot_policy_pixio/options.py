@@ -30,7 +30,7 @@ class PixioOptions(_Base):
         encoder_spec: The encoder's sizes, written with ``save_backbone`` so that the checkpoint needs no other file.
         image_size: Live images are resized to this many pixels a side; the encoder's native size when absent.
         classes: Class tokens for the policy: "each" of them, their "mean", their "concat"enation, or "none".
-        patches: Patches for the policy: pooled by "average", "attention" or "spatial_softmax", or "none".
+        patches: Patches for the policy: pooled by "average", "merge", "attention" or "spatial_softmax", or "none".
         grid: Patches are pooled to grid x grid tokens per camera.
         blind: Act on proprioception alone: the same policy without visual tokens, as a control.
         save_backbone: Store the encoder's weights in the checkpoint too.
@@ -57,7 +57,7 @@ class PixioOptions(_Base):
     encoder_spec: dict[str, Any] | None = None
     image_size: int | None = None
     classes: Literal["each", "mean", "concat", "none"] = "each"
-    patches: Literal["average", "attention", "spatial_softmax", "none"] = "average"
+    patches: Literal["average", "merge", "attention", "spatial_softmax", "none"] = "average"
     grid: int = 4
     blind: bool = False
     save_backbone: bool = False
@@ -124,7 +124,7 @@ class PixioOptions(_Base):
     @property
     def cached_grid(self) -> int | None:
         """What a cache for this policy may average patches to; None where the policy reads each of them."""
-        return self.grid if self.patches in ("average", "none") else None
+        return {"average": self.grid, "none": self.grid, "merge": 2 * self.grid}.get(self.patches)
 
     @property
     def image_features(self) -> dict[str, PolicyFeature]:

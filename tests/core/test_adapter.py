@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pixio_robot import Tokens, VisualFeatureAdapter
-from pixio_robot.adapter import CLASS_READS, PATCH_POOLS
+from pixio_robot.adapter import CLASS_READS, PATCH_POOLS, MergePool
 from pixio_robot.errors import SettingError, UnknownNameError
 
 
@@ -37,10 +37,23 @@ def test_every_choice_has_the_promised_shape_and_trains_every_parameter(classes,
     assert set(untouched) <= {"patch_pool.key.bias", "patch_pool.score.bias"}
 
 
-def test_tokens_that_a_cache_pooled_give_the_same_output():
-    adapter = VisualFeatureAdapter(16, dim=24, class_tokens=3, grid=2)
+@pytest.mark.parametrize(("patches", "side"), [("average", 2), ("merge", 4)])
+def test_tokens_that_a_cache_pooled_give_the_same_output(patches, side):
+    adapter = VisualFeatureAdapter(16, dim=24, class_tokens=3, patches=patches, grid=2)
     tokens = fake_tokens(5)
-    torch.testing.assert_close(adapter([tokens.pool(2)]), adapter([tokens]))
+    torch.testing.assert_close(adapter([tokens.pool(side)]), adapter([tokens]))
+
+
+def test_merged_patches_keep_their_place_in_the_cell():
+    pool = MergePool(16, 24, 2)
+    pool.norm = torch.nn.Identity()
+    tokens = fake_tokens(1, grid=(4, 4))
+    with torch.no_grad():
+        pool.project.weight.zero_()
+        pool.project.bias.zero_()
+        pool.project.weight[:16, 2 * 16 : 3 * 16] = torch.eye(16)  # the third of each four: lower left
+    lower_left = tokens.patches.view(1, 4, 4, 16)[:, 1::2, 0::2].reshape(1, 4, 16)
+    torch.testing.assert_close(pool(tokens)[..., :16], lower_left)
 
 
 def test_cached_half_precision_is_read_under_autocast():

@@ -88,7 +88,7 @@ def test_an_adapter_is_built_again_from_its_description(classes: Any, patches: A
     described = describe_adapter(made)
     again = VisualFeatureAdapter(**json.loads(json.dumps(described)))
     again.load_state_dict(made.state_dict())
-    tokens = [Tokens(torch.randn(1, 3, 32), torch.randn(1, 16, 32), (4, 4)) for _ in range(2)]
+    tokens = [Tokens(torch.randn(1, 3, 32), torch.randn(1, 36, 32), (6, 6)) for _ in range(2)]
     torch.testing.assert_close(again(tokens), made(tokens))
 
 
