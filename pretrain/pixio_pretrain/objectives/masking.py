@@ -93,11 +93,6 @@ def shuffle_patches(noise: Tensor, *, grid: int, block: int) -> Tensor:
     return patches[noise.argsort(dim=1, stable=True)].flatten(1)  # b grid*grid
 
 
-def take(tokens: Tensor, index: Tensor) -> Tensor:
-    """Pick tokens [b n d] by index [b k], each image by its own: [b k d]."""
-    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-
-
 def encode_visible(vit: VisionTransformer, pixels: Tensor, visible: Tensor) -> Tensor:
     """Encode the class tokens and some of the patches only.
 
@@ -109,8 +104,7 @@ def encode_visible(vit: VisionTransformer, pixels: Tensor, visible: Tensor) -> T
     Returns:
         Tokens [b c+k d] after the final norm, class tokens first, patches in the order of ``visible``.
     """
-    classes, patches = vit.embed(pixels)
-    return vit.transform(torch.cat([classes, take(patches, visible)], dim=1))
+    return vit.transform(torch.cat(vit.embed(pixels, visible), dim=1))
 
 
 def check_native(images: Tensor, spec: EncoderSpec) -> None:
