@@ -16,8 +16,7 @@ from benchmark.tasks import HISTORY
 from lerobot_policy_pixio.options import PixioOptions
 
 GRID = 8
-"""All patches of a picture of 128 pixels. Averaged to 4 x 4, the shipped encoder's lose what is small: on scenes for
-development, pick-and-place with 50 demonstrations was solved in 18 of 50 rather than 31."""
+"""All patches of a picture of 128 pixels; what other read-outs cost is told in docs/benchmark.md."""
 
 
 def configure(

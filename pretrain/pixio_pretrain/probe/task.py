@@ -82,6 +82,5 @@ def class_features(encoder: Encoder, frames: Frames, indices: NDArray[np.int64],
 
     Of an encoder without class tokens, the mean of the patches.
     """
-    look = Look.through(encoder)
-    found = [look.features(tokens) for _, tokens in look.tokens(frames, indices, batch_size=batch_size)]
-    return torch.cat([features.get("classes", features["patches"]) for features in found])
+    looks = Look.through(encoder).tokens(frames, indices, batch_size=batch_size)
+    return torch.cat([(seen.classes if seen.classes.shape[1] else seen.patches).mean(dim=1) for _, seen in looks])
