@@ -102,16 +102,18 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Embed images [b 3 h w] into patches [b n d], row-major, and say how many (rows, columns) there are."""
-        x = self.proj(images)  # b d rows columns
-        return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+    def forward(self, images: Tensor, index: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
+        """Embed images [b 3 h w] into patches [b n d], row-major, and say how many (rows, columns) there are.
 
-    def some(self, images: Tensor, index: Tensor) -> Tensor:
-        """Embed the patches of images [b 3 h w] at these places [b k] only: [b k d]."""
+        With ``index`` [b k], into the patches at these places only, [b k d].
+        """
+        if index is None:
+            x = self.proj(images)  # b d rows columns
+            return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
         p, q = self.proj.kernel_size
         patches = take(rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q), index)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        embedded = F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return embedded, (images.shape[2] // p, images.shape[3] // q)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
@@ -136,15 +138,11 @@ class ConvEmbed(PatchEmbed):
         channels = [3, *(max(16, width >> halvings - step) for step in range(1, halvings)), width]
         self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, stride=2, padding=1) for pair in pairwise(channels))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def forward(self, images: Tensor, index: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
         """Embed images; as ``PatchEmbed``."""
         for conv in self.convs:
             images = F.gelu(conv(images))
-        return super().forward(images)
-
-    def some(self, images: Tensor, index: Tensor) -> Tensor:
-        """Embed all patches, since they overlap, and give those at these places; as ``PatchEmbed``."""
-        return take(self(images)[0], index)
+        return super().forward(images, index)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
@@ -295,17 +293,14 @@ class VisionTransformer(Backbone):
     def embed(self, images: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Cut normalised images [b 3 h w] into class tokens [b c d] and patches [b n d], positions added.
 
-        With ``index`` [b k], into the patches at these places only, of images of the native size.
+        With ``index`` [b k], into the patches at these places only.
         """
         class_positions, patch_positions = self.pos_embed.split(
             [self.class_tokens, self.pos_embed.shape[1] - self.class_tokens], dim=1
         )
-        if index is None:
-            patches, grid = self.patch_embed(images)
-            patches = patches + resize_positions(patch_positions, grid)
-        else:
-            patches = self.patch_embed.some(images, index)
-            patches = patches + take(patch_positions.expand(len(images), -1, -1), index)
+        patches, grid = self.patch_embed(images, index)
+        positions = resize_positions(patch_positions, grid)
+        patches = patches + (positions if index is None else take(positions.expand(len(images), -1, -1), index))
         classes = (self.cls_token + class_positions).expand(images.shape[0], -1, -1)  # len() exports as a constant
         return classes, patches
 

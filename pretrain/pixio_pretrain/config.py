@@ -70,7 +70,7 @@ class ParallelConfig:
             gradients and moments are split). A process on its own needs neither.
         accumulate: Forward and backward passes per optimiser step, each on its part of the batch.
         checkpoint_activations: Compute the inside of each block again in the backward pass rather than keep it.
-        compile: Compile each block with ``torch.compile``.
+        compile: Compile the model with ``torch.compile``; with "fsdp", each block by itself.
     """
 
     strategy: str = "ddp"

@@ -119,8 +119,8 @@ def spread(model: nn.Module, config: ParallelConfig, world: World) -> nn.Module:
     if config.checkpoint_activations:
         _recompute(blocks)
     if config.compile:
-        for block in blocks:
-            block.compile()
+        for module in blocks if config.strategy == "fsdp" else [model]:  # the whole is faster, but cannot be split
+            module.compile()
     if world.size > 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
         model = _synchronise_norms(model, world)
     if config.strategy == "fsdp" and dist.is_initialized():

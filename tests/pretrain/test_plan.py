@@ -36,7 +36,7 @@ def block_flops(tokens: int, width: int) -> int:
 
 def test_operations_are_those_counted_by_hand() -> None:
     costs = count_costs(tiny(), precision="fp32")
-    embed = 2 * PATCHES * 3 * PATCH**2 * D
+    embed = 2 * (SEEN - C) * 3 * PATCH**2 * D  # hidden patches are not embedded
     encoder = embed + DEPTH * block_flops(SEEN, D)
     decoder = 2 * SEEN * D * DEC + DEC_DEPTH * block_flops(PATCHES + C, DEC) + 2 * PATCHES * DEC * 3 * PATCH**2
     assert costs.parts["encoder (vit)"].flops == encoder
