@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.images import check_images, normalize
-from pixio_robot.nn import STEMS, Backbone, VisionTransformer
+from pixio_robot.nn import Backbone, VisionTransformer
+from pixio_robot.stems import STEMS
 from pixio_robot.tokens import Tokens
 
 

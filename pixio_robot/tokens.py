@@ -52,3 +52,8 @@ class Tokens(NamedTuple):
         maps = rearrange(maps, "b (h w) d -> b d h w", h=self.grid[0])
         pooled = rearrange(F.adaptive_avg_pool2d(maps, side), "b d h w -> b (h w) d")
         return Tokens(self.classes, pooled.reshape(*lead, *pooled.shape[1:]), (side, side))
+
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Pick tokens [b n d] by index [b k], each image by its own: [b k d]."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

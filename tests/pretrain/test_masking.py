@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixio_pretrain.objectives.masking import check_mask, count_visible, shuffle_patches, take
+from pixio_pretrain.objectives.masking import check_mask, count_visible, shuffle_patches
 from pixio_robot.errors import SettingError
+from pixio_robot.tokens import take
 
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))  # blocks per side, block side, batch
 

@@ -30,8 +30,8 @@ from pixio_robot import load_encoder
 from pixio_robot.encoder import Encoder, EncoderSpec
 from pixio_robot.errors import SettingError
 from pixio_robot.images import normalize
-from pixio_robot.nn import VisionTransformer, initialize_blocks, take
-from pixio_robot.tokens import Tokens
+from pixio_robot.nn import VisionTransformer, initialize_blocks
+from pixio_robot.tokens import Tokens, take
 
 
 @dataclass(kw_only=True)

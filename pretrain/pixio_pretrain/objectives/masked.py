@@ -14,6 +14,7 @@ nearly everything is hidden, and which the decoder rebuilds from both.
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import NamedTuple, cast, get_args
 
 import numpy as np
@@ -21,26 +22,26 @@ import torch
 from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pixio_pretrain.data.companions import Companion, accompany
 from pixio_pretrain.data.samples import Batch, SampleMaker
 from pixio_pretrain.data.source import Source
 from pixio_pretrain.objectives.base import EncoderConfig, Objective, ObjectiveConfig
+from pixio_pretrain.objectives.guesses import guess_patches
 from pixio_pretrain.objectives.masking import (
+    View,
     check_mask,
-    check_native,
     count_visible,
     crop_with_noise,
-    draw_order,
+    draw_view,
     encode_visible,
 )
+from pixio_pretrain.objectives.patches import Reconstruction, deviation, patchify, standardize, unpatchify
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.images import denormalize, normalize
-from pixio_robot.nn import NORM_EPS, Block, VisionTransformer, initialize_blocks, sincos_positions, take
-
-TARGET_EPS = 1e-6
+from pixio_robot.nn import NORM_EPS, Block, VisionTransformer, initialize_blocks, sincos_positions
+from pixio_robot.tokens import take
 
 
 @dataclass(kw_only=True)
@@ -103,39 +104,6 @@ class MaskedOutput(NamedTuple):
     loss: Tensor
     prediction: Tensor
     mask: Tensor
-
-
-class View(NamedTuple):
-    """A batch of images and what is seen of them.
-
-    Attributes:
-        pixels: Normalised images [b 3 h w].
-        order: Indices [b n] of all patches, visible ones first.
-        visible: Patches per image that the encoder sees.
-    """
-
-    pixels: Tensor
-    order: Tensor
-    visible: int
-
-    def mask(self) -> Tensor:
-        """[b n], float32, 1 where hidden."""
-        mask = torch.ones(self.order.shape, device=self.order.device)
-        return mask.scatter(1, self.order[:, : self.visible], 0.0)
-
-
-class Reconstruction(NamedTuple):
-    """Pictures of a batch, each uint8 [b 3 h w]; companions lie below their images.
-
-    Attributes:
-        masked: What the encoder saw; hidden patches are grey.
-        rebuilt: Visible patches as they were and hidden ones as predicted, with the true mean and deviation of each.
-        original: The images.
-    """
-
-    masked: Tensor
-    rebuilt: Tensor
-    original: Tensor
 
 
 class MaskedAutoencoder(Objective):
@@ -257,9 +225,11 @@ class MaskedAutoencoder(Objective):
         """Say what is seen of a batch: of the images, and of their companions where they come; as for ``forward``."""
         if companion is not None and self.config.companion == "none":
             raise SettingError("This objective has no companions: choose companion=later or companion=camera.")
-        views = [self._view(images, noise, self.config.mask_ratio)]
+        see = partial(draw_view, spec=self.spec, block=self.config.mask_block)
+        device = self.mask_token.device
+        views = [see(images.to(device), noise, ratio=self.config.mask_ratio)]
         if companion is not None:
-            views.append(self._view(companion, companion_noise, self.config.companion_ratio))
+            views.append(see(companion.to(device), companion_noise, ratio=self.config.companion_ratio))
         return views
 
     def encode(self, pixels: Tensor, visible: Tensor) -> Tensor:
@@ -287,10 +257,7 @@ class MaskedAutoencoder(Objective):
 
     def targets(self, pixels: Tensor) -> Tensor:
         """Cut normalised images [b 3 h w] into patches [b n p*p*3], each of zero mean and unit deviation."""
-        patches = self._patchify(pixels)
-        n = patches.shape[-1]
-        shrink = (n - 1) / n  # the norm's variance is the biased one; it is seven times as fast as writing this out
-        return shrink**0.5 * F.layer_norm(patches, (n,), eps=TARGET_EPS * shrink)
+        return standardize(patchify(pixels, self.spec.patch_size))
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, **others: Tensor) -> Reconstruction:
@@ -298,10 +265,10 @@ class MaskedAutoencoder(Objective):
         _, prediction, mask = self(images, **others)
         pictures = [images, others["companion"]] if "companion" in others else [images]
         pixels = normalize(torch.cat(pictures, dim=2).to(mask.device), torch.float32)  # one below the other
-        patches, hidden = self._patchify(pixels), mask.unsqueeze(-1).bool()
-        predicted = prediction.float() * _deviation(patches) + patches.mean(dim=-1, keepdim=True)
-        masked = denormalize(self._unpatchify(patches * ~hidden))  # zero is ImageNet's mean colour, a grey
-        rebuilt = denormalize(self._unpatchify(torch.where(hidden, predicted, patches)))
+        patches, hidden = patchify(pixels, self.spec.patch_size), mask.unsqueeze(-1).bool()
+        predicted = prediction.float() * deviation(patches) + patches.mean(dim=-1, keepdim=True)
+        masked = denormalize(unpatchify(patches * ~hidden, columns=self.grid))  # zero is ImageNet's mean colour, a grey
+        rebuilt = denormalize(unpatchify(torch.where(hidden, predicted, patches), columns=self.grid))
         return Reconstruction(masked, rebuilt, denormalize(pixels))
 
     @torch.no_grad()
@@ -312,34 +279,13 @@ class MaskedAutoencoder(Objective):
             "mean training patch at each place": averaged over the training crops; "each patch's own mean colour":
             flat patches of the right colour, which no model is told.
         """
-        mean = torch.zeros((), device=self.mask_token.device)
-        for number, batch in enumerate(train, start=1):
-            patches = torch.stack([self.targets(view.pixels) for view in self.views(**batch)]).mean(dim=1)  # v n ppc
-            mean = mean + (patches - mean) / number
-        guesses = {"mean training patch at each place": mean, "each patch's own mean colour": torch.zeros_like(mean)}
-        totals, count = dict.fromkeys(guesses, 0.0), 0
-        for batch in held_out:
-            views = self.views(**batch)
-            mask = torch.stack([view.mask() for view in views])  # v b n
-            targets = torch.stack([self.targets(view.pixels) for view in views])
-            for name, guess in guesses.items():
-                error = (targets - guess.unsqueeze(-3)).square().mean(dim=-1)  # v b n
-                totals[name] += (error * mask).sum().item() / mask.sum().item() * mask.shape[1]
-            count += mask.shape[1]
-        return {name: total / count for name, total in totals.items()}
+        return guess_patches(self, train, held_out)
 
     def picture(self, batch: Batch) -> Image.Image:
         """Three rows: what the encoder saw, what the decoder made of it, the truth."""
         pictures = self.reconstruct(**batch)
         rows = [rearrange(row.cpu().numpy(), "b c h w -> h (b w) c") for row in pictures]
         return Image.fromarray(np.concatenate(rows))
-
-    def _view(self, images: Tensor, noise: Tensor | None, ratio: float) -> View:
-        check_native(images, self.spec)
-        images, block = images.to(self.mask_token.device), self.config.mask_block
-        order = draw_order(images, noise, grid=self.grid, block=block)
-        visible = count_visible(self.mask_blocks, ratio) * block**2
-        return View(normalize(images, torch.float32), order, visible)
 
     def _fill(self, latent: Tensor, order: Tensor) -> Tensor:
         """Put encoder tokens [b c+k d] in their places among mask tokens [b c+n d], with their positions."""
@@ -348,16 +294,3 @@ class MaskedAutoencoder(Objective):
         hidden = self.mask_token.to(tokens.dtype).expand(len(tokens), order.shape[1] - patches.shape[1], -1)
         patches = take(torch.cat([patches, hidden], dim=1), order.argsort(dim=1))  # b n d, in place
         return torch.cat([classes, patches], dim=1) + self.decoder_pos_embed
-
-    def _patchify(self, pixels: Tensor) -> Tensor:
-        p = self.spec.patch_size
-        return rearrange(pixels, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
-
-    def _unpatchify(self, patches: Tensor) -> Tensor:
-        p, w = self.spec.patch_size, self.grid
-        return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", w=w, p=p, q=p)
-
-
-def _deviation(patches: Tensor) -> Tensor:
-    """Standard deviation of each patch [b n 1], from the unbiased variance."""
-    return (patches.var(dim=-1, keepdim=True) + TARGET_EPS).sqrt()

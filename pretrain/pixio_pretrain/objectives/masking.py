@@ -4,6 +4,7 @@ A block side of 1 is the random masking of MAE (arXiv 2111.06377).
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from pixio_pretrain.data.crops import crop_image, draw_box
 from pixio_pretrain.data.samples import Sample, SampleMaker
 from pixio_robot.encoder import EncoderSpec
 from pixio_robot.errors import ImageError, SettingError
-from pixio_robot.images import check_images
+from pixio_robot.images import check_images, normalize
 from pixio_robot.nn import VisionTransformer
 
 
@@ -91,6 +92,38 @@ def shuffle_patches(noise: Tensor, *, grid: int, block: int) -> Tensor:
     patches = torch.arange(grid * grid, device=noise.device).view(side, block, side, block)
     patches = patches.transpose(1, 2).reshape(side * side, block * block)  # blocks, patches of a block
     return patches[noise.argsort(dim=1, stable=True)].flatten(1)  # b grid*grid
+
+
+class View(NamedTuple):
+    """A batch of images and what is seen of them.
+
+    Attributes:
+        pixels: Normalised images [b 3 h w].
+        order: Indices [b n] of all patches, visible ones first.
+        visible: Patches per image that the encoder sees.
+    """
+
+    pixels: Tensor
+    order: Tensor
+    visible: int
+
+    def mask(self) -> Tensor:
+        """[b n], float32, 1 where hidden."""
+        mask = torch.ones(self.order.shape, device=self.order.device)
+        return mask.scatter(1, self.order[:, : self.visible], 0.0)
+
+
+def draw_view(images: Tensor, noise: Tensor | None, *, spec: EncoderSpec, block: int, ratio: float) -> View:
+    """Hide ``ratio`` of the blocks of images [b 3 h w], uint8 or float in [0, 1]; ``noise`` as for ``draw_order``.
+
+    Raises:
+        ImageError: If the images are not of the encoder's native size.
+        SettingError: If the noise is of another shape.
+    """
+    check_native(images, spec)
+    grid = spec.image_size // spec.patch_size
+    order = draw_order(images, noise, grid=grid, block=block)
+    return View(normalize(images, torch.float32), order, count_visible((grid // block) ** 2, ratio) * block**2)
 
 
 def encode_visible(vit: VisionTransformer, pixels: Tensor, visible: Tensor) -> Tensor:
