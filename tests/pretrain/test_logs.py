@@ -107,7 +107,7 @@ def test_floating_point_operations_are_those_of_the_matrix_products() -> None:
         return 2 * tokens * width * (4 + 8) * width + 2 * 2 * tokens**2 * width
 
     patches, seen, pixels = 16, 2 + 4, 8 * 8 * 3
-    embedding = 2 * patches * pixels * 16
+    embedding = 2 * (seen - 2) * pixels * 16  # of what is seen
     forward = block(seen, 16) + 2 * seen * 16 * 8 + block(2 + patches, 8) + 2 * patches * 8 * pixels
     expected = 3 * forward + 2 * embedding  # backward costs twice forward; pixels take no gradient
     assert count_flops(model, batch) == expected
