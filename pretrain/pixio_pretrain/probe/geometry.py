@@ -122,7 +122,7 @@ def probe_geometry(
             keypoints = Keypoints.learn(patches[0], grid, answers, frames.episodes[rows[0]])
             parts["keypoints"] = keypoints(patches[0]), keypoints(patches[1])
             for name, features in parts.items():
-                probe.measure_positions({"task": frames.task_names[task], "features": name}, features, *rows)
+                probe.measure_positions({"task": frames.task_names[int(task)], "features": name}, features, *rows)
     return found
 
 
