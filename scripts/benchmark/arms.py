@@ -29,6 +29,8 @@ CALIBRATION = 64
 """Frames of each camera that set the CNN's batch statistics."""
 CNN_OPTIONS = {"train_encoder": "full", "optimizer_lr_encoder": 1e-3, "patches": "spatial_softmax", "grid": 4}
 """The CNN learns at the rate of the policies, and says where 16 things are."""
+READ_OUT = ("image_size", "classes", "patches", "grid")
+"""Options that random weights take over from the first arm, which they are the control of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,9 @@ def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[], t
             source = _made(shared / "encoders" / f"cnn-{seed}", lambda: draw_cnn(seed, frames()))
             options = CNN_OPTIONS | {"image_size": config.size} | options
         case "random":
-            first = next(iter(config.arms.values()))
+            name, first = next(iter(config.arms.items()))
+            read_alike = {key: value for key, value in config.options.get(name, {}).items() if key in READ_OUT}
+            options = read_alike | options
             place = Path(config.folder) / "encoders" / f"random-{seed}"
             source = _made(place, lambda: redraw(load_encoder(first), seed))
         case _:

@@ -240,7 +240,7 @@ def claim(config: Benchmark) -> None:
 def _unchanged(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
     """Growing settings as they were, where all that was there is still there; a control left out may come back, too."""
     kept: dict[str, Any] = {}
-    for key in GROWING:
+    for key in found.keys() & GROWING:  # a folder of an earlier version may lack some, and is refused by their names
         there, here = found[key], wanted[key]
         if isinstance(there, dict):
             whole = all(here.get(name) == value for name, value in there.items())

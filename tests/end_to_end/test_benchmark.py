@@ -149,6 +149,16 @@ def test_a_folder_takes_more_of_the_same_and_refuses_what_differs_by_name(make_c
         claim(make_config())
 
 
+def test_a_folder_of_an_earlier_version_is_refused_by_what_it_lacks(make_config: Any, tmp_path: Path) -> None:
+    claim(make_config())
+    path = tmp_path / "benchmark" / "settings.json"
+    old = json.loads(path.read_text())
+    del old["options"]
+    path.write_text(json.dumps(old))
+    with pytest.raises(DataError, match="options"):
+        claim(make_config())
+
+
 def test_what_is_done_is_not_done_again_and_a_cell_that_breaks_stops_no_other(make_config: Any, tmp_path: Path) -> None:
     cells = plan_cells(make_config(tasks=["metaworld/reach"], seeds=[0]))
     filled: list[str] = []

@@ -215,6 +215,8 @@ def test_an_arm_has_options_of_its_own_and_a_tuned_encoder_begins_as_it_was_trai
     keys, tuned = (
         open_sight(made, arm, 0, frames=lambda: torch.empty(0), shared=tmp_path) for arm in ("keys", "tuned")
     )
+    control = open_sight(made, "random", 0, frames=lambda: torch.empty(0), shared=tmp_path)
+    assert control.options == options["keys"]  # random weights are read as the arm that they are the control of
     assert keys.encoder is not None
     assert tuned.encoder is not None
     assert (keys.trained, next(keys.encoder.parameters()).dtype) == (False, torch.bfloat16)
