@@ -51,7 +51,7 @@ def pooled(successes: ArrayLike) -> PooledRate:
     """
     table = _table(successes)
     rate, scenes = float(table.mean()), table.shape[1]
-    variance, quantile = _spread_of_mean([table])
+    variance, quantile = spread_of_mean([table])
     if variance == 0:  # nothing varies: what one seed's scenes say
         low, high = wilson(round(rate * scenes), scenes)
     else:
@@ -75,7 +75,7 @@ def paired_pooled(a: ArrayLike, b: ArrayLike) -> PooledRate:
     arms = [_table(a), _table(b)]
     _refuse_other_scenes(arms)
     difference = float(arms[0].mean() - arms[1].mean())
-    variance, quantile = _spread_of_mean(arms)
+    variance, quantile = spread_of_mean(arms)
     if variance == 0:  # nothing varies: what one seed's scenes say
         alone = paired((arms[0][0] > 0).tolist(), (arms[1][0] > 0).tolist())
         return _result(arms, alone.low, alone.high)
@@ -139,8 +139,12 @@ def _result(arms: list[NDArray[np.float64]], low: float, high: float) -> PooledR
     return PooledRate(value=value, low=low, high=high, per_seed=tuple(means), scenes=arms[0].shape[1])
 
 
-def _spread_of_mean(arms: list[NDArray[np.float64]]) -> tuple[float, float]:
-    """Give the variance of a rate, or of a difference of two, over other seeds and scenes, and Student's quantile."""
+def spread_of_mean(arms: list[NDArray[np.float64]]) -> tuple[float, float]:
+    """Give the variance of a mean, or of a difference of two, over other seeds and scenes, and Student's quantile.
+
+    Args:
+        arms: One or two tables [seeds scenes], of successes or of any other numbers; scenes in the same order.
+    """
     scenes = arms[0].shape[1]
     # Mean squares as variances of the arms' means: what the means of seeds vary by, and what is left of a table once
     # the means of seeds and scenes are taken out. Each holds the episodes' own luck once.

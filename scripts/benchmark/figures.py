@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from page import to_svg
 
-from benchmark.results import Estimate, Panel
+from benchmark.results import Estimate, Panel, over_tasks
 
 Looks = Mapping[str, tuple[str, str]]
 """Arm to its label and colour."""
@@ -29,6 +29,9 @@ def rates_svg(panel: Panel, looks: Looks) -> str:
 def differences_svg(panels: Sequence[Panel], condition: str, arms: tuple[str, str]) -> str:
     """A forest: the paired difference of two arms on every task."""
     rows = [(one.name, one.scores[condition][arms[0]].against[arms[1]]) for one in panels]
+    for policy in dict.fromkeys(one.policy for one in panels):
+        here = [found for (_, found), one in zip(rows, panels, strict=False) if one.policy == policy]
+        rows += [(f"mean of {len(here)} tasks, {policy}", over_tasks(here))] if len(here) > 1 else []
     figure, axis = plt.subplots(figsize=(8, 0.34 * len(rows) + 0.9))
     axis.axvline(0, color="#5b6577", linewidth=1)
     for row, (_, found) in enumerate(reversed(rows)):

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lerobot_env_pixio import paired
-from lerobot_env_pixio.crossed import _spread_of_mean
+from lerobot_env_pixio.crossed import spread_of_mean
 
 MOST = 2.0
 """The largest share that is looked at: twice as many successes as without the shift."""
@@ -39,6 +39,42 @@ def share_kept(clean: NDArray[np.bool_], shifted: NDArray[np.bool_]) -> tuple[fl
     return None if (low, high) == (0.0, max(share, MOST)) else (share, low, high)
 
 
+def more_kept(
+    arm: tuple[NDArray[np.bool_], NDArray[np.bool_]], other: tuple[NDArray[np.bool_], NDArray[np.bool_]]
+) -> tuple[float, float, float] | None:
+    """Give how much larger a share one arm keeps than another, with its 95 % interval by linearisation.
+
+    A share is a ratio of two means; to first order it moves with the mean of (shifted - share * clean) / clean rate
+    (the delta method). Two arms' shares therefore differ as two means do, and what makes a scene hard for both falls
+    out, as in ``paired_pooled``.
+
+    Args:
+        arm: Clean and shifted successes, bool [seeds scenes] each, as in ``share_kept``.
+        other: Those of the arm to compare with; the same scenes, and any number of seeds.
+
+    Returns:
+        The difference of the shares and the ends of its interval; None if either share cannot be told.
+    """
+    shares = [share_kept(*tables) for tables in (arm, other)]
+    first, second = shares
+    if first is None or second is None:
+        return None
+    moved = [
+        (np.asarray(shifted, float) - share * np.asarray(clean, float)) / clean.mean()
+        for (clean, shifted), (share, *_) in ((arm, first), (other, second))
+    ]
+    difference = first[0] - second[0]
+    if min(*moved[0].shape, *moved[1].shape) > 1:
+        variance, quantile = spread_of_mean(moved)
+    else:
+        by_scene = moved[0].mean(axis=0) - moved[1].mean(axis=0)
+        variance, quantile = by_scene.var(ddof=1) / by_scene.size, float(stats.t.ppf(0.975, by_scene.size - 1))
+    if variance == 0:  # nothing varies: what each share may be by itself
+        return difference, first[1] - second[2], first[2] - second[1]
+    reach = quantile * float(variance) ** 0.5
+    return difference, difference - reach, difference + reach
+
+
 def _last_inside(clean: NDArray[np.float64], shifted: NDArray[np.float64], inside: float, end: float) -> float:
     """The share farthest from one that is inside, towards an end, by bisection; the end itself if that is inside."""
     if _may_be_zero(shifted - end * clean):
@@ -52,7 +88,7 @@ def _last_inside(clean: NDArray[np.float64], shifted: NDArray[np.float64], insid
 def _may_be_zero(table: NDArray[np.float64]) -> bool:
     """Whether the mean of a table [seeds scenes] cannot be told from zero at the 5 % level."""
     if min(table.shape) > 1:
-        variance, quantile = _spread_of_mean([table])
+        variance, quantile = spread_of_mean([table])
     else:
         variance, quantile = table.var(ddof=1) / table.size, float(stats.t.ppf(0.975, table.size - 1))
     return abs(table.mean()) <= quantile * variance**0.5 + 1e-12

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark.cells import RESULT, Cell, cell_folder, is_done
-from benchmark.kept import share_kept
+from benchmark.kept import more_kept, share_kept
 from benchmark.settings import CLEAN, Benchmark, task_name
 from lerobot_env_pixio import EpisodeRecord, Task, paired, paired_pooled, pooled, read_records, wilson
 
@@ -66,6 +66,19 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is left of an arm's clean rate under a shift.
+
+    Attributes:
+        share: The share that is left; None where it cannot be told.
+        less_first: The difference to the first arm's share, paired over scenes; None where one of them cannot be told.
+    """
+
+    share: Estimate | None
+    less_first: Estimate | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Panel:
     """One task and one policy: every arm under every condition.
 
@@ -74,7 +87,7 @@ class Panel:
         policy: The policy.
         cells: Arm to its filled cells, by training seed.
         scores: Condition, then arm, to its score.
-        kept: Shift, then arm, to the share of the clean rate that is kept under it; None where it cannot be told.
+        kept: Shift, then arm, to the share of the clean rate that is kept under it.
         scenes: How many scenes were played to their end by all arms and seeds, under all conditions.
         notes: What a reader has to know about what is missing.
     """
@@ -83,7 +96,7 @@ class Panel:
     policy: str
     cells: Mapping[str, Sequence[FilledCell]]
     scores: Mapping[str, Mapping[str, Score]]
-    kept: Mapping[str, Mapping[str, Estimate | None]]
+    kept: Mapping[str, Mapping[str, Kept]]
     scenes: int
     notes: Sequence[str]
 
@@ -174,7 +187,7 @@ def make_panel(
         policy=policy,
         cells=cells,
         scores={name: {arm: _score(arm, table, references, cells) for arm in table} for name, table in tables.items()},
-        kept={name: {arm: _kept(clean[arm], table[arm]) for arm in table} for name, table in shifted.items()},
+        kept={name: _kept(clean, table, references[0]) for name, table in shifted.items()},
         scenes=len(scenes),
         notes=notes,
     )
@@ -198,6 +211,18 @@ def difference_of(a: Table, b: Table) -> Estimate:
     return Estimate(value=one.difference, low=one.low, high=one.high)
 
 
+def over_tasks(estimates: Sequence[Estimate]) -> Estimate:
+    """Average estimates of several tasks, each task weighing alike; the interval is for these tasks, not for others.
+
+    The limits come from how far each estimate's own limits lie from it (MOVER: Zou and Donner 2008, Statistics in
+    Medicine 27, 1693-1702), which takes the estimates as independent: tasks have scenes and trainings of their own.
+    """
+    value = float(np.mean([one.value for one in estimates]))
+    below, above = ([one.value - one.low for one in estimates], [one.high - one.value for one in estimates])
+    reach = [float(np.linalg.norm(side)) / len(estimates) for side in (below, above)]
+    return _estimate(value, value - reach[0], value + reach[1])
+
+
 def _score(
     arm: str, tables: Mapping[str, Table], references: Sequence[str], cells: Mapping[str, Sequence[FilledCell]]
 ) -> Score:
@@ -218,6 +243,15 @@ def _successes(records: Sequence[EpisodeRecord], scenes: Sequence[int]) -> list[
     return [found[scene] for scene in scenes]
 
 
-def _kept(clean: Table, shifted: Table) -> Estimate | None:
-    found = share_kept(clean, shifted)
-    return found and Estimate(value=found[0], low=found[1], high=found[2])
+def _kept(clean: Mapping[str, Table], shifted: Mapping[str, Table], first: str) -> dict[str, Kept]:
+    found = {}
+    for arm in clean:
+        share, less_first = share_kept(clean[arm], shifted[arm]), None
+        if arm != first and first in clean:
+            less_first = more_kept((clean[arm], shifted[arm]), (clean[first], shifted[first]))
+        found[arm] = Kept(share=share and _estimate(*share), less_first=less_first and _estimate(*less_first))
+    return found
+
+
+def _estimate(value: float, low: float, high: float) -> Estimate:
+    return Estimate(value=value, low=low, high=high)

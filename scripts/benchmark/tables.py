@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmark.figures import Looks
-from benchmark.results import Estimate, Panel
+from benchmark.results import Estimate, Panel, over_tasks
 from benchmark.settings import CLEAN
 
 NONE = "–"
@@ -60,24 +60,51 @@ def score_grids(panel: Panel, looks: Looks, first: str) -> list[Grid]:
         columns += [f"McNemar p against {name}, by seed" for name in references[-1:]]
         grids.append(Grid(title=f"{condition.capitalize()} scenes", columns=columns, rows=rows))
     if panel.kept:
-        rows = [[looks[arm][0], *(percent(panel.kept[shift][arm]) for shift in panel.kept)] for arm in panel.cells]
-        columns = ["arm", *(f"{shift}: share of the clean rate that is kept, 95 %" for shift in panel.kept)]
+        rows = [[looks[arm][0]] for arm in panel.cells]
+        for row, arm in zip(rows, panel.cells, strict=True):
+            for kept in panel.kept.values():
+                row += [percent(kept[arm].share), points(kept[arm].less_first)]
+        columns = ["arm"]
+        for shift in panel.kept:
+            columns += [f"{shift}: share of the clean rate that is kept, 95 %", f"less {first}"]
         grids.append(Grid(title="Kept under shift", columns=columns, rows=rows))
     return grids
 
 
 def overview(panels: Sequence[Panel], looks: Looks) -> list[Grid]:
-    """All tasks and arms at a glance: one table per condition."""
-    arms = [arm for arm in looks if any(arm in panel.cells for panel in panels)]
-    conditions = list(dict.fromkeys(name for panel in panels for name in panel.scores))
+    """All tasks and arms at a glance: a table per condition, and one per shift of what is kept under it."""
+    told = [panel for panel in panels if panel.scores]
+    arms = [arm for arm in looks if any(arm in panel.cells for panel in told)]
+    rates = {
+        condition: [{arm: score.rate for arm, score in panel.scores[condition].items()} for panel in told]
+        for condition in dict.fromkeys(name for panel in told for name in panel.scores)
+    }
+    shares = {
+        shift: [{arm: kept.share for arm, kept in panel.kept[shift].items()} for panel in told]
+        for shift in dict.fromkeys(name for panel in told for name in panel.kept)
+    }
+    titled = [(f"Success on {name} scenes, %, with 95 % intervals", rows) for name, rows in rates.items()]
+    titled += [(f"Share of the clean rate that is kept, {name} shift, %", rows) for name, rows in shares.items()]
     return [
-        Grid(
-            title=f"Success on {condition} scenes, %, with 95 % intervals",
-            columns=["task, policy", *arms],
-            rows=[[panel.name, *(_cell(panel, condition, arm) for arm in arms)] for panel in panels if panel.scores],
-        )
-        for condition in conditions
+        Grid(title=title, columns=["task, policy", *arms], rows=_with_means(told, rows, arms)) for title, rows in titled
     ]
+
+
+def _with_means(
+    panels: Sequence[Panel], found: Sequence[Mapping[str, Estimate | None]], arms: Sequence[str]
+) -> list[list[str]]:
+    """One row per panel, and one per policy that has several tasks: the mean of the arms that all of them tell of."""
+    rows = [
+        [panel.name, *(_bare(estimates.get(arm)) for arm in arms)]
+        for panel, estimates in zip(panels, found, strict=True)
+    ]
+    for policy in dict.fromkeys(panel.policy for panel in panels):
+        here = [one for panel, one in zip(panels, found, strict=True) if panel.policy == policy]
+        if len(here) > 1:
+            columns = [[one.get(arm) for one in here] for arm in arms]
+            means = [over_tasks([one for one in column if one]) if all(column) else None for column in columns]
+            rows.append([f"mean of {len(here)} tasks, {policy}", *(_bare(mean) for mean in means)])
+    return rows
 
 
 def arms_grid(panels: Sequence[Panel], looks: Looks) -> Grid:
@@ -124,9 +151,16 @@ def sentences(panel: Panel, looks: Looks, first: str) -> list[str]:
     if first in scores and "random" in scores[first].against:
         said.append(_compare(first, looks["random"][0].lower(), scores[first].against["random"], "pre-training"))
     if "cnn" in scores and first in scores["cnn"].against:
-        against = scores["cnn"].against[first]
-        flipped = Estimate(value=-against.value, low=-against.high, high=-against.low)
-        said.append(_compare(first, "a small CNN trained end to end", flipped, "the frozen encoder"))
+        against = _flip(scores["cnn"].against[first])
+        said.append(_compare(first, "a small CNN trained end to end", against, "the frozen encoder"))
+    for shift, kept in panel.kept.items():
+        less = kept["cnn"].less_first if "cnn" in kept else None
+        if less and not less.low <= 0 <= less.high:
+            more, other = (first, "a small CNN") if less.value < 0 else ("A small CNN", first)
+            size = _flip(less) if less.value < 0 else less
+            said.append(
+                f"{more} keeps a larger share of its rate than {other} under the {shift} shift: {points(size)}."
+            )
     if "blind" in scores and scores["blind"].rate.low > 0.5:
         said.append("A blind policy solves most scenes: this task asks little of the eyes.")
     if "state" in scores and scores["state"].rate.high < 0.9:
@@ -146,6 +180,9 @@ def _compare(first: str, other: str, found: Estimate, cause: str) -> str:
     return f"{first} and {other} cannot be told apart here: {points(found)} points."
 
 
-def _cell(panel: Panel, condition: str, arm: str) -> str:
-    score: Mapping = panel.scores[condition]
-    return percent(score[arm].rate).replace(" %", "") if arm in score else NONE
+def _flip(found: Estimate) -> Estimate:
+    return Estimate(value=-found.value, low=-found.high, high=-found.low)
+
+
+def _bare(found: Estimate | None) -> str:
+    return percent(found).replace(" %", "")

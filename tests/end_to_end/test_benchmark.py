@@ -225,6 +225,7 @@ def test_the_report_says_what_the_records_say(make_config: Any, tmp_path: Path) 
         assert "mujoco 3.8.1" in said
     assert "pixio beats random weights, frozen by +50" in text
     assert "50 % (" in text  # kept under shift
+    assert "mean of 2 tasks, act" in text
     assert "<svg" in html
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", html), "the page must need no other file"
     (panel, _) = results.make_panels(config, plan_cells(config))
@@ -325,6 +326,36 @@ def test_the_interval_of_the_share_that_is_kept_covers_the_truth(
             covered += found[1] <= share <= found[2]
     assert told >= 290
     assert 0.92 <= covered / told <= 1.0
+
+
+@pytest.mark.parametrize(("seeds", "scenes"), [(3, 50), (1, 100)])
+def test_the_interval_of_a_difference_of_shares_covers_the_truth(seeds: int, scenes: int) -> None:
+    """300 studies of arms that keep nine and six tenths, on scenes whose difficulty they share."""
+    random, covered, told = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        hard = random.random((seeds, scenes))
+        found = kept.more_kept((hard < 0.7, hard < 0.7 * 0.9), (hard < 0.5, hard < 0.5 * 0.6))
+        if found is not None:
+            told += 1
+            covered += found[1] <= 0.3 <= found[2]
+    assert told >= 270
+    assert 0.92 <= covered / told <= 1.0
+
+
+def test_a_difference_of_shares_pairs_scenes_and_wants_both_shares() -> None:
+    scenes = np.arange(60).reshape(2, 30) % 3
+    mine, theirs = (scenes > 0, scenes > 0), (scenes > 0, scenes > 1)
+    found = kept.more_kept(mine, theirs)
+    assert found is not None
+    assert found[0] == pytest.approx(0.5)
+    assert 0 < found[1] < 0.5 < found[2]
+    assert kept.more_kept(mine, (np.zeros((2, 30), bool),) * 2) is None
+
+
+def test_the_mean_over_tasks_is_narrower_than_its_parts() -> None:
+    one = results.Estimate(value=0.5, low=0.4, high=0.7)
+    mean = results.over_tasks([one] * 4)
+    assert (mean.value, mean.low, mean.high) == pytest.approx((0.5, 0.45, 0.6))
 
 
 def test_a_share_without_successes_cannot_be_told_and_one_without_change_is_not_certain() -> None:
