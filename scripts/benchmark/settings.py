@@ -237,6 +237,24 @@ def claim(config: Benchmark) -> None:
         draft.replace(path)
 
 
+def read_benchmark(folder: Path) -> Benchmark:
+    """Read what a folder holds.
+
+    Raises:
+        DataError: There is no benchmark in it, or one of another version.
+    """
+    path = folder / "settings.json"
+    if not path.is_file():
+        raise DataError(f"{folder} is no folder of run_benchmark.py: it has no settings.json.")
+    facts = json.loads(path.read_text())
+    facts.pop("versions", None)
+    try:
+        facts["training"] = {policy: Training(**sizes) for policy, sizes in facts["training"].items()}
+        return Benchmark(folder=str(folder), **facts)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is of another version of the benchmark: {error}.") from error
+
+
 def _unchanged(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
     """Growing settings as they were, where all that was there is still there; a control left out may come back, too."""
     kept: dict[str, Any] = {}
