@@ -12,6 +12,7 @@ An arm is a name and its encoders, one per training seed; a run's folder stands 
     scripts/compare_encoders.py outputs/probe --folder outputs/encoders \
         pixio=outputs/arms/pixio-0,outputs/arms/pixio-1 mae=outputs/arms/mae-0,outputs/arms/mae-1
 
+NAME@SIDE=PATH shows that arm the frames at SIDE pixels, rather than at the size that its encoder was trained at.
 Beside the arms stand the same sizes with random weights, as often as they were trained, the bare pixels, and the mean
 of the training answers. The folder comes to hold records (one JSON object per line), predictions, pictures and
 results.md, whose tables are computed from the records alone. An encoder that has been measured is not measured again,
@@ -33,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from encoder_pictures import draw_depth, draw_positions
+from encoder_pictures import draw_depth, draw_positions, draw_scaling
 from tqdm import tqdm
 
 from pixio_pretrain import probe
@@ -44,6 +45,9 @@ from pixio_robot.errors import DataError, PixioRobotError, SettingError
 
 TRAINING = ("steps", "batch_size", "seed")
 """Settings of a run that the table of encoders tells."""
+
+SCALED = "fine grid"
+"""What the picture of errors against images seen reads positions from."""
 
 READING = (
     "Positions: mean distance from the truth before the camera, read by ridge regression from a grid of averaged "
@@ -91,12 +95,17 @@ class Trial:
 
 
 def parse_arms(words: list[str]) -> dict[str, list[Path]]:
-    """Read NAME=PATH[,PATH...]."""
+    """Read NAME=PATH[,PATH...], where NAME may end in @SIDE."""
     arms: dict[str, list[Path]] = {}
     for word in words:
         name, _, paths = word.partition("=")
         if not name or not paths or name in arms:
             raise SettingError(f"{word!r}: an arm is NAME=PATH or NAME=PATH,PATH,PATH, and each name is given once.")
+        _, at, side = name.partition("@")
+        if at and not side.isdecimal():
+            raise SettingError(
+                f"{word!r}: after the @ of a name stands a size in pixels, such as {name.split('@')[0]}@192."
+            )
         arms[name] = [Path(path).expanduser() for path in paths.split(",")]
     return arms
 
@@ -105,13 +114,14 @@ def list_candidates(arms: dict[str, list[Path]], options: argparse.Namespace) ->
     """Give the arms, then random weights of each of their sizes, then what needs no encoder."""
     counts: dict[EncoderSpec, int] = {}
     for arm, paths in arms.items():
+        _, _, side = arm.partition("@")
         for seed, path in enumerate(paths):
             folder = path / "encoder" if (path / "encoder").is_dir() else path
             encoder = load_encoder(str(folder), device=options.device)
             counts[encoder.spec] = max(len(paths), counts.get(encoder.spec, 0))
             settings = encoder.provenance.get("settings", {})
             facts = {"name": encoder.provenance.get("name")} | {key: settings.get(key) for key in TRAINING}
-            yield candidate(arm, seed, encoder, facts, options)
+            yield candidate(arm, seed, encoder, facts, options, side=int(side) if side else None)
     for spec, count in counts.items():
         yield from random_candidates(spec, count, options)
     yield Candidate(arm="pixels", seed=0, look=probe.PIXELS)
@@ -133,10 +143,16 @@ def random_candidates(spec: EncoderSpec, count: int, options: argparse.Namespace
 
 
 def candidate(
-    arm: str, seed: int, encoder: Encoder, training: dict[str, Any], options: argparse.Namespace
+    arm: str,
+    seed: int,
+    encoder: Encoder,
+    training: dict[str, Any],
+    options: argparse.Namespace,
+    *,
+    side: int | None = None,
 ) -> Candidate:
     """Look through an encoder."""
-    look = probe.Look.through(encoder, grid=options.grid)
+    look = probe.Look.through(encoder, grid=options.grid, side=side)
     return Candidate(arm=arm, seed=seed, look=look, encoder=encoder.fingerprint, training=training)
 
 
@@ -180,6 +196,12 @@ def write_results(folder: Path, trial: Trial, records: list[probe.ProbeRecord], 
             folder / f"positions_{camera}.png", trial.frames, trial.truth, camera, trial.held_out, predictions
         )
         pictures += [f"![Depth](depth_{camera}.png)", f"![Positions](positions_{camera}.png)"]
+    views = {
+        arm: facts["steps"] * facts["batch_size"] for (arm, _), (_, facts) in training.items() if facts.get("steps")
+    }
+    if len(set(views.values())) > 1:
+        draw_scaling(folder / "scaling.png", comparison, views, SCALED)
+        pictures.append(f"![Errors against images seen, read from the {SCALED}](scaling.png)")
     rows = [
         f"| {arm}, {seed} | {(weights or NONE)[:12]} | {', '.join(f'{key} {value}' for key, value in facts.items())} |"
         for (arm, seed), (weights, facts) in training.items()
@@ -204,7 +226,9 @@ def main() -> None:
     """Read the command line and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path, help="frames with their answers (render_frames.py --truth)")
-    parser.add_argument("arms", nargs="+", metavar="NAME=PATH[,PATH...]", help="an arm and its encoders, one per seed")
+    parser.add_argument(
+        "arms", nargs="+", metavar="NAME[@SIDE]=PATH[,PATH...]", help="an arm and its encoders, one per seed"
+    )
     parser.add_argument("--folder", type=Path, default=Path("outputs/encoders"), help="where everything goes")
     parser.add_argument(
         "--held-out", type=float, default=0.25, help="share of the episodes to measure on (default: 0.25)"

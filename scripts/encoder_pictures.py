@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from pixio_pretrain.data import Frames
-from pixio_pretrain.probe import Truth
+from pixio_pretrain.probe import BASELINE, Comparison, Truth
 from pixio_pretrain.probe.depth import FARTHEST
+from pixio_pretrain.probe.resampling import interval
+from pixio_pretrain.probe.table import POSITIONS as COLUMNS
 from pixio_pretrain.probe.truth import POSITIONS
 
 Predictions = Mapping[str, Mapping[str, NDArray[np.float32]]]
@@ -63,6 +66,45 @@ def draw_positions(
     grid[-1, 0].set_ylabel("read, cm", fontsize=8)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles[:3], labels[:3], loc="outside lower right", ncols=3, fontsize=7, markerscale=4, frameon=False)
+    figure.savefig(file, dpi=110)
+
+
+def draw_scaling(file: Path, comparison: Comparison, views: Mapping[str, int], features: str) -> None:
+    """Draw errors of positions against the images an arm was trained on; arms without training are lines across.
+
+    Args:
+        file: Where the picture goes.
+        comparison: All records.
+        views: Arm to images seen, those trained.
+        features: What positions are read from.
+    """
+    panels = [
+        (camera, column)
+        for camera in comparison.cameras
+        for column in COLUMNS
+        if column.metric == "distance" and comparison.tasks(camera, column.target)
+    ]
+    figure = Figure(figsize=(3.4 * len(panels), 3.2), layout="constrained")
+    for axis, (camera, column) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for number, arm in enumerate(comparison.arms):
+            means = comparison.means(arm, camera, column, features)
+            if means is None or arm == BASELINE:
+                continue
+            value, low, high = interval(column.scale * means)
+            color = f"C{number % 10}"
+            if arm in views:
+                axis.errorbar(
+                    views[arm], value, [[value - low], [high - value]], fmt="o", color=color, capsize=2, label=arm
+                )
+            else:
+                axis.axhline(value, color=color, ls=":", lw=1.2, label=arm)
+        axis.set(xscale="log", xlabel="images seen in training", title=f"{camera}: {column.head}")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.grid(alpha=0.3)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=7, frameon=False)
     figure.savefig(file, dpi=110)
 
 

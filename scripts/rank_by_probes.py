@@ -90,7 +90,7 @@ def read_errors(folder: Path) -> dict[tuple[str, ReadOut], dict[str, Draws]]:
 def agreement(errors: list[Draws], rates: list[Draws]) -> Draws:
     """Rank correlation of encoders' accuracies and rates, draw by draw.
 
-    A draw in which all of one kind are alike agrees with nothing: 0. If they are measured alike, there is no value: NaN.
+    A draw in which all of one kind are alike agrees with nothing: 0. If they are so as measured, the value is NaN.
     """
     first, second = (rankdata(np.array(rows), axis=0) for rows in ([-row for row in errors], rates))
     first, second = first - first.mean(axis=0), second - second.mean(axis=0)

@@ -38,10 +38,10 @@ def test_encoders_are_compared_once_and_arms_can_be_added(tmp_path: Path) -> Non
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "records").iterdir()}
     assert len(before) == 6  # two of the arm, two with random weights, pixels, training mean
 
-    run("compare_encoders", tmp_path / "set", pixio, mae, *folder)
+    run("compare_encoders", tmp_path / "set", pixio, mae, f"large@48={tmp_path}/pixio0", *folder)
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "records").iterdir()}
     assert before.items() < after.items()
-    assert len(after) == 10
+    assert len(after) == 11
     page = (tmp_path / "out" / "results.md").read_text()
     assert page.count("| pixio − mae | ") == 2  # cameras
     assert page.count("| random mae 24x1 | ") >= 2
@@ -61,3 +61,5 @@ def test_runs_of_equal_compute_are_planned() -> None:
 def test_a_mistaken_arm_is_answered_in_one_line(tmp_path: Path) -> None:
     answer = run("compare_encoders", tmp_path, "pixio", fails=True)
     assert answer.startswith("compare_encoders: 'pixio': an arm is NAME=PATH")
+    answer = run("compare_encoders", tmp_path, "pixio@big=somewhere", fails=True)
+    assert "such as pixio@192" in answer

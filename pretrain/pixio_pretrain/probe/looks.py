@@ -33,9 +33,9 @@ class Look:
     grid: int = 4
 
     @classmethod
-    def through(cls, encoder: Encoder, *, grid: int = 4) -> Self:
-        """Look through an encoder, at its native size."""
-        return cls(see=encoder, side=encoder.spec.image_size, grid=grid)
+    def through(cls, encoder: Encoder, *, grid: int = 4, side: int | None = None) -> Self:
+        """Look through an encoder, at its native size unless another side in pixels is given."""
+        return cls(see=encoder, side=side or encoder.spec.image_size, grid=grid)
 
     def tokens(
         self, frames: Frames, rows: NDArray[np.int64], *, batch_size: int = 64
