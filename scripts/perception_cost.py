@@ -10,6 +10,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 
@@ -29,6 +30,7 @@ def main() -> None:
     from pixio_robot.geometry.cameras import transform, unproject
     from pixio_robot.geometry.depth import DepthModel, DepthSettings
     from pixio_robot.geometry.multiview import MultiViewModel
+    from pixio_robot.geometry.trunk import MultiViewSettings
 
     torch.set_num_threads(args.threads)
     encoder = create_encoder(args.encoder, seed=0, image_size=args.size).to(args.device)
@@ -58,7 +60,10 @@ def main() -> None:
         torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    views = MultiViewModel(encoder).eval().to(args.device)
+    trunks = {
+        name: MultiViewModel(encoder, MultiViewSettings(detail=detail)).eval().to(args.device)
+        for name, detail in (("trunk and tiny heads", False), ("trunk and tiny heads with detail", True))
+    }
     two, k_two, apart = image.repeat(2, 1, 1, 1), k.expand(1, 2, 3, 3), pose.repeat(2, 1, 1)[None].clone()
     apart[0, 1, 0, 3] = 0.2
 
@@ -66,7 +71,8 @@ def main() -> None:
     runs: dict[str, Callable[[], object]] = {bare: lambda: encoder(image)}
     runs |= {f"one view, depth and points, {head}": answer(head=head) for head in ("linear", "tiny", "base", "paper")}
     runs["one view, depth and points, tiny with detail"] = answer(head="tiny", detail=True)
-    runs |= {bare_two: lambda: encoder(two), "two views, trunk and tiny heads": lambda: views(two[None], k_two, apart)}
+    runs[bare_two] = lambda: encoder(two)
+    runs |= {f"two views, {name}": partial(trunk, two[None], k_two, apart) for name, trunk in trunks.items()}
     with torch.inference_mode():
         for run in runs.values():
             run()  # the first call of each allocates

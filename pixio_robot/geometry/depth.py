@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, SettingError, UnknownNameError
 from pixio_robot.geometry.cameras import base_rays, check_intrinsics, check_poses
-from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead, LinearHead, Readout, taps_of
+from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead, LinearHead, Readout, picture, taps_of
 from pixio_robot.geometry.planes import lean_on_planes
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
-from pixio_robot.images import normalize
 from pixio_robot.tokens import Tokens
 
 Coding = Literal["sigmoid", "canonical", "support"]
@@ -177,7 +176,9 @@ class DepthModel(nn.Module):
         self._check(size, intrinsics, cam2base)
         extra = self._rays(tokens[0], size, intrinsics, cam2base, posed) if self.settings.rays else None
         if isinstance(self.head, DPTHead):
-            answer = self.head(tokens, size, extra, self._pixels(images) if self.settings.detail else None)
+            device = self.head.out.weight.device
+            seen = picture(self.encoder, images, device) if self.settings.detail else None
+            answer = self.head(tokens, size, extra, seen)
         else:
             answer = self.head(tokens, size, extra)
         with torch.autocast(answer.device.type, enabled=False):
@@ -226,12 +227,6 @@ class DepthModel(nn.Module):
             check_intrinsics(intrinsics, size)
         if cam2base is not None:
             check_poses(cam2base)
-
-    def _pixels(self, images: Tensor | None) -> Tensor:
-        if images is None:
-            raise SettingError("This depth head reads the picture, too: pass images=[b 3 h w].")
-        device = next(self.head.parameters()).device
-        return normalize(images.to(device), torch.float32, self.encoder.backbone.statistics)
 
     def _rays(
         self,

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError, UnknownNameError
+from pixio_robot.images import normalize
 from pixio_robot.tokens import Tokens
 
 Readout = Literal["mean", "none"]
@@ -145,6 +146,7 @@ class DPTHead(_Head):
         readout: What becomes of the class tokens.
         extra: Channels that the caller adds to every patch, such as its ray.
         detail: Read the picture itself, too, at half and at a quarter of its size: tokens blur edges.
+        fine: Channels that the caller adds at about a quarter of the picture's size, such as a plane sweep.
 
     Raises:
         UnknownNameError: No such preset.
@@ -161,6 +163,7 @@ class DPTHead(_Head):
         readout: Readout = "mean",
         extra: int = 0,
         detail: bool = False,
+        fine: int = 0,
     ) -> None:
         super().__init__(width, taps, readout=readout, extra=extra)
         if preset not in DPT_PRESETS:
@@ -183,6 +186,7 @@ class DPTHead(_Head):
         self.smooth = nn.Conv2d(f, f, 3, padding=1)
         self.out = nn.Conv2d(f, out_channels, 1)
         self.detail = _Detail(f) if detail else None
+        self.fine = nn.Conv2d(fine, f, 3, padding=1) if fine else None
 
     def forward(
         self,
@@ -190,13 +194,17 @@ class DPTHead(_Head):
         size: tuple[int, int],
         extra: Tensor | None = None,
         pixels: Tensor | None = None,
+        fine: Tensor | None = None,
     ) -> Tensor:
         """Read tokens out; arguments, result and errors are those of ``LinearHead.forward``.
 
-        ``pixels`` are the normalised images [b 3 height width], where the head was built to read them.
+        ``pixels`` are the normalised images [b 3 height width], and ``fine`` further maps [b fine h w], where the head
+        was built to read them.
         """
         if (pixels is None) != (self.detail is None):
             raise SettingError("This head reads the picture, too: pass it." if self.detail else "It reads tokens only.")
+        if (fine is None) != (self.fine is None):
+            raise SettingError("This head reads fine maps, too: pass them." if self.fine else "It reads no fine maps.")
         half, quarter = self.detail(pixels) if self.detail is not None else (None, None)
         maps = self.maps(tokens, extra)
         levels = []
@@ -208,6 +216,8 @@ class DPTHead(_Head):
             finest = level == 0
             h, w = levels[level].shape[-2:] if finest else levels[level - 1].shape[-2:]
             here = _add(levels[level], quarter) if finest else levels[level]
+            if finest and self.fine is not None and fine is not None:
+                here = _add(here, self.fine(fine))
             fused = self.fuse[level](fused, here, (2 * h, 2 * w) if finest else (h, w))
         assert fused is not None
         fused = _add(fused, half)
@@ -226,6 +236,17 @@ class _Detail(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         seen = F.relu(self.first(pixels))
         return self.widen(seen), self.second(seen)
+
+
+def picture(encoder: Encoder, images: Tensor | None, device: torch.device) -> Tensor:
+    """Give images as a head with ``detail`` reads them: normalised, float32.
+
+    Raises:
+        SettingError: There are none.
+    """
+    if images is None:
+        raise SettingError("This head reads the picture, too: pass the images.")
+    return normalize(images.to(device), torch.float32, encoder.backbone.statistics)
 
 
 def _add(maps: Tensor, detail: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError
 from pixio_robot.geometry.cameras import check_intrinsics, check_poses, invert, rays, transform, unproject
+from pixio_robot.geometry.heads import picture
 from pixio_robot.geometry.planes import lean_on_planes
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
 from pixio_robot.geometry.trunk import Cameras, MultiViewSettings, Trunk, pinhole
@@ -115,7 +116,7 @@ class MultiViewModel(nn.Module):
             raise DataError(f"Views must be [b v 3 h w], all of one size, not {list(images.shape)}.")
         tokens = self.encoder.intermediate(images.flatten(0, 1), blocks=self.taps)[0]
         size = (images.shape[-2], images.shape[-1])
-        return self.from_tokens(tokens, images.shape[1], size, intrinsics, cam2world, scale)
+        return self.from_tokens(tokens, images.shape[1], size, intrinsics, cam2world, scale, images=images)
 
     def from_tokens(
         self,
@@ -125,6 +126,8 @@ class MultiViewModel(nn.Module):
         intrinsics: Tensor | None = None,
         cam2world: Tensor | None = None,
         scale: Tensor | None = None,
+        *,
+        images: Tensor | None = None,
     ) -> MultiView:
         """Look at scenes that were encoded already.
 
@@ -135,13 +138,18 @@ class MultiViewModel(nn.Module):
             intrinsics: As for ``forward``.
             cam2world: As for ``forward``.
             scale: As for ``forward``.
+            images: As for ``forward``; a trunk that was built without ``detail`` does not look at them.
 
         Raises:
             DataError: A single view, or a calibration that cannot be.
-            SettingError: A scale beside poses.
+            SettingError: A scale beside poses, or images that are missing.
         """
         self._check(len(tokens.patches), views, size, intrinsics, cam2world, scale)
-        dense, found, log_scale = self.trunk(tokens, views, size, intrinsics, cam2world)
+        pixels = None
+        if self.settings.detail:
+            flat = None if images is None else images.flatten(0, 1)
+            pixels = picture(self.encoder, flat, self.trunk.reference.device)
+        dense, found, log_scale = self.trunk(tokens, views, size, intrinsics, cam2world, pixels)
         with torch.autocast(dense.device.type, enabled=False):
             return self._assemble(dense, found, log_scale, size, intrinsics, cam2world, scale)
 

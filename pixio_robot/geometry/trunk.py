@@ -16,6 +16,7 @@ from pixio_robot.nn import NORM_EPS, Block, initialize_blocks
 from pixio_robot.tokens import Tokens
 
 _RAYS = 7  # ray of a patch in the common frame: origin, direction, and whether it is known
+_MATCHED = 32  # channels of what is compared in a plane sweep
 _WIDEST = 2.0  # a predicted focal length is image width times exp of -2 to 2
 
 
@@ -33,6 +34,8 @@ class MultiViewSettings:
         farthest: Metres; the last of them, beyond which a plane counts as out of sight.
         support_heights: Metres; heights of planes z = constant, such as a table's. With poses given in that frame,
             depth leans on them as "support" of ``DepthSettings`` does.
+        detail: See the pictures, too: the dense head as a ``DPTHead`` with ``detail`` does, and the plane sweep at a
+            quarter of their size, where parallax is many cells and not a fraction of a patch.
     """
 
     width: int = 192
@@ -43,6 +46,7 @@ class MultiViewSettings:
     nearest: float = 0.2
     farthest: float = 4.0
     support_heights: tuple[float, ...] = ()
+    detail: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "support_heights", tuple(map(float, self.support_heights)))  # JSON knows no tuples
@@ -83,7 +87,8 @@ class Trunk(nn.Module):
         d = settings.width
         self.settings = settings
         self.embed = nn.Linear(2 * encoder_width, d)
-        self.match = nn.Linear(encoder_width, 32)
+        self.match = nn.Linear(encoder_width, _MATCHED)
+        self.match_pixels = _quarter(_MATCHED) if settings.detail else None
         self.camera_rays, self.world_rays = nn.Linear(4, d), nn.Linear(_RAYS, d)
         self.swept = nn.Linear(settings.bins, d)
         self.scale_token = nn.Parameter(0.02 * torch.randn(1, 1, d))
@@ -98,6 +103,8 @@ class Trunk(nn.Module):
             preset=settings.head,
             readout="none",
             extra=settings.bins + _RAYS,
+            detail=settings.detail,
+            fine=settings.bins if settings.detail else 0,
         )
         # Rotation as two axes (arXiv 1812.07035), translation as a share of the scale, focal length.
         self.pose = nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), nn.Linear(d, 10))
@@ -113,8 +120,12 @@ class Trunk(nn.Module):
         size: tuple[int, int],
         intrinsics: Tensor | None,
         cam2world: Tensor | None,
+        pixels: Tensor | None = None,
     ) -> tuple[Tensor, Cameras, Tensor]:
-        """Give dense numbers [b v c h w], poses in units of the scale and log focal lengths [b v], log scale [b]."""
+        """Give dense numbers [b v c h w], poses in units of the scale and log focal lengths [b v], log scale [b].
+
+        ``pixels`` are the normalised images [b*v 3 h w], which only a trunk with ``detail`` looks at.
+        """
         grid = tokens.grid
         patches = rearrange(tokens.patches, "(b v) n d -> b v n d", v=views)
         source = tokens.classes if tokens.classes.shape[1] else tokens.patches
@@ -139,7 +150,8 @@ class Trunk(nn.Module):
             for level in chosen
         ]
         extra = rearrange(torch.cat([swept, world], dim=-1), "b v (h w) c -> (b v) c h w", h=grid[0])
-        dense = rearrange(self.dense(taps, size, extra), "(b v) c h w -> b v c h w", v=views)
+        fine = None if pixels is None else self._sweep_pixels(patches, grid, size, intrinsics, cam2world, pixels)
+        dense = rearrange(self.dense(taps, size, extra, pixels, fine), "(b v) c h w -> b v c h w", v=views)
         with torch.autocast(x.device.type, enabled=False):
             pooled = self.norm(x.float()).mean(dim=2)
             found = self._cameras(torch.cat([pooled, pooled[:, :1].expand_as(pooled)], dim=-1))
@@ -180,6 +192,28 @@ class Trunk(nn.Module):
             rearrange(swept, "b v k h w -> b v (h w) k"),
         )
 
+    def _sweep_pixels(
+        self,
+        patches: Tensor,
+        grid: tuple[int, int],
+        size: tuple[int, int],
+        intrinsics: Tensor | None,
+        cam2world: Tensor | None,
+        pixels: Tensor,
+    ) -> Tensor:
+        """The plane sweep of what patches and pixels say together [b*v bins h/4 w/4]; zeros if poses are unknown."""
+        assert self.match_pixels is not None
+        assert isinstance(self.depths, Tensor)
+        seen = self.match_pixels(pixels).float()
+        if intrinsics is None or cam2world is None:
+            return seen.new_zeros(len(seen), self.settings.bins, *seen.shape[-2:])
+        known = rearrange(self.match(patches), "b v (h w) c -> (b v) c h w", h=grid[0]).float()
+        seen = seen + F.interpolate(known, size=seen.shape[-2:], mode="bilinear", align_corners=False)
+        features = rearrange(F.normalize(seen, dim=1), "(b v) c h w -> b v (h w) c", v=patches.shape[1])
+        fine = (seen.shape[-2], seen.shape[-1])
+        swept = plane_sweep(features, fine, intrinsics.float(), cam2world.float(), size, self.depths)
+        return swept.flatten(0, 1)
+
     def _cameras(self, pooled: Tensor) -> Cameras:
         """Poses [b v 4 4] relative to view 0, which is the identity, and log of focal length over width [b v]."""
         said = self.pose(pooled)
@@ -192,6 +226,13 @@ class Trunk(nn.Module):
         poses = torch.cat([poses, bottom], dim=-2)
         poses = torch.cat([torch.eye(4, device=said.device).expand_as(poses[:, :1]), poses[:, 1:]], dim=1)
         return Cameras(poses, _WIDEST * said[..., 9].tanh())
+
+
+def _quarter(channels: int, width: int = 16) -> nn.Sequential:
+    """Small convolutions that give a map at a quarter of a picture's size."""
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(width, channels, 3, stride=2, padding=1)
+    )
 
 
 def pinhole(log_focal: Tensor, size: tuple[int, int]) -> Tensor:

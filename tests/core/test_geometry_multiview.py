@@ -48,12 +48,13 @@ GIVEN = {
 }
 
 
+@pytest.mark.parametrize("detail", [False, True])
 @pytest.mark.parametrize("name", GIVEN)
 def test_what_is_given_comes_back_bit_for_bit_and_the_rest_is_predicted(
-    encoder: Encoder, views: torch.Tensor, name: str
+    encoder: Encoder, views: torch.Tensor, name: str, detail: bool
 ) -> None:
     given = GIVEN[name]
-    found = make(encoder)(views, **given)
+    found = make(encoder, detail=detail)(views, **given)
     for part in ("intrinsics", "cam2world", "scale"):
         follows = part == "scale" and "cam2world" in given
         assert found.source[part] == ("given" if part in given or follows else "predicted")
@@ -101,14 +102,30 @@ def test_what_is_surely_table_lies_on_it(encoder: Encoder, views: torch.Tensor) 
     torch.testing.assert_close(found.points_world[..., 2], torch.zeros(2, 3, *SIZE), atol=1e-5, rtol=0)
 
 
-def test_every_weight_learns_when_it_is_needed(encoder: Encoder, views: torch.Tensor) -> None:
-    model = make(encoder, support_heights=(0.0,)).train()
+@pytest.mark.parametrize("detail", [False, True])
+def test_every_weight_learns_when_it_is_needed(encoder: Encoder, views: torch.Tensor, detail: bool) -> None:
+    model = make(encoder, support_heights=(0.0,), detail=detail).train()
     for given in GIVEN.values():
         found = model(views, **given)
         (found.points_world.square().mean() + found.mask.mean() + found.confidence.mean()).backward()
     silent = [name for name, weight in model.trunk.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert silent == []
     assert all(weight.grad is None for weight in encoder.parameters())
+
+
+def test_detail_sees_the_pictures_and_compares_them_across_views(encoder: Encoder, views: torch.Tensor) -> None:
+    model = make(encoder, detail=True)
+    tokens = encoder.intermediate(views.flatten(0, 1), blocks=model.taps)[0]
+    other = views.clone()
+    other[:, 1] = 1 - other[:, 1]
+    told, untold = (
+        [model.from_tokens(tokens, 3, SIZE, K, where, images=images).depth_z[:, 0] for images in (views, other)]
+        for where in (poses(), None)
+    )
+    assert not torch.allclose(*told)  # the other view's pixels count through the sweep
+    assert torch.equal(untold[0], untold[1])  # which takes poses
+    with pytest.raises(SettingError, match="pass the images"):
+        model.from_tokens(tokens, 3, SIZE, K)
 
 
 def test_a_sweep_agrees_at_the_depth_of_the_surface() -> None:
@@ -143,7 +160,7 @@ def test_points_project_into_the_views_that_saw_them(encoder: Encoder, views: to
 
 def test_a_folder_gives_the_same_model_back(encoder: Encoder, views: torch.Tensor, tmp_path: Path) -> None:
     encoder.save_pretrained(tmp_path / "encoder")
-    settings = MultiViewSettings(width=24, heads=2, bins=6)
+    settings = MultiViewSettings(width=24, heads=2, bins=6, detail=True)
     model = MultiViewModel(encoder, settings, encoder_name=str(tmp_path / "encoder")).eval()
     model.save_pretrained(tmp_path / "model")
     again = load_multiview(tmp_path / "model")

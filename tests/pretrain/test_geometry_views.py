@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +50,9 @@ def encoder() -> Encoder:
     return create_encoder("pixio_vitt16", seed=0, width=24, depth=2, heads=2, image_size=32, patch_size=8)
 
 
-def make(encoder: Encoder) -> MultiViewModel:
+def make(encoder: Encoder, *, detail: bool = False) -> MultiViewModel:
     torch.manual_seed(0)
-    return MultiViewModel(encoder, TRUNK)
+    return MultiViewModel(encoder, replace(TRUNK, detail=detail))
 
 
 def test_partners_are_other_views_of_the_same_moment(data: Path) -> None:
@@ -73,8 +74,9 @@ def test_what_is_given_takes_no_loss_and_every_mode_is_met(data: Path, encoder: 
     assert met[frozenset()] > 5
 
 
-def test_the_same_chance_gives_the_same_loss(data: Path, encoder: Encoder) -> None:
-    task = ViewsTask(make(encoder), RgbdSet.read(data / "train"))
+@pytest.mark.parametrize("detail", [False, True])
+def test_the_same_chance_gives_the_same_loss(data: Path, encoder: Encoder, detail: bool) -> None:
+    task = ViewsTask(make(encoder, detail=detail), RgbdSet.read(data / "train"))
     first, again, other = (
         task.loss(np.arange(4), torch.Generator().manual_seed(seed))["loss"].item() for seed in (1, 1, 2)
     )

@@ -182,12 +182,12 @@ def main(words: Sequence[str] | None = None) -> None:
         command.add_argument("folder", type=Path, help="where checkpoints, model and table go")
         command.add_argument("--encoder", default="shipped:pixio_vitt16", help="anything that load_encoder reads")
         command.add_argument("--head", default="tiny", help="DPT head: tiny, base, paper; for depth, linear, too")
+        command.add_argument("--detail", action="store_true", help="see the picture, too, beside tokens: sharper edges")
         for field in dataclasses.fields(FitConfig):
             flag = f"--{field.name.replace('_', '-')}"
             command.add_argument(flag, type=type(field.default), default=field.default, help=_meaning(field.name))
     depth.add_argument("--coding", default="canonical", help="what the head's number means: " + ", ".join(_CODINGS))
     depth.add_argument("--rays", action="store_true", help="tell the head each patch's ray in the base frame")
-    depth.add_argument("--detail", action="store_true", help="let the head see the picture, too: sharper edges")
     depth.add_argument("--max-depth", type=float, default=4.0, help="metres, for sigmoid and support")
     depth.add_argument("--no-twin", action="store_true", help="leave the frozen random encoder out of the table")
     planes = "metres; heights of what things stand on in the base frame, such as table and floor"
@@ -210,7 +210,7 @@ def main(words: Sequence[str] | None = None) -> None:
             )
             train_depth(args.data, args.folder, settings=head, twin=not args.no_twin, **shared)
         else:
-            trunk = MultiViewSettings(head=args.head, support_heights=tuple(args.support_heights))
+            trunk = MultiViewSettings(head=args.head, support_heights=tuple(args.support_heights), detail=args.detail)
             train_views(args.data, args.folder, settings=trunk, depth=args.depth, **shared)
     except PixioRobotError as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")

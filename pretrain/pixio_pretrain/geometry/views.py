@@ -71,7 +71,10 @@ class ViewsTask:
         k, poses = (part.to(device).unflatten(0, frames.shape) for part in self._frames.calibration(frames.ravel()))
         tokens: Tokens = self._taps(frames.ravel(), device)[0]
         told = (None if known == "nothing" else k, poses if known == "all" else None)
-        return self.model.from_tokens(tokens, frames.shape[1], self._frames.size, *told)
+        images = None
+        if self.model.settings.detail:
+            images = self._frames.images(frames.ravel()).unflatten(0, frames.shape)
+        return self.model.from_tokens(tokens, frames.shape[1], self._frames.size, *told, images=images)
 
     def truth(self, frames: Rows, known: Known) -> tuple[Tensor, Tensor, Tensor]:
         """Depth [b v h w], intrinsics, and poses in the frame that the model answers in."""
