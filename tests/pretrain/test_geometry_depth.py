@@ -222,7 +222,16 @@ def test_sets_that_cannot_be_used_are_refused(data: Path, tmp_path: Path, capsys
     assert "scripts/render_rgbd.py" in capsys.readouterr().err
 
 
-def test_the_table_names_every_method_in_every_set() -> None:
+def test_the_table_names_every_method_in_every_set_and_tells_them_apart_scene_by_scene() -> None:
     metric = {"value": 0.5, "low": 0.4, "high": 0.6}
-    rows = [{"set": name, "method": "m", "scenes": 3, "metrics": {"delta1": metric}} for name in ("a", "b")]
-    assert to_markdown(rows).count("| m | 0.5 [0.4, 0.6] |") == 2
+    shared = {"scenes": 3, "metrics": {"delta1": metric}}
+    values = {"m": [0.1, 0.5, None, 0.9], "n": [0.3, 0.7, 0.2, 1.1]}  # n is always 0.2 better, where both are known
+    rows = [
+        {"set": name, "method": method, "values": {"delta1": values[method]}, **shared}
+        for name in ("a", "b")
+        for method in ("m", "n")
+    ]
+    text = to_markdown(rows)
+    assert text.count("| m | 0.5 [0.4, 0.6] |") == 2
+    assert text.count("| n less | delta1 |") == 2
+    assert text.count("| m | 0.2 [0.2, 0.2] |") == 2

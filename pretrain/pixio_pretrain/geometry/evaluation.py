@@ -102,18 +102,39 @@ def write_table(folder: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Draw the table: one block for each set, a line for each method, 95 % intervals over scenes in brackets."""
+    """Draw the tables: for each set a line for each method, and the last method less the others, paired over scenes.
+
+    In brackets 95 % intervals over scenes.
+    """
     columns = [name for name in SHOWN if any(name in row["metrics"] for row in rows)]
     lines = []
     for name in dict.fromkeys(row["set"] for row in rows):
-        mine = [row for row in rows if row["set"] == name]
-        lines += [f"**{name}**, {mine[0]['scenes']} scenes", "", f"| method | {' | '.join(columns)} |"]
-        lines += ["|" + "---|" * (len(columns) + 1)]
-        for row in mine:
-            cells = [_cell(row["metrics"].get(column)) for column in columns]
-            lines.append(f"| {row['method']} | {' | '.join(cells)} |")
-        lines.append("")
+        *others, last = mine = [row for row in rows if row["set"] == name]
+        lines += [f"**{name}**, {last['scenes']} scenes", ""]
+        lines += _table("method", columns, [(row["method"], row["metrics"]) for row in mine])
+        if others:
+            lines += _table(
+                f"{last['method']} less", columns, [(row["method"], _less(last, row, columns)) for row in others]
+            )
     return "\n".join(lines).rstrip()
+
+
+def _table(head: str, columns: Sequence[str], rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    lines = [f"| {head} | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
+    lines += [f"| {name} | {' | '.join(_cell(metrics.get(column)) for column in columns)} |" for name, metrics in rows]
+    return [*lines, ""]
+
+
+def _less(row: Mapping[str, Any], other: Mapping[str, Any], columns: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The difference of two methods in each metric, over the scenes that both have, with its interval."""
+    found = {}
+    for column in columns:
+        if column in row["values"] and column in other["values"]:
+            less = np.array(row["values"][column], float) - np.array(other["values"][column], float)
+            if (known := less[np.isfinite(less)]).size:
+                drawn = interval(resampled_means(known[None], arm=row["method"], stratum=row["set"]))
+                found[column] = dict(zip(("value", "low", "high"), drawn, strict=True))
+    return found
 
 
 def _cell(metric: Mapping[str, float] | None) -> str:
