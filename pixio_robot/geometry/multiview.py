@@ -98,6 +98,8 @@ class MultiViewModel(nn.Module):
         intrinsics: Tensor | None = None,
         cam2world: Tensor | None = None,
         scale: Tensor | None = None,
+        *,
+        pose_prior: Tensor | None = None,
     ) -> MultiView:
         """Look at scenes.
 
@@ -106,17 +108,20 @@ class MultiViewModel(nn.Module):
             intrinsics: [b v 3 3] in pixels of these images, if they are known.
             cam2world: Poses [b v 4 4], metres, in any common frame, if they are known.
             scale: Mean depth of view 0, metres [b], if that is known and poses are not.
+            pose_prior: Poses [b v 4 4] as they once were, if cameras may have been knocked since by some degrees and
+                centimetres. View 0's is taken as it is, the others are corrected; needs ``intrinsics``.
 
         Raises:
             ImageError: Images that cannot be encoded.
             DataError: A single view, or a calibration that cannot be.
-            SettingError: A scale beside poses, which fix it already.
+            SettingError: A scale beside poses, which fix it already; or a prior beside poses, or without intrinsics.
         """
         if images.ndim != 5:
             raise DataError(f"Views must be [b v 3 h w], all of one size, not {list(images.shape)}.")
         tokens = self.encoder.intermediate(images.flatten(0, 1), blocks=self.taps)[0]
         size = (images.shape[-2], images.shape[-1])
-        return self.from_tokens(tokens, images.shape[1], size, intrinsics, cam2world, scale, images=images)
+        known = (intrinsics, cam2world, scale)
+        return self.from_tokens(tokens, images.shape[1], size, *known, pose_prior=pose_prior, images=images)
 
     def from_tokens(
         self,
@@ -127,6 +132,7 @@ class MultiViewModel(nn.Module):
         cam2world: Tensor | None = None,
         scale: Tensor | None = None,
         *,
+        pose_prior: Tensor | None = None,
         images: Tensor | None = None,
     ) -> MultiView:
         """Look at scenes that were encoded already.
@@ -138,20 +144,28 @@ class MultiViewModel(nn.Module):
             intrinsics: As for ``forward``.
             cam2world: As for ``forward``.
             scale: As for ``forward``.
+            pose_prior: As for ``forward``.
             images: As for ``forward``; a trunk that was built without ``detail`` does not look at them.
 
         Raises:
             DataError: A single view, or a calibration that cannot be.
-            SettingError: A scale beside poses, or images that are missing.
+            SettingError: As for ``forward``, or images that are missing.
         """
-        self._check(len(tokens.patches), views, size, intrinsics, cam2world, scale)
+        self._check(len(tokens.patches), views, size, intrinsics, cam2world, scale, pose_prior)
         pixels = None
         if self.settings.detail:
             flat = None if images is None else images.flatten(0, 1)
             pixels = picture(self.encoder, flat, self.trunk.reference.device)
-        dense, found, log_scale = self.trunk(tokens, views, size, intrinsics, cam2world, pixels)
+        source: dict[str, Source] = {
+            "intrinsics": "predicted" if intrinsics is None else "given",
+            "cam2world": "predicted" if cam2world is None else "given",
+            "scale": "predicted" if cam2world is None and scale is None else "given",
+        }
+        poses, exact = (cam2world, True) if pose_prior is None else (pose_prior, False)
+        dense, found, log_scale = self.trunk(tokens, views, size, intrinsics, poses, pixels, exact=exact)
         with torch.autocast(dense.device.type, enabled=False):
-            return self._assemble(dense, found, log_scale, size, intrinsics, cam2world, scale)
+            metric = cam2world if pose_prior is None else found.cam2world
+            return self._assemble(dense, found, log_scale, size, intrinsics, metric, scale, source)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the trunk, its settings and its encoder's name and hash; ``load_multiview`` reads it."""
@@ -173,23 +187,28 @@ class MultiViewModel(nn.Module):
         intrinsics: Tensor | None,
         cam2world: Tensor | None,
         scale: Tensor | None,
+        pose_prior: Tensor | None,
     ) -> None:
         if views < 2:
             raise DataError("A single view has no parallax: give at least two, or use a DepthModel.")
-        if cam2world is not None and scale is not None:
-            raise SettingError("Poses are in metres, so they fix the scale: give either cam2world or scale.")
+        if (cam2world is not None or pose_prior is not None) and scale is not None:
+            raise SettingError("Poses are in metres, so they fix the scale: give either poses or scale.")
+        if pose_prior is not None and (cam2world is not None or intrinsics is None):
+            raise SettingError("pose_prior stands in for cam2world where that is not exact, and needs intrinsics.")
         batch = images // views
         for name, value, shape in (
             ("intrinsics", intrinsics, (batch, views, 3, 3)),
             ("cam2world", cam2world, (batch, views, 4, 4)),
             ("scale", scale, (batch,)),
+            ("pose_prior", pose_prior, (batch, views, 4, 4)),
         ):
             if value is not None and tuple(value.shape) != shape:
                 raise DataError(f"{name} must be {list(shape)}, as there are images, not {list(value.shape)}.")
         if intrinsics is not None:
             check_intrinsics(intrinsics, size)
-        if cam2world is not None:
-            check_poses(cam2world)
+        for poses in (cam2world, pose_prior):
+            if poses is not None:
+                check_poses(poses)
         if scale is not None and not (scale > 0).all():
             raise DataError("A scale must be above 0 metres.")
 
@@ -202,14 +221,10 @@ class MultiViewModel(nn.Module):
         intrinsics: Tensor | None,
         cam2world: Tensor | None,
         scale: Tensor | None,
+        source: Mapping[str, Source],
     ) -> MultiView:
-        """Put together what was given and what the trunk says [b v c h w]."""
+        """Put together what is known, or corrected, and what the trunk says [b v c h w]."""
         settings = self.settings
-        source: dict[str, Source] = {
-            "intrinsics": "predicted" if intrinsics is None else "given",
-            "cam2world": "predicted" if cam2world is None else "given",
-            "scale": "predicted" if cam2world is None and scale is None else "given",
-        }
         k = pinhole(found.log_focal, size) if intrinsics is None else intrinsics
         mask, confidence = dense[:, :, 1].sigmoid(), 1 + dense[:, :, 2].exp()
         focal = (k[..., 0, 0] * k[..., 1, 1]).sqrt().float()

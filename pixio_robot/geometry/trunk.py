@@ -17,6 +17,7 @@ from pixio_robot.tokens import Tokens
 
 _RAYS = 7  # ray of a patch in the common frame: origin, direction, and whether it is known
 _MATCHED = 32  # channels of what is compared in a plane sweep
+_PRIOR = 0.5  # how well a ray is known whose pose is known roughly
 _WIDEST = 2.0  # a predicted focal length is image width times exp of -2 to 2
 
 
@@ -66,7 +67,8 @@ class Cameras(NamedTuple):
     """What the trunk makes of the cameras.
 
     Attributes:
-        cam2world: Poses in the frame of view 0, in units of the scene's scale [b v 4 4].
+        cam2world: Poses [b v 4 4]: in the frame of view 0, in units of the scene's scale; or, where poses were roughly
+            known, in their frame and in metres.
         log_focal: Log of focal length over image width [b v].
     """
 
@@ -106,9 +108,12 @@ class Trunk(nn.Module):
             detail=settings.detail,
             fine=settings.bins if settings.detail else 0,
         )
-        # Rotation as two axes (arXiv 1812.07035), translation as a share of the scale, focal length.
+        # Rotation, translation as a share of the scale, focal length.
         self.pose = nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), nn.Linear(d, 10))
         self.scale = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, 1))
+        self.drift = nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), nn.Linear(d, 9))  # starts with hardly any
+        nn.init.normal_(self.drift[-1].weight, std=1e-3)
+        nn.init.zeros_(self.drift[-1].bias)
         self.register_buffer(
             "depths", sweep_depths(settings.bins, nearest=settings.nearest, farthest=settings.farthest)
         )
@@ -121,16 +126,25 @@ class Trunk(nn.Module):
         intrinsics: Tensor | None,
         cam2world: Tensor | None,
         pixels: Tensor | None = None,
+        *,
+        exact: bool = True,
     ) -> tuple[Tensor, Cameras, Tensor]:
-        """Give dense numbers [b v c h w], poses in units of the scale and log focal lengths [b v], log scale [b].
+        """Give dense numbers [b v c h w], cameras, and log scale [b].
 
-        ``pixels`` are the normalised images [b*v 3 h w], which only a trunk with ``detail`` looks at.
+        Args:
+            tokens: Of the views [b*v ...].
+            views: v.
+            size: (height, width) of the images in pixels.
+            intrinsics: [b v 3 3], if they are known.
+            cam2world: [b v 4 4], if they are known.
+            pixels: The normalised images [b*v 3 h w], which a trunk with ``detail`` looks at.
+            exact: Whether ``cam2world`` is; otherwise the cameras that are given back correct it, but for view 0's.
         """
         grid = tokens.grid
         patches = rearrange(tokens.patches, "(b v) n d -> b v n d", v=views)
         source = tokens.classes if tokens.classes.shape[1] else tokens.patches
         summary = rearrange(source.mean(dim=1), "(b v) d -> b v 1 d", v=views).expand_as(patches)
-        world, swept = self._calibrated(patches, grid, size, intrinsics, cam2world)
+        world, swept = self._calibrated(patches, grid, size, intrinsics, cam2world, exact=exact)
         x = self.embed(torch.cat([patches, summary], dim=-1))
         x = x + self.camera_rays(self._camera(patches, grid, size, intrinsics)) + self.world_rays(world)
         x = x + self.swept(swept)
@@ -154,7 +168,8 @@ class Trunk(nn.Module):
         dense = rearrange(self.dense(taps, size, extra, pixels, fine), "(b v) c h w -> b v c h w", v=views)
         with torch.autocast(x.device.type, enabled=False):
             pooled = self.norm(x.float()).mean(dim=2)
-            found = self._cameras(torch.cat([pooled, pooled[:, :1].expand_as(pooled)], dim=-1))
+            pairs = torch.cat([pooled, pooled[:, :1].expand_as(pooled)], dim=-1)
+            found = self._cameras(pairs, cam2world if not exact else None)
             log_scale = self.scale(self.norm(scale.float()))[:, 0, 0]
         return dense, found, log_scale
 
@@ -176,6 +191,8 @@ class Trunk(nn.Module):
         size: tuple[int, int],
         intrinsics: Tensor | None,
         cam2world: Tensor | None,
+        *,
+        exact: bool,
     ) -> tuple[Tensor, Tensor]:
         """Each patch's ray in the common frame [b v n 7], and its plane sweep [b v n bins]; zeros if unknown."""
         b, v, n, _ = patches.shape
@@ -183,7 +200,7 @@ class Trunk(nn.Module):
             return patches.new_zeros(b, v, n, _RAYS), patches.new_zeros(b, v, n, self.settings.bins)
         k, poses = intrinsics.float(), cam2world.float()
         world = base_rays(k.flatten(0, 1), poses.flatten(0, 1), size, grid)
-        world = torch.cat([world, torch.ones_like(world[:, :1])], dim=1)
+        world = torch.cat([world, torch.full_like(world[:, :1], 1.0 if exact else _PRIOR)], dim=1)
         features = F.normalize(self.match(patches).float(), dim=-1)
         assert isinstance(self.depths, Tensor)
         swept = plane_sweep(features, grid, k, poses, size, self.depths)
@@ -214,18 +231,23 @@ class Trunk(nn.Module):
         swept = plane_sweep(features, fine, intrinsics.float(), cam2world.float(), size, self.depths)
         return swept.flatten(0, 1)
 
-    def _cameras(self, pooled: Tensor) -> Cameras:
-        """Poses [b v 4 4] relative to view 0, which is the identity, and log of focal length over width [b v]."""
-        said = self.pose(pooled)
-        first = F.normalize(said[..., :3] + said.new_tensor([1.0, 0, 0]), dim=-1)
-        second = said[..., 3:6] + said.new_tensor([0, 1.0, 0])
-        second = F.normalize(second - (first * second).sum(dim=-1, keepdim=True) * first, dim=-1)
-        rotation = torch.stack([first, second, torch.linalg.cross(first, second)], dim=-1)
-        poses = torch.cat([rotation, said[..., 6:9, None]], dim=-1)
-        bottom = repeat(said.new_tensor([0, 0, 0, 1.0]), "k -> b v 1 k", b=said.shape[0], v=said.shape[1])
-        poses = torch.cat([poses, bottom], dim=-2)
+    def _cameras(self, pairs: Tensor, prior: Tensor | None) -> Cameras:
+        """Read cameras from each view's and view 0's mean token [b v 2d]; view 0's is the identity, or the prior's."""
+        said = self.pose(pairs)
+        poses = _rigid(said) if prior is None else _rigid(self.drift(pairs))
         poses = torch.cat([torch.eye(4, device=said.device).expand_as(poses[:, :1]), poses[:, 1:]], dim=1)
-        return Cameras(poses, _WIDEST * said[..., 9].tanh())
+        return Cameras(poses if prior is None else prior.float() @ poses, _WIDEST * said[..., 9].tanh())
+
+
+def _rigid(said: Tensor) -> Tensor:
+    """Make poses [b v 4 4] of two axes (arXiv 1812.07035) and a translation [b v 9]; zeros are the identity."""
+    first = F.normalize(said[..., :3] + said.new_tensor([1.0, 0, 0]), dim=-1)
+    second = said[..., 3:6] + said.new_tensor([0, 1.0, 0])
+    second = F.normalize(second - (first * second).sum(dim=-1, keepdim=True) * first, dim=-1)
+    rotation = torch.stack([first, second, torch.linalg.cross(first, second)], dim=-1)
+    poses = torch.cat([rotation, said[..., 6:9, None]], dim=-1)
+    bottom = repeat(said.new_tensor([0, 0, 0, 1.0]), "k -> b v 1 k", b=said.shape[0], v=said.shape[1])
+    return torch.cat([poses, bottom], dim=-2)
 
 
 def _quarter(channels: int, width: int = 16) -> nn.Sequential:

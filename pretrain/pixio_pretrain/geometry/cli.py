@@ -16,12 +16,12 @@ from typing import Any, get_args
 import torch
 
 from pixio_pretrain.geometry.baselines import PixelMean, random_twin, table_plane
-from pixio_pretrain.geometry.evaluation import Measure, evaluate, write_table
+from pixio_pretrain.geometry.evaluation import SHOWN, Measure, evaluate, write_tables
 from pixio_pretrain.geometry.fitting import FitConfig, fit
 from pixio_pretrain.geometry.mono import DepthTask
 from pixio_pretrain.geometry.sets import RgbdSet, read_held_out
 from pixio_pretrain.geometry.taps import Taps
-from pixio_pretrain.geometry.views import ViewsTask, evaluate_scenes, measure_views
+from pixio_pretrain.geometry.views import PAIRS_SHOWN, ViewsTask, evaluate_scenes, measure_views
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import PixioRobotError
@@ -79,7 +79,7 @@ def train_depth(
         methods[f"{settings.head} on {encoder_name}, pose withheld"] = _measure(model, posed=False)
     model.facts = _facts(train, config, spent)
     model.save_pretrained(folder / "model")
-    write_table(folder, evaluate(held_out, methods), model.facts | {"encoder": encoder.fingerprint})
+    write_tables(folder, (evaluate(held_out, methods), SHOWN), **model.facts, encoder=encoder.fingerprint)
     return folder / "model"
 
 
@@ -125,8 +125,8 @@ def train_views(
     if depth is not None:
         methods["one view and calibration"] = _measure(load_depth(depth, encoder=encoder), posed=True)
     methods["two views and calibration"] = measure_views(model, "all")
-    rows, scenes = evaluate(held_out, methods), evaluate_scenes(held_out, model)
-    write_table(folder, rows, model.facts | {"encoder": encoder.fingerprint, "pairs": scenes})
+    tables = (evaluate(held_out, methods), SHOWN), (evaluate_scenes(held_out, model), PAIRS_SHOWN)
+    write_tables(folder, *tables, **model.facts, encoder=encoder.fingerprint)
     return folder / "model"
 
 

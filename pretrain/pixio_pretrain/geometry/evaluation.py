@@ -39,33 +39,27 @@ def evaluate(sets: Mapping[str, RgbdSet], methods: Mapping[str, Measure]) -> lis
         frames, and the ends "low" and "high" of its 95 % interval over scenes; scenes are drawn alike for all methods,
         so that differences are paired. "values" holds each metric by scene, None where a scene has none.
     """
-    rows = []
-    for name, frames in sets.items():
-        for method, measure in methods.items():
-            errors = frame_errors(frames, measure)
-            scenes = frames.scenes(np.arange(len(frames)))
-            values = {metric: group_means(numbers, scenes) for metric, numbers in errors.items()}
-            metrics = {
-                metric: dict(
-                    zip(
-                        ("value", "low", "high"),
-                        interval(resampled_means(numbers[np.isfinite(numbers)][None], arm=method, stratum=name)),
-                        strict=True,
-                    )
-                )
-                for metric, numbers in values.items()
-                if np.isfinite(numbers).any()
-            }
-            rows.append(
-                {
-                    "set": name,
-                    "method": method,
-                    "scenes": len(np.unique(scenes)),
-                    "metrics": metrics,
-                    "values": {metric: _listed(numbers) for metric, numbers in values.items()},
-                }
-            )
-    return rows
+    return [
+        summarize(name, method, frame_errors(frames, measure), frames.scenes(np.arange(len(frames))))
+        for name, frames in sets.items()
+        for method, measure in methods.items()
+    ]
+
+
+def summarize(name: str, method: str, errors: Mapping[str, np.ndarray], scenes: np.ndarray) -> dict[str, Any]:
+    """Make a row of ``evaluate`` from each metric's values [n], NaN where there is none, and their scenes [n]."""
+    values = {metric: group_means(numbers, scenes) for metric, numbers in errors.items()}
+    return {
+        "set": name,
+        "method": method,
+        "scenes": len(np.unique(scenes)),
+        "metrics": {
+            metric: _estimate(numbers[np.isfinite(numbers)], arm=method, stratum=name)
+            for metric, numbers in values.items()
+            if np.isfinite(numbers).any()
+        },
+        "values": {metric: _listed(numbers) for metric, numbers in values.items()},
+    }
 
 
 def frame_errors(frames: RgbdSet, measure: Measure) -> dict[str, np.ndarray]:
@@ -88,11 +82,18 @@ def frame_errors(frames: RgbdSet, measure: Measure) -> dict[str, np.ndarray]:
     return {metric: np.array([row.get(metric, np.nan) for row in found]) for metric in metrics}
 
 
-def write_table(folder: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
-    """Write ``evaluation.json`` with all that was measured, then ``evaluation.md``, the table; each whole or not."""
+def write_tables(folder: Path, *tables: tuple[Sequence[Mapping[str, Any]], Sequence[str]], **facts: Any) -> None:
+    """Write ``evaluation.json`` with all that was measured, then ``evaluation.md``; each whole or not.
+
+    Args:
+        folder: Where.
+        tables: Rows, as ``evaluate`` gives them, and the columns to show of them.
+        facts: What else is known.
+    """
+    rows = [row for table, _ in tables for row in table]
     text = {
-        "evaluation.json": json.dumps({"facts": dict(facts), "rows": list(rows)}, indent=1),
-        "evaluation.md": to_markdown(rows),
+        "evaluation.json": json.dumps({"facts": facts, "rows": rows}, indent=1),
+        "evaluation.md": "\n\n".join(to_markdown(table, columns) for table, columns in tables),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, words in text.items():
@@ -101,12 +102,12 @@ def write_table(folder: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[
         os.replace(draft, folder / name)
 
 
-def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def to_markdown(rows: Sequence[Mapping[str, Any]], shown: Sequence[str] = SHOWN) -> str:
     """Draw the tables: for each set a line for each method, and the last method less the others, paired over scenes.
 
     In brackets 95 % intervals over scenes.
     """
-    columns = [name for name in SHOWN if any(name in row["metrics"] for row in rows)]
+    columns = [name for name in shown if any(name in row["metrics"] for row in rows)]
     lines = []
     for name in dict.fromkeys(row["set"] for row in rows):
         *others, last = mine = [row for row in rows if row["set"] == name]
@@ -132,9 +133,14 @@ def _less(row: Mapping[str, Any], other: Mapping[str, Any], columns: Sequence[st
         if column in row["values"] and column in other["values"]:
             less = np.array(row["values"][column], float) - np.array(other["values"][column], float)
             if (known := less[np.isfinite(less)]).size:
-                drawn = interval(resampled_means(known[None], arm=row["method"], stratum=row["set"]))
-                found[column] = dict(zip(("value", "low", "high"), drawn, strict=True))
+                found[column] = _estimate(known, arm=row["method"], stratum=row["set"])
     return found
+
+
+def _estimate(values: np.ndarray, *, arm: str, stratum: str) -> dict[str, float]:
+    """The mean of one number per scene, and its interval."""
+    drawn = interval(resampled_means(values[None], arm=arm, stratum=stratum))
+    return dict(zip(("value", "low", "high"), drawn, strict=True))
 
 
 def _cell(metric: Mapping[str, float] | None) -> str:

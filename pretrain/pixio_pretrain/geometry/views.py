@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixio_pretrain.geometry.evaluation import summarize
 from pixio_pretrain.geometry.losses import beyond, confidence_loss, gradient_matching, log_warp, robust, silog
 from pixio_pretrain.geometry.mono import BEYOND, FARTHEST, GRADIENTS, NEAREST, is_valid
 from pixio_pretrain.geometry.sets import RgbdSet, Rows
@@ -15,14 +16,29 @@ from pixio_pretrain.geometry.taps import Taps
 from pixio_robot.errors import DataError
 from pixio_robot.geometry.cameras import transform, unproject
 from pixio_robot.geometry.multiview import MultiView, MultiViewModel, relative_to_first
-from pixio_robot.geometry.scene_metrics import Views, pose_errors, scene_metrics
+from pixio_robot.geometry.scene_metrics import Views, auc, pose_errors, scene_metrics
 from pixio_robot.tokens import Tokens
 
-Known = Literal["all", "intrinsics", "nothing"]
-"""What the model is told of the cameras."""
+Known = Literal["all", "drifted", "intrinsics", "nothing"]
+"""What the model is told of the cameras; "drifted" is intrinsics, and poses as they were before a knock."""
 
-CHANCES: dict[Known, float] = {"all": 0.6, "intrinsics": 0.2, "nothing": 0.2}
+CHANCES: dict[Known, float] = {"all": 0.5, "drifted": 0.2, "intrinsics": 0.15, "nothing": 0.15}
 """How often training tells it what. A robot's cameras are calibrated, so that comes most."""
+
+TOLD: dict[Known, str] = {
+    "nothing": "nothing known",
+    "intrinsics": "intrinsics alone",
+    "all": "calibrated",
+    "drifted": "drift corrected",
+}
+"""Names for the table."""
+
+PAIRS_SHOWN = ("points_rel", "depth_rel", "points_tau", "scale_rel", "pose_auc5", "pose_auc30")
+PAIRS_SHOWN += ("rotation_deg", "translation_cm")
+"""Columns of the table of pairs."""
+
+KNOCK = 15.0, 0.05
+"""Degrees and metres that cameras drift at most."""
 
 POINTS, CAMERAS, MASK = 1.0, 0.1, 0.03
 """Weights of the losses beside depth's, as MapAnything has them: points, each part of a camera, mask."""
@@ -57,31 +73,51 @@ class ViewsTask:
         place = torch.rand((), generator=random).item()
         known = list(CHANCES)[int(np.searchsorted(np.cumsum(list(CHANCES.values())), place))]
         frames = rows[:, None] * self._frames.views + pair
-        found, truth = self._look(frames, known), self.truth(frames, known)
+        drift = knocks(len(rows), random) if known == "drifted" else None
+        found, truth = self._look(frames, known, drift), self.truth(frames, known)
         return _losses(found, *truth)
 
     @torch.no_grad()
-    def predict(self, frames: Rows, known: Known) -> MultiView:
-        """Look at frames [b v] of a moment each, with the trunk as it is."""
-        self.module.eval()
-        return self._look(frames, known)
+    def predict(self, frames: Rows, known: Known, drift: Tensor | None = None) -> MultiView:
+        """Look at frames [b v] of a moment each, with the trunk as it is.
 
-    def _look(self, frames: Rows, known: Known) -> MultiView:
+        ``drift`` [b 4 4] is what the second camera's pose is told wrong by, where it is "drifted".
+        """
+        self.module.eval()
+        return self._look(frames, known, drift)
+
+    def _look(self, frames: Rows, known: Known, drift: Tensor | None) -> MultiView:
         device = next(self.module.parameters()).device
         k, poses = (part.to(device).unflatten(0, frames.shape) for part in self._frames.calibration(frames.ravel()))
         tokens: Tokens = self._taps(frames.ravel(), device)[0]
-        told = (None if known == "nothing" else k, poses if known == "all" else None)
+        told: dict[str, Tensor] = {} if known == "nothing" else {"intrinsics": k}
+        if known == "all":
+            told["cam2world"] = poses
+        elif known == "drifted":
+            assert drift is not None
+            told["pose_prior"] = torch.stack([poses[:, 0], poses[:, 1] @ drift.to(poses)], dim=1)
         images = None
         if self.model.settings.detail:
             images = self._frames.images(frames.ravel()).unflatten(0, frames.shape)
-        return self.model.from_tokens(tokens, frames.shape[1], self._frames.size, *told, images=images)
+        return self.model.from_tokens(tokens, frames.shape[1], self._frames.size, images=images, **told)
 
     def truth(self, frames: Rows, known: Known) -> tuple[Tensor, Tensor, Tensor]:
         """Depth [b v h w], intrinsics, and poses in the frame that the model answers in."""
         device = next(self.module.parameters()).device
         k, poses = (part.to(device).unflatten(0, frames.shape) for part in self._frames.calibration(frames.ravel()))
         depth = self._frames.depths(frames.ravel()).to(device).unflatten(0, frames.shape)
-        return depth, k, poses if known == "all" else relative_to_first(poses)
+        return depth, k, poses if known in ("all", "drifted") else relative_to_first(poses)
+
+
+def knocks(count: int, random: torch.Generator) -> Tensor:
+    """Draw what cameras are knocked by, up to ``KNOCK``: angle and way are even, axes anyhow. [count 4 4]."""
+    axes, ways = F.normalize(torch.randn(2, count, 3, generator=random), dim=-1)
+    angles, lengths = torch.rand(2, count, 1, generator=random)
+    turns = torch.linalg.cross(torch.eye(3)[None], (axes * torch.deg2rad(KNOCK[0] * angles))[:, None])
+    drift = torch.eye(4).repeat(count, 1, 1)
+    drift[:, :3, :3] = torch.linalg.matrix_exp(turns)
+    drift[:, :3, 3] = KNOCK[1] * lengths * ways
+    return drift
 
 
 def partners(frames: RgbdSet, rows: Rows) -> Rows:
@@ -103,37 +139,59 @@ def measure_views(model: MultiViewModel, known: Known, *, chunk: int = 32) -> An
 
 
 def evaluate_scenes(
-    sets: Mapping[str, RgbdSet], model: MultiViewModel, told: Sequence[Known] = ("nothing", "intrinsics", "all")
+    sets: Mapping[str, RgbdSet],
+    model: MultiViewModel,
+    told: Sequence[Known] = ("nothing", "intrinsics", "all", "drifted"),
 ) -> list[dict[str, Any]]:
     """Take MapAnything's six columns on pairs of views, and centimetres and degrees of the second camera's pose.
 
     Returns:
-        A row for each set and each amount of knowledge: "set", "known", "pairs" and the means of the columns; with
-        poses given, those of poses are right by construction, and say nothing.
+        Rows as ``evaluate`` gives them, for each set and each amount of knowledge; with poses given, columns of poses
+        are right by construction, and say nothing. Where cameras drifted, a further row has the poses as they were
+        told: what assuming no drift is worth.
     """
     rows = []
     for name, frames in sets.items():
         task = ViewsTask(model, frames)
         pairs = partners(frames, np.arange(0, len(frames), frames.views))
+        drifts = knocks(len(pairs), torch.Generator().manual_seed(0))
+        scenes = frames.scenes(pairs[:, 0])
         for known in told:
-            found = [_score(task, pair[None], known) for pair in pairs]
-            scores = [score for score in found if score]
-            means = {key: float(np.mean([score[key] for score in scores])) for key in scores[0]} if scores else {}
-            rows.append({"set": name, "known": known, "pairs": len(scores), **means})
+            scores = [_score(task, pair[None], known, drift) for pair, drift in zip(pairs, drifts, strict=True)]
+            if known == "drifted":
+                assumed = [_assumed(task, pair[None], drift) for pair, drift in zip(pairs, drifts, strict=True)]
+                rows.append(summarize(name, "poses before the drift", _columns(assumed), scenes))
+            rows.append(summarize(name, f"two views, {TOLD[known]}", _columns(scores), scenes))
     return rows
 
 
-def _score(task: ViewsTask, pair: Rows, known: Known) -> dict[str, float]:
+def _columns(scores: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
+    names = dict.fromkeys(name for score in scores for name in score)
+    return {name: np.array([score.get(name, np.nan) for score in scores]) for name in names}
+
+
+def _score(task: ViewsTask, pair: Rows, known: Known, drift: Tensor) -> dict[str, float]:
     depth, k, poses = (part[0].cpu() for part in task.truth(pair, known))
     valid = is_valid(depth)
     if not valid.flatten(1).any(dim=1).all():
         return {}
-    found = task.predict(pair, known)
+    found = task.predict(pair, known, drift[None])
     said = Views(found.points_world[0].cpu(), found.depth_z[0].cpu(), found.cam2world[0].cpu())
-    turned, _ = pose_errors(said.cam2world, poses)
-    moved = (relative_to_first(found.cam2world.cpu())[0, 1, :3, 3] - relative_to_first(poses[None])[0, 1, :3, 3]).norm()
-    truth = Views(transform(poses, unproject(depth, k)), depth, poses)
-    return scene_metrics(said, truth, valid) | {"rotation_deg": float(turned[0]), "translation_cm": 100 * float(moved)}
+    return scene_metrics(said, Views(transform(poses, unproject(depth, k)), depth, poses), valid) | _off(said[2], poses)
+
+
+def _assumed(task: ViewsTask, pair: Rows, drift: Tensor) -> dict[str, float]:
+    poses = task.truth(pair, "drifted")[2][0].cpu()
+    before = torch.stack([poses[0], poses[1] @ drift])
+    errors = np.maximum(*pose_errors(before, poses))
+    return {f"pose_auc{limit}": auc(errors, limit) for limit in (5, 30)} | _off(before, poses)
+
+
+def _off(said: Tensor, poses: Tensor) -> dict[str, float]:
+    """Degrees and centimetres by which the second camera's pose relative to the first is off; poses [2 4 4] each."""
+    turned, _ = pose_errors(said, poses)
+    here, there = (relative_to_first(both[None])[0, 1, :3, 3] for both in (said, poses))
+    return {"rotation_deg": float(turned[0]), "translation_cm": 100 * float((here - there).norm())}
 
 
 def _losses(found: MultiView, depth: Tensor, intrinsics: Tensor, poses: Tensor) -> dict[str, Tensor]:
