@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from encoder_pictures import draw_depth, draw_positions, draw_scaling
+from encoder_pictures import draw_depth, draw_features, draw_positions, draw_scaling
 from tqdm import tqdm
 
 from pixio_pretrain import probe
@@ -195,7 +195,9 @@ def write_results(folder: Path, trial: Trial, records: list[probe.ProbeRecord], 
         draw_positions(
             folder / f"positions_{camera}.png", trial.frames, trial.truth, camera, trial.held_out, predictions
         )
-        pictures += [f"![Depth](depth_{camera}.png)", f"![Positions](positions_{camera}.png)"]
+        draw_features(folder / f"features_{camera}.png", trial.frames, camera, predictions)
+        drawn = {kind: f"{kind.lower()}_{camera}.png" for kind in ("Depth", "Positions", "Features")}
+        pictures += [f"![{kind}]({name})" for kind, name in drawn.items() if (folder / name).is_file()]
     views = {
         arm: facts["steps"] * facts["batch_size"] for (arm, _), (_, facts) in training.items() if facts.get("steps")
     }

@@ -42,6 +42,26 @@ def draw_depth(file: Path, frames: Frames, truth: Truth, camera: str, prediction
     figure.savefig(file, dpi=110)
 
 
+def draw_features(file: Path, frames: Frames, camera: str, predictions: Predictions) -> None:
+    """Draw held-out frames, and each arm's patches of them in the colours of their first three principal components."""
+    arms = {arm: found for arm, found in predictions.items() if f"{camera}/features" in found and arm != BASELINE}
+    if not arms:
+        return
+    rows = next(iter(arms.values()))[f"{camera}/shown"].astype(int)
+    columns = ["frame", *arms]
+    figure = Figure(figsize=(1.6 * len(columns), 1.65 * len(rows) + 0.3), layout="constrained")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for line, (axes, row) in enumerate(zip(grid, rows, strict=True)):
+        axes[0].imshow(np.asarray(frames.image(row)))
+        for axis, found in zip(axes[1:], arms.values(), strict=True):
+            axis.imshow(found[f"{camera}/features"][line], interpolation="nearest")
+    for axis, name in zip(grid[0], columns, strict=True):
+        axis.set_title(name, fontsize=8)
+    for axis in grid.flat:
+        axis.set_axis_off()
+    figure.savefig(file, dpi=110)
+
+
 def draw_positions(
     file: Path, frames: Frames, truth: Truth, camera: str, held_out: NDArray[np.int64], predictions: Predictions
 ) -> None:

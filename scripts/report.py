@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from lerobot_env_pixio import EpisodeRecord, paired, wilson
+from pixio_pretrain.probe.components import component_colors
 from pixio_robot import Encoder
 
 
@@ -132,12 +133,7 @@ def pca_picture(frames: Tensor, encoders: Sequence[Encoder], *, side: int = 128)
     columns = [frames]
     for encoder in encoders:
         tokens = encoder(frames)
-        flat = tokens.patches.flatten(0, 1).float()
-        flat = flat - flat.mean(dim=0)
-        _, _, axes = torch.linalg.svd(flat, full_matrices=False)
-        parts = flat @ axes[:3].T  # n*h*w 3
-        low, high = parts.quantile(0.02, dim=0), parts.quantile(0.98, dim=0)
-        colors = ((parts - low) / (high - low)).clamp(0, 1).view(len(frames), *tokens.grid, 3)
+        colors = component_colors(tokens.patches).view(len(frames), *tokens.grid, 3)
         columns.append((255 * colors).to(torch.uint8).permute(0, 3, 1, 2))
     tiles = [torch.nn.functional.interpolate(column.float(), size=(side, side), mode="nearest") for column in columns]
     rows = torch.cat(tiles, dim=3).to(torch.uint8)  # n 3 side columns*side

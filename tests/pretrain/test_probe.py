@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pixio_pretrain import probe
 from pixio_pretrain.data import Frames, open_frames, split_episodes
+from pixio_pretrain.probe.components import component_colors
 from pixio_pretrain.probe.depth import depth_errors
 from pixio_pretrain.probe.resampling import interval, resampled_means
 from pixio_pretrain.probe.ridge import RIDGES, fit, fit_best
@@ -61,6 +62,20 @@ Trial = tuple[Frames, probe.Truth, Any, Any]
 def trial(answered: Path) -> Trial:
     frames = open_frames(answered)
     return frames, probe.Truth.read(answered), *split_episodes(frames.episodes, 0.3)
+
+
+def test_colours_are_the_directions_in_which_patches_differ() -> None:
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.rand(4, 9, 3, generator=random)
+    hidden = hidden * torch.tensor([9.0, 3.0, 1.0])  # so that the components' order is known
+    colors = component_colors(hidden @ torch.linalg.qr(torch.randn(16, 3, generator=random))[0].T)
+    assert colors.shape == (4, 9, 3)
+    assert colors.min() == 0
+    assert colors.max() == 1
+    for number in range(3):
+        both = torch.stack([colors[..., number].flatten(), hidden[..., number].flatten()])
+        assert torch.corrcoef(both)[0, 1].abs() > 0.9
+    torch.testing.assert_close(component_colors(torch.ones(2, 4, 5)), torch.full((2, 4, 3), 0.5))
 
 
 def values(found: probe.GeometryProbe, target: str, metric: str, features: str = "grid") -> float:
@@ -157,6 +172,7 @@ def test_who_sees_the_answers_reads_them_and_who_sees_nothing_answers_the_mean(t
     assert found.episodes == frames.episodes[mine[1]].tolist()
     np.testing.assert_allclose(blind.predictions["left/push/object"], np.tile(mean, (len(mine[1]), 1)), atol=1e-5)
     assert oracle.predictions["left/depth"].shape == (6, CELLS, CELLS)
+    assert oracle.predictions["left/features"].shape == (6, CELLS, CELLS, 3)
 
 
 def test_a_camera_that_holds_the_hand_is_not_asked_for_it(trial: Trial) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pixio_pretrain.data import Frames
+from pixio_pretrain.probe.components import component_colors
 from pixio_pretrain.probe.depth import DepthReadOut, depth_errors
 from pixio_pretrain.probe.keypoints import Keypoints
 from pixio_pretrain.probe.looks import Look
@@ -68,7 +69,8 @@ class GeometryProbe:
     Attributes:
         measurements: In numbers.
         predictions: To be looked at. "CAMERA/TASK/TARGET": positions [m 3] of all held-out frames, read from the grid;
-            "CAMERA/depth": maps [s g h] of a few held-out frames, and "CAMERA/shown": their rows [s].
+            "CAMERA/depth": maps [s g h] of a few held-out frames, "CAMERA/features": their patches as colours
+            [s rows columns 3] (see ``component_colors``), and "CAMERA/shown": their rows [s].
     """
 
     measurements: list[Measurement] = field(default_factory=list)
@@ -151,15 +153,20 @@ class _CameraProbe:
     def measure_depth(self, rows: Rows, read_depth: DepthReadOut) -> dict[str, Tensor]:
         """Look at held-out frames: note how well depth is read from them, and give their features by name."""
         shown = _spread(rows, SHOWN)
-        features, errors, maps = [], [], []
+        features, errors, maps, patches, grid = [], [], [], [], (0, 0)
         for chunk, tokens in self.look.tokens(self.frames, rows):
             features.append(self._features(tokens))
             predicted = read_depth(tokens)
             errors.append(depth_errors(predicted, torch.from_numpy(self.truth.depth[chunk])))
-            maps.append(predicted[torch.from_numpy(np.isin(chunk, shown))])
+            kept = torch.from_numpy(np.isin(chunk, shown))
+            maps.append(predicted[kept])
+            patches.append(tokens.patches[kept])
+            grid = tokens.grid
         facts = {"camera": self.camera, "task": "all", "target": "depth", "features": "each patch"}
         self.found.add(_join(errors), self.frames.episodes[rows], ridge=read_depth.read_out.ridge, **facts)
         self.found.predictions[f"{self.camera}/depth"] = torch.cat(maps).numpy()
+        colors = component_colors(torch.cat(patches)).unflatten(1, grid)
+        self.found.predictions[f"{self.camera}/features"] = colors.numpy()
         self.found.predictions[f"{self.camera}/shown"] = shown
         return _join(features)
 
