@@ -1,5 +1,6 @@
 """What the README shows works as shown."""
 
+import os
 import re
 from pathlib import Path
 
@@ -22,6 +23,9 @@ def test_every_link_into_the_repository_leads_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name} points to {link}"
 
 
-def test_every_script_that_the_readme_calls_exists() -> None:
-    for script in re.findall(r"scripts/\w+\.py", (ROOT / "README.md").read_text()):
-        assert (ROOT / script).is_file()
+def test_every_script_that_a_page_calls_can_be_called() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for script in re.findall(r"scripts/\w+\.py", page.read_text()):
+            assert (ROOT / script).is_file(), f"{page.name} calls {script}"
+    for script in (ROOT / "scripts").glob("*.py"):
+        assert os.access(script, os.X_OK) == script.read_text().startswith("#!"), script.name

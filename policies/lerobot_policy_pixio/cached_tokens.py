@@ -19,10 +19,11 @@ from lerobot.processor import NormalizerProcessorStep, PolicyProcessorPipeline, 
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
-from lerobot_policy_pixio.frames import row_checksums
+from lerobot_policy_pixio.frames import DatasetFrames, row_checksums
 from lerobot_policy_pixio.options import PixioOptions
 from lerobot_policy_pixio.token_store import TokenStore
 from pixio_robot.cache import FeatureCache
+from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CacheError
 
 WAY_OUT = (
@@ -84,6 +85,11 @@ def check_fit(cache: FeatureCache, config: PixioOptions) -> None:
                 f"{cache.path} saw {camera!r} at {height} x {width} pixels, and the policy sees {side} x {side}: "
                 f"build the cache with size={(side, side)}, or set image_size."
             )
+
+
+def cache_settings(config: PixioOptions, encoder: Encoder, frames: DatasetFrames) -> dict[str, Any]:
+    """Give what ``build_cache`` and ``cache_path`` are told for a cache that fits a policy: "grid" and "size"."""
+    return {"grid": config.cached_grid, "size": frames.resize_to(config.image_size or encoder.spec.image_size)}
 
 
 @dataclass

@@ -13,7 +13,7 @@ from lerobot.utils.import_utils import register_third_party_plugins
 from lerobot.utils.utils import init_logging
 
 from lerobot_policy_pixio.cache_folders import cache_path, find_caches
-from lerobot_policy_pixio.cached_tokens import check_fit
+from lerobot_policy_pixio.cached_tokens import cache_settings, check_fit
 from lerobot_policy_pixio.evaluation import Evaluation
 from lerobot_policy_pixio.frames import DECODER, DatasetFrames, open_dataset
 from lerobot_policy_pixio.options import PixioOptions
@@ -177,15 +177,14 @@ def _policy_of(config: PixioTrainConfig) -> PixioOptions:
 def find_or_build_cache(frames: DatasetFrames, policy: PixioOptions) -> tuple[Path, Encoder]:
     """Give a cache beside the data set that fits a policy, made now if there is none, and the policy's encoder."""
     encoder = load_encoder(policy.encoder, device=policy.device)
-    size = frames.resize_to(policy.image_size or encoder.spec.image_size)
-    grid = policy.cached_grid
-    path = cache_path(frames.dataset.root, encoder, grid=grid, size=size)
+    settings = cache_settings(policy, encoder, frames)
+    path = cache_path(frames.dataset.root, encoder, **settings)
     for found in sorted(find_caches(frames.dataset.root), key=lambda found: found != path):
         if _fits(found, frames, policy, encoder):
             logger.info("Training from the cache %s", found)
             return found, encoder
     logger.info("No cache of %s fits: building %s", policy.encoder, path)
-    build_cache(path, encoder, frames, grid=grid, size=size)
+    build_cache(path, encoder, frames, **settings)
     return path, encoder
 
 

@@ -42,7 +42,7 @@ from pixio_robot import load_encoder
 tokens = load_encoder("<this folder>")(images)  # uint8 or float [0, 1], [b 3 h w]
 ```
 
-transformers reads the same folder.
+{transformers}
 
 ## Training
 
@@ -66,6 +66,9 @@ transformers reads the same folder.
 {probe}
 ![Loss](loss_curve.png)
 {picture}"""
+
+PLAIN = "transformers reads the same folder."
+STEM = "transformers does not read this folder: convolutions before the mask are ours."
 
 PROBE = """
 Which of {classes} tasks a frame shows, read linearly from the mean class token ({frames} frames, {episodes} episodes,
@@ -127,6 +130,7 @@ def _describe(encoder: Encoder) -> dict[str, Any]:
         "name": encoder.provenance["name"],
         "sizes": ", ".join(f"{key} {value}" for key, value in asdict(encoder.spec).items()),
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()) / 1e6,
+        "transformers": PLAIN if encoder.spec.stem == "patch" else STEM,
     }
 
 

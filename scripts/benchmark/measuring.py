@@ -28,6 +28,7 @@ from benchmark.tasks import check_features, environment, expected_features, open
 from lerobot_env_pixio import EpisodeRecord, read_records, rollout, seeds, write_records
 from lerobot_policy_pixio.acting import Actor
 from lerobot_policy_pixio.cache_folders import cache_path
+from lerobot_policy_pixio.cached_tokens import cache_settings
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.options import PixioOptions
 from lerobot_policy_pixio.training import train
@@ -143,8 +144,7 @@ def _train(
             return train_live(policy, frames, pixels, folder, **settings)
     cache = None
     if sight.encoder is not None:
-        side = sight.encoder.spec.image_size
-        facts: dict[str, Any] = {"grid": policy.cached_grid, "size": frames.resize_to(side)}
+        facts = cache_settings(policy, sight.encoder, frames)
         cache = cache_path(shared_folder(config, cell.task) / "demonstrations", sight.encoder, **facts)
         cache.parent.mkdir(parents=True, exist_ok=True)
         with cost.of("shared"), FileLock(cache.with_name(f".{cache.name}.queue")):

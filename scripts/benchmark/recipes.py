@@ -44,7 +44,8 @@ def configure(
     }
     if sight.encoder is not None:
         spec = sight.encoder.spec
-        changes |= {"grid": min(GRID, spec.image_size // spec.patch_size)}  # no finer than its patches
+        side = dict(sight.options).get("image_size") or spec.image_size
+        changes |= {"grid": min(GRID, side // spec.patch_size)}  # no finer than its patches
     if sight.encoder is not None and policy == "mlp":
         has_classes = sight.encoder.spec.class_tokens > 0
         changes |= {"classes": "mean", "patches": "none"} if has_classes else {"patches": "average", "grid": 1}

@@ -30,6 +30,7 @@ from benchmark.settings import Benchmark
 from benchmark.tasks import check_features
 
 from lerobot_policy_pixio.acting import Actor
+from lerobot_policy_pixio.cached_tokens import cache_settings
 from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import make_policy, make_processors, train
@@ -225,7 +226,14 @@ def test_an_arm_has_options_of_its_own_and_a_tuned_encoder_begins_as_it_was_trai
     assert (chosen.patches, chosen.grid, chosen.cached_grid) == ("spatial_softmax", 3, None)
     chosen = settings("act", tuned, frames)
     assert (chosen.patches, chosen.grid, chosen.cached_grid) == ("average", 4, 4)
-    facts: dict[str, Any] = {"steps": 2, "batch_size": 4, "seed": 0, "save_every": 2, "encoder": tuned.encoder}
+    large = replace(keys, options={"image_size": 2 * SIDE})
+    chosen_large = settings("act", large, frames)
+    assert (chosen_large.image_size, chosen_large.grid) == (2 * SIDE, min(8, 2 * SIDE // 16))
+    facts: dict[str, Any] = {"steps": 2, "batch_size": 4, "seed": 0, "save_every": 2}
+    cache = tmp_path / "cache"
+    build_cache(cache, pixio.encoder, frames, **cache_settings(chosen_large, pixio.encoder, frames))
+    train(chosen_large, frames, cache, tmp_path / "large", encoder=pixio.encoder, **facts)
+    facts["encoder"] = tuned.encoder
     train_live(chosen, frames, decode_frames(frames, tmp_path / "frames"), tmp_path / "run", **facts)
     ended = load_file(tmp_path / "run" / MODEL / "model.safetensors")
     moved = {

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +333,10 @@ def test_baselines_say_what_they_are() -> None:
     assert thumbnail.shape == (1, 32 * 32 * 3)
     assert thumbnail.count_nonzero() == 4
     assert not open_encoder("constant", seed=0, device="cpu")(image[..., :32, :32]).patches.any()
+    small = open_encoder("random:pixio_vitt16@64", seed=0, device="cpu")
+    assert small.spec == replace(open_encoder("random:pixio_vitt16", seed=0, device="cpu").spec, image_size=64)
+    with pytest.raises(SettingError, match="such as random:pixio_vitt16@128"):
+        open_encoder("random:pixio_vitt16@big", seed=0, device="cpu")
     prints = [open_encoder("random:resnet18", seed=seed, device="cpu").fingerprint for seed in (0, 0, 1)]
     assert prints[0] == prints[1] != prints[2]
     with pytest.raises(UnknownNameError, match="Did you mean 'resnet18'"):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pixio_pretrain.objectives.backbones import RESNET_SIZE, RESNETS, ResNetFeatures
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.encoder import ENCODERS, Encoder, EncoderSpec, create_encoder
-from pixio_robot.errors import UnknownNameError
+from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.images import PixelStatistics
 from pixio_robot.nn import Backbone
 from pixio_robot.tokens import Tokens
@@ -86,22 +86,26 @@ def open_encoder(name: str, *, seed: int, device: str) -> Encoder:
     """Open what an evaluation is to measure.
 
     Args:
-        name: What ``load_encoder`` reads; "random:NAME" for a row of ``ENCODERS`` or a ResNet ("random:resnet18") with
-            weights of this seed; "pixels" or "constant" (see ``UNTAUGHT``).
+        name: What ``load_encoder`` reads; "random:NAME" for weights of this seed in a row of ``ENCODERS``
+            ("random:NAME@SIDE" where it is to see SIDE pixels) or in a ResNet ("random:resnet18"); "pixels" or
+            "constant" (see ``UNTAUGHT``).
         seed: Of random weights.
         device: Where it computes.
 
     Raises:
         UnknownNameError: If there is no such network.
         CheckpointError: If a folder holds no encoder.
+        SettingError: If SIDE is no number of pixels that the patches divide.
     """
     if name in UNTAUGHT:
         return UNTAUGHT[name]().to(device)
     if not name.startswith(RANDOM):
         return load_encoder(name, device=device)
-    size = name.removeprefix(RANDOM)
+    size, at, side = name.removeprefix(RANDOM).partition("@")
+    if at and not side.isdecimal():
+        raise SettingError(f"{name!r}: after the @ stands a size in pixels, such as {RANDOM}{size}@128.")
     if size in ENCODERS:
-        return create_encoder(size, seed=seed).to(device)
+        return create_encoder(size, seed=seed, **({"image_size": int(side)} if at else {})).to(device)
     if size not in RESNETS:
         raise UnknownNameError("network to draw at random", size, [*ENCODERS, *RESNETS])
     with torch.random.fork_rng(devices=[]):
