@@ -10,9 +10,11 @@ Parameter names are those of Meta's Pixio checkpoints, so weights move by key, n
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional as F
 
 from pixio_robot.errors import SettingError
@@ -21,6 +23,13 @@ from pixio_robot.stems import STEMS
 from pixio_robot.tokens import Tokens, take
 
 NORM_EPS = 1e-6
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Compute in the precision of the operands; the meta device knows no other."""
+    if not is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 class Attention(nn.Module):

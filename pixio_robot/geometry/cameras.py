@@ -1,7 +1,8 @@
 """Pinhole cameras: from pixels to rays and points, and back; what cropping does to a calibration; poses.
 
 OpenCV axes (x right, y down, z forward), pixel centres at +0.5, metres, poses as cam2world [4 4]. Everything takes any
-number of leading dimensions, in float32 or float64, and stays differentiable.
+number of leading dimensions, in float32 or float64, also under autocast (a pose in bfloat16 is off by millimetres), and
+stays differentiable.
 """
 
 import math
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pixio_robot.errors import DataError
+from pixio_robot.nn import no_autocast
 
 FIELD_OF_VIEW = (1.0, 170.0)
 """Degrees; what a pinhole camera's field of view may be."""
@@ -88,13 +90,21 @@ def check_poses(poses: Tensor) -> None:
 def invert(poses: Tensor) -> Tensor:
     """Invert rigid poses [... 4 4]."""
     rotation = poses[..., :3, :3].mT
-    moved = -(rotation @ poses[..., :3, 3:])
+    with no_autocast(poses.device):
+        moved = -(rotation @ poses[..., :3, 3:])
     return torch.cat([torch.cat([rotation, moved], dim=-1), poses[..., 3:, :]], dim=-2)
+
+
+def compose(first: Tensor, second: Tensor) -> Tensor:
+    """Chain poses [... 4 4]: what ``second`` leads to is carried on by ``first``."""
+    with no_autocast(first.device):
+        return first @ second
 
 
 def transform(poses: Tensor, points: Tensor) -> Tensor:
     """Carry points [... h w 3] into the frame that poses [... 4 4] lead to."""
-    return points @ poses[..., None, :3, :3].mT + poses[..., None, None, :3, 3]
+    with no_autocast(points.device):
+        return points @ poses[..., None, :3, :3].mT + poses[..., None, None, :3, 3]
 
 
 def pixel_centers(size: tuple[int, int], *, like: Tensor) -> Tensor:
@@ -158,7 +168,8 @@ def base_rays(intrinsics: Tensor, cam2base: Tensor, size: tuple[int, int], grid:
         [b 6 rows columns]: origin in metres, then the unit direction.
     """
     cells = rays(resize_intrinsics(intrinsics, size, grid), grid)  # a cell is a pixel of the image at the grid's size
-    directions = torch.nn.functional.normalize(cells @ cam2base[:, None, :3, :3].mT, dim=-1)
+    with no_autocast(cells.device):
+        directions = torch.nn.functional.normalize(cells @ cam2base[:, None, :3, :3].mT, dim=-1)
     origins = cam2base[:, None, None, :3, 3].expand_as(directions)
     return torch.cat([origins, directions], dim=-1).permute(0, 3, 1, 2)
 
@@ -168,7 +179,8 @@ def plane_depth(intrinsics: Tensor, cam2base: Tensor, size: tuple[int, int], hei
 
     Infinite where it never does: at and above the horizon.
     """
-    directions = rays(intrinsics, size) @ cam2base[..., None, :3, :3].mT
+    with no_autocast(cam2base.device):
+        directions = rays(intrinsics, size) @ cam2base[..., None, :3, :3].mT
     falling, above = directions[..., 2], height - cam2base[..., None, None, 2, 3]
     depth = above / torch.where(falling.abs() > 1e-9, falling, 1e-9)
     return torch.where((depth > 0) & (falling.abs() > 1e-9), depth, torch.inf)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pixio_robot.encoder import Encoder
-from pixio_robot.errors import CheckpointError, SettingError, UnknownNameError
+from pixio_robot.errors import CheckpointError, DataError, SettingError, UnknownNameError
 from pixio_robot.geometry.cameras import base_rays, check_intrinsics, check_poses
 from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead, LinearHead, Readout, picture, taps_of
 from pixio_robot.geometry.planes import lean_on_planes
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
+from pixio_robot.nn import no_autocast
 from pixio_robot.tokens import Tokens
 
 Coding = Literal["sigmoid", "canonical", "support"]
@@ -173,7 +174,7 @@ class DepthModel(nn.Module):
             DataError: A calibration that cannot be.
             SettingError: A calibration or images that are missing, or tokens of other blocks.
         """
-        self._check(size, intrinsics, cam2base)
+        self._check(len(tokens[0].patches), size, intrinsics, cam2base)
         extra = self._rays(tokens[0], size, intrinsics, cam2base, posed) if self.settings.rays else None
         if isinstance(self.head, DPTHead):
             device = self.head.out.weight.device
@@ -181,7 +182,7 @@ class DepthModel(nn.Module):
             answer = self.head(tokens, size, extra, seen)
         else:
             answer = self.head(tokens, size, extra)
-        with torch.autocast(answer.device.type, enabled=False):
+        with no_autocast(answer.device):
             depth = self._decode(answer, intrinsics, cam2base)
             return Depth(depth, 1 + answer[:, 1].exp())
 
@@ -215,7 +216,7 @@ class DepthModel(nn.Module):
             facts=self.facts,
         )
 
-    def _check(self, size: tuple[int, int], intrinsics: Tensor | None, cam2base: Tensor | None) -> None:
+    def _check(self, images: int, size: tuple[int, int], intrinsics: Tensor | None, cam2base: Tensor | None) -> None:
         coding = self.settings.coding
         if intrinsics is None and (coding != "sigmoid" or cam2base is not None):
             raise SettingError(f"Depth coded as {coding!r} needs the intrinsics: pass intrinsics=[b 3 3].")
@@ -223,6 +224,9 @@ class DepthModel(nn.Module):
             raise SettingError("Depth coded as 'support' is measured from planes: pass cam2base=[b 4 4].")
         if torch.compiler.is_compiling():
             return
+        for name, value, shape in (("intrinsics", intrinsics, (images, 3, 3)), ("cam2base", cam2base, (images, 4, 4))):
+            if value is not None and tuple(value.shape) != shape:
+                raise DataError(f"{name} must be {list(shape)}, as there are images, not {list(value.shape)}.")
         if intrinsics is not None:
             check_intrinsics(intrinsics, size)
         if cam2base is not None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.images import normalize
+from pixio_robot.nn import no_autocast
 from pixio_robot.tokens import Tokens
 
 Readout = Literal["mean", "none"]
@@ -285,7 +286,7 @@ class _Fusion(nn.Module):
 
 def _finish(layer: nn.Conv2d, maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Apply the output layer and interpolate, in float32 whatever came before: bfloat16 is off by 4 mm at 1 m."""
-    with torch.autocast(maps.device.type, enabled=False):
+    with no_autocast(maps.device):
         bias = None if layer.bias is None else layer.bias.float()
         out = F.conv2d(maps.float(), layer.weight.float(), bias)
         return F.interpolate(out, size=size, mode="bilinear", align_corners=True)

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError
-from pixio_robot.geometry.cameras import check_intrinsics, check_poses, invert, rays, transform, unproject
+from pixio_robot.geometry.cameras import check_intrinsics, check_poses, compose, invert, rays, transform, unproject
 from pixio_robot.geometry.heads import picture
 from pixio_robot.geometry.planes import lean_on_planes
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
 from pixio_robot.geometry.trunk import Cameras, MultiViewSettings, Trunk, pinhole
+from pixio_robot.nn import no_autocast
 from pixio_robot.tokens import Tokens
 
 Source = Literal["given", "predicted"]
@@ -163,7 +164,7 @@ class MultiViewModel(nn.Module):
         }
         poses, exact = (cam2world, True) if pose_prior is None else (pose_prior, False)
         dense, found, log_scale = self.trunk(tokens, views, size, intrinsics, poses, pixels, exact=exact)
-        with torch.autocast(dense.device.type, enabled=False):
+        with no_autocast(dense.device):
             metric = cam2world if pose_prior is None else found.cam2world
             return self._assemble(dense, found, log_scale, size, intrinsics, metric, scale, source)
 
@@ -265,7 +266,7 @@ class MultiViewModel(nn.Module):
 
 def relative_to_first(cam2world: Tensor) -> Tensor:
     """Carry poses [b v 4 4] into the frame of view 0, in which poses are predicted."""
-    return invert(cam2world[:, :1]) @ cam2world
+    return compose(invert(cam2world[:, :1]), cam2world)
 
 
 def load_multiview(

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixio_robot.errors import SettingError
-from pixio_robot.geometry.cameras import base_rays
+from pixio_robot.geometry.cameras import base_rays, compose
 from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead
 from pixio_robot.geometry.sweep import plane_sweep, sweep_depths
-from pixio_robot.nn import NORM_EPS, Block, initialize_blocks
+from pixio_robot.nn import NORM_EPS, Block, initialize_blocks, no_autocast
 from pixio_robot.tokens import Tokens
 
 _RAYS = 7  # ray of a patch in the common frame: origin, direction, and whether it is known
@@ -166,7 +166,7 @@ class Trunk(nn.Module):
         extra = rearrange(torch.cat([swept, world], dim=-1), "b v (h w) c -> (b v) c h w", h=grid[0])
         fine = None if pixels is None else self._sweep_pixels(patches, grid, size, intrinsics, cam2world, pixels)
         dense = rearrange(self.dense(taps, size, extra, pixels, fine), "(b v) c h w -> b v c h w", v=views)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             pooled = self.norm(x.float()).mean(dim=2)
             pairs = torch.cat([pooled, pooled[:, :1].expand_as(pooled)], dim=-1)
             found = self._cameras(pairs, cam2world if not exact else None)
@@ -236,7 +236,7 @@ class Trunk(nn.Module):
         said = self.pose(pairs)
         poses = _rigid(said) if prior is None else _rigid(self.drift(pairs))
         poses = torch.cat([torch.eye(4, device=said.device).expand_as(poses[:, :1]), poses[:, 1:]], dim=1)
-        return Cameras(poses if prior is None else prior.float() @ poses, _WIDEST * said[..., 9].tanh())
+        return Cameras(poses if prior is None else compose(prior.float(), poses), _WIDEST * said[..., 9].tanh())
 
 
 def _rigid(said: Tensor) -> Tensor:

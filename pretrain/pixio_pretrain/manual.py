@@ -90,7 +90,7 @@ def _objectives() -> Iterable[str]:
     users: dict[type, list[str]] = {}
     for name, config in OBJECTIVES.items():
         for ancestor in reversed(config.__mro__):
-            if _meanings(ancestor):
+            if meanings(ancestor):
                 users.setdefault(ancestor, []).append(name)
     for ancestor, names in users.items():
         yield f"\nWith objective={'|'.join(names)}:"
@@ -101,14 +101,14 @@ def list_settings(config: type, *, prefix: str = "") -> list[str]:
     """List the settings of a dataclass with their defaults and what its docstring says of each, a line each."""
     defaults = {field.name: field.default for field in fields(config)} if is_dataclass(config) else {}
     lines = []
-    for name, meaning in _meanings(config).items():
+    for name, meaning in meanings(config).items():
         default = defaults.get(name, MISSING)
         shown = "" if default in (MISSING, "???") or is_dataclass(default) else f"={default}"
         lines.append(_wrap(f"{prefix}{name}{shown}", meaning))
     return lines
 
 
-def _meanings(config: type) -> dict[str, str]:
+def meanings(config: type) -> dict[str, str]:
     """What a class's own docstring says of its attributes, but for the groups of settings."""
     attributes = inspect.cleandoc(vars(config).get("__doc__") or "").partition("\nAttributes:\n")[2]
     found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE)

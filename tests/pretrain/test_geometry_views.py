@@ -75,6 +75,21 @@ def test_what_is_given_takes_no_loss_and_every_mode_is_met(data: Path, encoder: 
     assert met[frozenset()] > 5
 
 
+def test_half_precision_leaves_poses_as_they_are(data: Path, encoder: Encoder) -> None:
+    """A pose in bfloat16 is no rotation any more, and its points are off by centimetres."""
+    task, met = ViewsTask(make(encoder, detail=True), RgbdSet.read(data / "train")), set()
+    for seed in range(12):
+        exact = task.loss(np.arange(4), torch.Generator().manual_seed(seed))
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = task.loss(np.arange(4), torch.Generator().manual_seed(seed))
+        met.add(frozenset(exact))
+        assert rounded["loss"].item() == pytest.approx(exact["loss"].item(), rel=0.05)
+    assert len(met) == 3
+    poses = task.truth(np.array([[0, 1]]), "nothing")[2]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(task.truth(np.array([[0, 1]]), "nothing")[2], poses)
+
+
 @pytest.mark.parametrize("detail", [False, True])
 def test_the_same_chance_gives_the_same_loss(data: Path, encoder: Encoder, detail: bool) -> None:
     task = ViewsTask(make(encoder, detail=detail), RgbdSet.read(data / "train"))

@@ -19,9 +19,10 @@ from pixio_pretrain.geometry.baselines import PixelMean, random_twin, table_plan
 from pixio_pretrain.geometry.evaluation import SHOWN, Measure, evaluate, write_tables
 from pixio_pretrain.geometry.fitting import FitConfig, fit
 from pixio_pretrain.geometry.mono import DepthTask
-from pixio_pretrain.geometry.sets import RgbdSet, read_held_out
+from pixio_pretrain.geometry.sets import RgbdSet, once_per_set, read_held_out
 from pixio_pretrain.geometry.taps import Taps
 from pixio_pretrain.geometry.views import PAIRS_SHOWN, ViewsTask, evaluate_scenes, measure_views
+from pixio_pretrain.manual import meanings
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import PixioRobotError
@@ -74,9 +75,9 @@ def train_depth(
         model, _ = _train(random, RANDOM, settings, config, train, folder / "random")
         methods[f"{settings.head} on {RANDOM}"] = _measure(model, posed=True)
     model, spent = _train(encoder, encoder_name, settings, config, train, folder / "head")
-    methods[f"{settings.head} on {encoder_name}"] = _measure(model, posed=True)
     if settings.rays and settings.coding != "support":
         methods[f"{settings.head} on {encoder_name}, pose withheld"] = _measure(model, posed=False)
+    methods[f"{settings.head} on {encoder_name}"] = _measure(model, posed=True)  # last: less all others
     model.facts = _facts(train, config, spent)
     model.save_pretrained(folder / "model")
     write_tables(folder, (evaluate(held_out, methods), SHOWN), **model.facts, encoder=encoder.fingerprint)
@@ -115,15 +116,15 @@ def train_views(
     settings, config = settings or MultiViewSettings(), config or FitConfig()
     train, held_out = RgbdSet.read(data / "train"), read_held_out(data)
     encoder = load_encoder(encoder_name, device=config.device)
+    methods: dict[str, Measure] = {"table plane": table_plane}
+    if depth is not None:
+        methods["one view and calibration"] = _measure(load_depth(depth, encoder=encoder), posed=True)
     torch.manual_seed(config.seed)
     model = MultiViewModel(encoder, settings, encoder_name=encoder_name)
     task = ViewsTask(model, train, Taps(encoder, train, model.taps, precision=config.precision))
     spent = fit(task, config, folder / "trunk", identity=_identity(encoder, train, trunk=dataclasses.asdict(settings)))
     model.facts = _facts(train, config, spent)
     model.save_pretrained(folder / "model")
-    methods: dict[str, Measure] = {"table plane": table_plane}
-    if depth is not None:
-        methods["one view and calibration"] = _measure(load_depth(depth, encoder=encoder), posed=True)
     methods["two views and calibration"] = measure_views(model, "all")
     tables = (evaluate(held_out, methods), SHOWN), (evaluate_scenes(held_out, model), PAIRS_SHOWN)
     write_tables(folder, *tables, **model.facts, encoder=encoder.fingerprint)
@@ -159,13 +160,8 @@ def _data(train: RgbdSet) -> dict[str, Any]:
 
 
 def _measure(model: DepthModel, *, posed: bool) -> Measure:
-    tasks: dict[Path, DepthTask] = {}  # what the encoder says of a set is asked once
-
-    def measure(frames: RgbdSet, rows: Any) -> torch.Tensor:
-        task = tasks.setdefault(frames.folder, DepthTask(model, frames))
-        return task.predict(rows, posed=posed).depth
-
-    return measure
+    task_of = once_per_set(lambda frames: DepthTask(model, frames))
+    return lambda frames, rows: task_of(frames).predict(rows, posed=posed).depth
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -185,7 +181,9 @@ def main(words: Sequence[str] | None = None) -> None:
         command.add_argument("--detail", action="store_true", help="see the picture, too, beside tokens: sharper edges")
         for field in dataclasses.fields(FitConfig):
             flag = f"--{field.name.replace('_', '-')}"
-            command.add_argument(flag, type=type(field.default), default=field.default, help=_meaning(field.name))
+            command.add_argument(
+                flag, type=type(field.default), default=field.default, help=meanings(FitConfig)[field.name]
+            )
     depth.add_argument("--coding", default="canonical", help="what the head's number means: " + ", ".join(_CODINGS))
     depth.add_argument("--rays", action="store_true", help="tell the head each patch's ray in the base frame")
     depth.add_argument("--max-depth", type=float, default=4.0, help="metres, for sigmoid and support")
@@ -216,10 +214,3 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         raise SystemExit(1) from error
     sys.stdout.write((args.folder / "evaluation.md").read_text())
-
-
-def _meaning(name: str) -> str:
-    """What the docstring of ``FitConfig`` says of a setting, in one line."""
-    text = (FitConfig.__doc__ or "").partition("Attributes:")[2]
-    entry = text.partition(f"\n        {name}: ")[2].partition("\n        ")[0]
-    return " ".join(entry.split())

@@ -36,8 +36,9 @@ def evaluate(sets: Mapping[str, RgbdSet], methods: Mapping[str, Measure]) -> lis
 
     Returns:
         A row for each of both: "set", "method", "scenes", "metrics", where every metric has its "value", the mean over
-        frames, and the ends "low" and "high" of its 95 % interval over scenes; scenes are drawn alike for all methods,
-        so that differences are paired. "values" holds each metric by scene, None where a scene has none.
+        scenes of the means of their frames, and the ends "low" and "high" of its 95 % interval over scenes; scenes are
+        drawn alike for all methods, so that differences are paired. "values" holds each metric by scene, None where a
+        scene has none.
     """
     return [
         summarize(name, method, frame_errors(frames, measure), frames.scenes(np.arange(len(frames))))

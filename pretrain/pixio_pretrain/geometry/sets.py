@@ -1,6 +1,6 @@
 """Sets of colour and exact depth, as ``lerobot_env_pixio.rgbd`` renders them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -151,3 +151,15 @@ def read_held_out(data: Path) -> dict[str, RgbdSet]:
     if not found:
         raise DataError(f"{data / 'held_out'} holds no sets to measure on: scripts/render_rgbd.py renders them.")
     return {path.name: RgbdSet.read(path) for path in found}
+
+
+def once_per_set[T](make: Callable[[RgbdSet], T]) -> Callable[[RgbdSet], T]:
+    """Make something of a set when it is first asked for, such as what an encoder says of its frames, and keep it."""
+    made: dict[Path, T] = {}
+
+    def of(frames: RgbdSet) -> T:
+        if frames.folder not in made:
+            made[frames.folder] = make(frames)
+        return made[frames.folder]
+
+    return of

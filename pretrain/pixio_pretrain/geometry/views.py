@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from pixio_pretrain.geometry.evaluation import summarize
 from pixio_pretrain.geometry.losses import beyond, confidence_loss, gradient_matching, log_warp, robust, silog
 from pixio_pretrain.geometry.mono import BEYOND, FARTHEST, GRADIENTS, NEAREST, is_valid
-from pixio_pretrain.geometry.sets import RgbdSet, Rows
+from pixio_pretrain.geometry.sets import RgbdSet, Rows, once_per_set
 from pixio_pretrain.geometry.taps import Taps
 from pixio_robot.errors import DataError
-from pixio_robot.geometry.cameras import transform, unproject
+from pixio_robot.geometry.cameras import compose, transform, unproject
 from pixio_robot.geometry.multiview import MultiView, MultiViewModel, relative_to_first
 from pixio_robot.geometry.scene_metrics import Views, auc, pose_errors, scene_metrics
+from pixio_robot.nn import no_autocast
 from pixio_robot.tokens import Tokens
 
 Known = Literal["all", "drifted", "intrinsics", "nothing"]
@@ -75,7 +76,8 @@ class ViewsTask:
         frames = rows[:, None] * self._frames.views + pair
         drift = knocks(len(rows), random) if known == "drifted" else None
         found, truth = self._look(frames, known, drift), self.truth(frames, known)
-        return _losses(found, *truth)
+        with no_autocast(found.depth_z.device):
+            return _losses(found, *truth)
 
     @torch.no_grad()
     def predict(self, frames: Rows, known: Known, drift: Tensor | None = None) -> MultiView:
@@ -95,7 +97,7 @@ class ViewsTask:
             told["cam2world"] = poses
         elif known == "drifted":
             assert drift is not None
-            told["pose_prior"] = torch.stack([poses[:, 0], poses[:, 1] @ drift.to(poses)], dim=1)
+            told["pose_prior"] = torch.stack([poses[:, 0], compose(poses[:, 1], drift.to(poses))], dim=1)
         images = None
         if self.model.settings.detail:
             images = self._frames.images(frames.ravel()).unflatten(0, frames.shape)
@@ -128,10 +130,10 @@ def partners(frames: RgbdSet, rows: Rows) -> Rows:
 
 def measure_views(model: MultiViewModel, known: Known, *, chunk: int = 32) -> Any:
     """Give a ``Measure``: the depth of every frame as the model sees it together with the next view."""
-    tasks: dict[Any, ViewsTask] = {}  # what the encoder says of a set is asked once
+    task_of = once_per_set(lambda frames: ViewsTask(model, frames))
 
     def measure(frames: RgbdSet, rows: Rows) -> Tensor:
-        task = tasks.setdefault(frames.folder, ViewsTask(model, frames))
+        task = task_of(frames)
         parts = np.array_split(partners(frames, rows), -(-len(rows) // chunk))
         return torch.cat([task.predict(part, known).depth_z[:, 0].cpu() for part in parts])
 
@@ -154,6 +156,7 @@ def evaluate_scenes(
     for name, frames in sets.items():
         task = ViewsTask(model, frames)
         pairs = partners(frames, np.arange(0, len(frames), frames.views))
+        pairs = pairs[[bool(is_valid(frames.depths(pair)).flatten(1).any(dim=1).all()) for pair in pairs]]
         drifts = knocks(len(pairs), torch.Generator().manual_seed(0))
         scenes = frames.scenes(pairs[:, 0])
         for known in told:
@@ -173,8 +176,6 @@ def _columns(scores: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
 def _score(task: ViewsTask, pair: Rows, known: Known, drift: Tensor) -> dict[str, float]:
     depth, k, poses = (part[0].cpu() for part in task.truth(pair, known))
     valid = is_valid(depth)
-    if not valid.flatten(1).any(dim=1).all():
-        return {}
     found = task.predict(pair, known, drift[None])
     said = Views(found.points_world[0].cpu(), found.depth_z[0].cpu(), found.cam2world[0].cpu())
     return scene_metrics(said, Views(transform(poses, unproject(depth, k)), depth, poses), valid) | _off(said[2], poses)
@@ -182,7 +183,7 @@ def _score(task: ViewsTask, pair: Rows, known: Known, drift: Tensor) -> dict[str
 
 def _assumed(task: ViewsTask, pair: Rows, drift: Tensor) -> dict[str, float]:
     poses = task.truth(pair, "drifted")[2][0].cpu()
-    before = torch.stack([poses[0], poses[1] @ drift])
+    before = torch.stack([poses[0], compose(poses[1], drift)])
     errors = np.maximum(*pose_errors(before, poses))
     return {f"pose_auc{limit}": auc(errors, limit) for limit in (5, 30)} | _off(before, poses)
 

@@ -1,11 +1,10 @@
 """The cells of two views' feature maps: where they lie in the image, which of them meet, how alike they are."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
-from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional as F
+
+from pixio_robot.nn import no_autocast
 
 
 def cell_centers(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -61,13 +60,6 @@ def cosines(one: Tensor, other: Tensor) -> Tensor:
     with no_autocast(one.device):
         one, other = (F.normalize(cells.float().flatten(2), dim=1) for cells in (one, other))
         return one.transpose(1, 2) @ other
-
-
-def no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Compute in the precision of the operands; the meta device knows no other."""
-    if not is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def _cell_diagonal(boxes: Tensor, grid: tuple[int, int]) -> Tensor:

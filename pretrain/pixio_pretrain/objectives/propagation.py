@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixio_pretrain.objectives.cells import cosines, no_autocast
+from pixio_pretrain.objectives.cells import cosines
+from pixio_robot.nn import no_autocast
 
 
 def projection_head(width: int, hidden: int, out: int) -> nn.Sequential:
