@@ -1,5 +1,6 @@
 """The frozen encoder: images in, class tokens and patch tokens out."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -183,6 +184,18 @@ class Encoder(nn.Module):
                 digest.update(value.detach().float().cpu().contiguous().numpy().data)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+    def redrawn(self, seed: int) -> "Encoder":
+        """Give the same architecture with fresh weights, drawn as its own training would begin, on the CPU.
+
+        What it reaches, training did not give. Of the sizes that are built here it is the encoder that
+        ``create_encoder`` gives for this seed.
+        """
+        backbone = copy.deepcopy(self.backbone).cpu()
+        with torch.no_grad():
+            backbone.initialize(torch.Generator().manual_seed(seed))
+        name = f"random weights like {self.provenance.get('name', self.spec.family)}"
+        return Encoder(self.spec, backbone, provenance={"name": name, "weights": f"random, seed {seed}"})
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors`` in Hugging Face's layout of the family.

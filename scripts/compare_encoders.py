@@ -26,7 +26,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +40,7 @@ from tqdm import tqdm
 from pixio_pretrain import probe
 from pixio_pretrain.data import Frames, open_frames, split_episodes
 from pixio_pretrain.probe.table import NONE
-from pixio_robot import ENCODERS, Encoder, EncoderSpec, create_encoder, load_encoder
+from pixio_robot import Encoder, EncoderSpec, load_encoder
 from pixio_robot.errors import DataError, PixioRobotError, SettingError
 
 TRAINING = ("steps", "batch_size", "seed")
@@ -112,34 +112,30 @@ def parse_arms(words: list[str]) -> dict[str, list[Path]]:
 
 def list_candidates(arms: dict[str, list[Path]], options: argparse.Namespace) -> Iterator[Candidate]:
     """Give the arms, then random weights of each of their sizes, then what needs no encoder."""
-    counts: dict[EncoderSpec, int] = {}
+    sizes: dict[EncoderSpec, tuple[Encoder, int]] = {}
     for arm, paths in arms.items():
         _, _, side = arm.partition("@")
         for seed, path in enumerate(paths):
             folder = path / "encoder" if (path / "encoder").is_dir() else path
             encoder = load_encoder(str(folder), device=options.device)
-            counts[encoder.spec] = max(len(paths), counts.get(encoder.spec, 0))
+            sizes[encoder.spec] = encoder, max(len(paths), sizes.get(encoder.spec, (encoder, 0))[1])
             settings = encoder.provenance.get("settings", {})
             facts = {"name": encoder.provenance.get("name")} | {key: settings.get(key) for key in TRAINING}
             yield candidate(arm, seed, encoder, facts, options, side=int(side) if side else None)
-    for spec, count in counts.items():
-        yield from random_candidates(spec, count, options)
+    for spec, (like, count) in sizes.items():
+        for seed in range(count):
+            encoder = like.redrawn(seed).to(options.device)
+            facts = {"weights": encoder.provenance["weights"]}
+            yield candidate(f"random {tell_apart(spec, sizes)}", seed, encoder, facts, options)
     yield Candidate(arm="pixels", seed=0, look=probe.PIXELS)
     yield Candidate(arm=probe.BASELINE, seed=0, look=probe.NOTHING)
 
 
-def random_candidates(spec: EncoderSpec, count: int, options: argparse.Namespace) -> Iterator[Candidate]:
-    """Give encoders of these sizes with random weights; none for a family whose weights we do not draw."""
-    sizes = asdict(spec)
-    family = sizes.pop("family")
-    row = next((name for name, known in ENCODERS.items() if known.family == family), None)
-    if row is None:
-        print(f"{family}: no random counterpart, since its weights are not drawn here.", file=sys.stderr)
-        return
-    for seed in range(count):
-        encoder = create_encoder(row, seed=seed, **sizes).to(options.device)
-        arm = f"random {family} {spec.width}x{spec.depth}"
-        yield candidate(arm, seed, encoder, {"weights": encoder.provenance["weights"]}, options)
+def tell_apart(spec: EncoderSpec, specs: Iterable[EncoderSpec]) -> str:
+    """Name an encoder's sizes: family, width and depth, and what else differs among those that share them."""
+    alike = [one for one in specs if (one.family, one.width, one.depth) == (spec.family, spec.width, spec.depth)]
+    rest = [name for name in asdict(spec) if len({getattr(one, name) for one in alike}) > 1]
+    return " ".join([f"{spec.family} {spec.width}x{spec.depth}", *(f"{name}={getattr(spec, name)}" for name in rest)])
 
 
 def candidate(

@@ -53,7 +53,9 @@ def read_rates(config: Benchmark, policy: str, condition: str) -> dict[str, dict
     for kind, name, known in (("policy", policy, config.policies), ("condition", condition, config.conditions)):
         if name not in known:
             raise UnknownNameError(kind, name, known)
-    frozen = [arm for arm in (*config.arms, "random") if arm not in config.options]
+    frozen = [arm for arm in config.arms if arm not in config.options]
+    if {"random", next(iter(config.arms))}.isdisjoint(config.options):  # it reads tokens as the first arm does
+        frozen.append("random")
     rates: dict[str, dict[str, tuple[str, Draws]]] = {}
     for panel in make_panels(config, plan_cells(config)):
         if panel.policy != policy or not panel.scores:
@@ -73,6 +75,8 @@ def read_rates(config: Benchmark, policy: str, condition: str) -> dict[str, dict
 def read_errors(folder: Path) -> dict[tuple[str, ReadOut], dict[str, Draws]]:
     """Give task and read-out, then encoder, to its mean distance from the truth in centimetres.
 
+    Arms that were shown frames at another size (NAME@SIDE) are left out: no policy of the benchmark sees so.
+
     Raises:
         PixioRobotError: A line of some records is no record.
     """
@@ -80,7 +84,7 @@ def read_errors(folder: Path) -> dict[tuple[str, ReadOut], dict[str, Draws]]:
     for path in sorted((folder / "records").glob("*.jsonl")):
         for record in probe.read_records(path):
             found = record.measurement
-            if found.metric == "distance" and record.encoder:
+            if found.metric == "distance" and record.encoder and "@" not in record.arm:
                 values = 100 * np.array([found.values])
                 key = found.task, (found.camera, found.target, found.features)
                 errors[key][record.encoder] = resampled_means(values, arm=record.encoder, stratum=found.task)

@@ -85,7 +85,7 @@ class Perception:
         self.passes = 0
 
     def see(self, frame: Hashable, images: Mapping[str, Tensor]) -> dict[str, Seen]:
-        """Encode what has not been encoded yet; cameras of one size share a batch.
+        """Encode what has not been encoded yet; cameras of one size and type share a batch.
 
         Args:
             frame: What the frame is known by; the same for all cameras of one moment.
@@ -99,8 +99,9 @@ class Perception:
         """
         new = {name: image for name, image in images.items() if (frame, name) not in self._seen}
         resized = {name: resize(image[None], self._size) for name, image in new.items()}
-        for size in {tuple(image.shape[-2:]) for image in resized.values()}:
-            names = [name for name, image in resized.items() if tuple(image.shape[-2:]) == size]
+        kinds = {name: (tuple(image.shape[-2:]), image.dtype) for name, image in resized.items()}
+        for size, dtype in dict.fromkeys(kinds.values()):
+            names = [name for name, kind in kinds.items() if kind == (size, dtype)]
             batch = torch.cat([resized[name] for name in names])
             found = dict(zip(self._blocks, self.encoder.intermediate(batch, blocks=self._blocks), strict=True))
             self.passes += len(names)

@@ -1,6 +1,5 @@
 """The arms: what a policy sees through. Any encoder, and four controls that say what an encoder's result is worth."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,22 +88,13 @@ def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[], t
             read_alike = {key: value for key, value in config.options.get(name, {}).items() if key in READ_OUT}
             options = read_alike | options
             place = Path(config.folder) / "encoders" / f"random-{seed}"
-            source = _made(place, lambda: redraw(load_encoder(first), seed))
+            source = _made(place, lambda: load_encoder(first).redrawn(seed))
         case _:
             source = config.arms[arm]
     sight = Sight(encoder=load_encoder(source), source=source, options=options)
     if sight.encoder and not sight.trained:
         sight.encoder.to(getattr(torch, config.encoder_dtype))
     return sight
-
-
-def redraw(encoder: Encoder, seed: int) -> Encoder:
-    """The same architecture with fresh weights, drawn as its own training would begin."""
-    backbone = copy.deepcopy(encoder.backbone)
-    with torch.no_grad():
-        backbone.initialize(torch.Generator().manual_seed(seed))
-    name = f"random weights like {encoder.provenance.get('name', encoder.spec.family)}"
-    return Encoder(encoder.spec, backbone, provenance={"name": name, "weights": f"random, seed {seed}"})
 
 
 def draw_cnn(seed: int, frames: torch.Tensor) -> Encoder:

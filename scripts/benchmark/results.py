@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from benchmark.cells import RESULT, Cell, cell_folder, is_done
 from benchmark.kept import more_kept, share_kept
@@ -197,18 +198,21 @@ def rate_of(table: Table) -> Estimate:
     """A success rate: over seeds and scenes where there are several seeds, over scenes alone where there is one."""
     if min(table.shape) > 1:
         found = pooled(table)
-        return Estimate(value=found.value, low=found.low, high=found.high)
-    low, high = wilson(int(table.sum()), table.size)
-    return Estimate(value=float(table.mean()), low=low, high=high)
+        return _estimate(found.value, found.low, found.high)
+    return _estimate(float(table.mean()), *wilson(int(table.sum()), table.size))
 
 
 def difference_of(a: Table, b: Table) -> Estimate:
-    """The difference of two arms' rates, paired over scenes."""
+    """The difference of two arms' rates, paired over scenes; if either has one seed, for other scenes alone."""
     if min(*a.shape, *b.shape) > 1:
         found = paired_pooled(a, b)
-        return Estimate(value=found.value, low=found.low, high=found.high)
-    one = paired(a[0].tolist(), b[0].tolist())
-    return Estimate(value=one.difference, low=one.low, high=one.high)
+        return _estimate(found.value, found.low, found.high)
+    if len(a) == len(b) == 1:
+        one = paired(a[0].tolist(), b[0].tolist())
+        return _estimate(one.difference, one.low, one.high)
+    by_scene = a.mean(axis=0) - b.mean(axis=0)
+    value, reach = float(by_scene.mean()), float(stats.t.ppf(0.975, len(by_scene) - 1) * stats.sem(by_scene))
+    return _estimate(value, value - reach, value + reach)
 
 
 def over_tasks(estimates: Sequence[Estimate]) -> Estimate:

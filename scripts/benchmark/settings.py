@@ -171,6 +171,11 @@ class Benchmark:
             for name in options:
                 if name not in SIGHT_OPTIONS:
                     raise UnknownNameError(f"option of {arm}", name, SIGHT_OPTIONS)
+            if "mlp" in self.policies and (unread := {"classes", "patches", "grid"} & options.keys()):
+                raise SettingError(
+                    f"options.{arm} sets {', '.join(sorted(unread))}, but the policy mlp always reads the mean token, "
+                    "as CortexBench does: leave them out, or run mlp in a folder of its own."
+                )
         absent = [name for name in self.policies if name not in self.training]
         if absent:
             raise SettingError(f"training has no entry for the policy {absent[0]!r}: give its steps and batch_size.")
@@ -256,12 +261,18 @@ def read_benchmark(folder: Path) -> Benchmark:
 
 
 def _unchanged(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """Growing settings as they were, where all that was there is still there; a control left out may come back, too."""
+    """Growing settings as they were, where all that was there is still there; a control left out may come back, too.
+
+    What says how an arm or a task differs from the others may be said of new ones alone: cells of the old are there.
+    """
     kept: dict[str, Any] = {}
+    arms, tasks = {*found["arms"], *CONTROLS} - {*found["without"]}, {*found["tasks"]}
+    settled = {"options": arms, "cameras": tasks, "datasets": tasks}
     for key in found.keys() & GROWING:  # a folder of an earlier version may lack some, and is refused by their names
         there, here = found[key], wanted[key]
         if isinstance(there, dict):
             whole = all(here.get(name) == value for name, value in there.items())
+            whole = whole and not settled.get(key, set()) & (here.keys() - there.keys())
         else:
             whole = set(there) <= set(here)
         kept |= {key: there} if whole else {}

@@ -1,5 +1,7 @@
 """The encoder: parity with transformers, frozenness, sizes, and the images it refuses."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoModel, PixioConfig, PixioModel, ViTMAEConfig, ViTMAEModel
@@ -190,3 +192,14 @@ def test_a_stem_that_cannot_be_is_refused():
         create_encoder("pixio_vitt16", stem="convs")
     with pytest.raises(SettingError, match="patches of 4, 8, 16 or 32"):
         create_encoder("mae_vitt16", stem="conv")
+
+
+@pytest.mark.parametrize("family", ["pixio", "mae"])
+def test_a_redrawn_encoder_is_what_would_have_been_made_with_that_seed(family: str) -> None:
+    sizes: dict[str, Any] = {"width": 24, "depth": 2, "heads": 2, "image_size": 32}
+    first, other = (create_encoder(f"{family}_vitt16", seed=seed, **sizes) for seed in (0, 1))
+    again = first.redrawn(1)
+    assert again.fingerprint == other.fingerprint != first.fingerprint
+    assert again.provenance["weights"] == "random, seed 1"
+    assert first.redrawn(0).fingerprint == first.fingerprint
+    assert not any(parameter.requires_grad for parameter in again.parameters())

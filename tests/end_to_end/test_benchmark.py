@@ -120,6 +120,11 @@ def test_a_typo_is_answered_with_the_nearest_name(make_config: Any, wrong: dict[
         {"training": {}},
         {"training": {"act": Training(steps=0, batch_size=1)}},
         {"datasets": {"adroit/pen": "somewhere"}},
+        {
+            "policies": ["mlp"],
+            "training": {"mlp": Training(steps=1, batch_size=1)},
+            "options": {"pixio": {"patches": "attention"}},
+        },
     ],
 )
 def test_settings_that_cannot_be_are_refused(make_config: Any, wrong: dict[str, Any]) -> None:
@@ -143,8 +148,12 @@ def test_a_folder_takes_more_of_the_same_and_refuses_what_differs_by_name(make_c
         claim(make_config(training={"act": Training(steps=4, batch_size=4)}))
     with pytest.raises(DataError, match="the first arm is 'mae'"):
         claim(make_config(arms={"mae": "there", "pixio": "shipped:pixio_vitt16"}))
-    grown = make_config(arms={"pixio": "shipped:pixio_vitt16", "mae": "there"}, seeds=[0, 1, 2])
-    claim(grown)
+    with pytest.raises(DataError, match="options: "):
+        claim(make_config(options={"pixio": {"grid": 2}}))  # its cells were filled in without
+    with pytest.raises(DataError, match="cameras: "):
+        claim(make_config(cameras={"aloha/insertion": ["top"]}))
+    grown = {"arms": {"pixio": "shipped:pixio_vitt16", "mae": "there"}, "options": {"mae": {"grid": 2}}}
+    claim(make_config(**grown, seeds=[0, 1, 2]))
     with pytest.raises(DataError, match="arms: "):
         claim(make_config())
 
@@ -350,6 +359,14 @@ def test_a_difference_of_shares_pairs_scenes_and_wants_both_shares() -> None:
     assert found[0] == pytest.approx(0.5)
     assert 0 < found[1] < 0.5 < found[2]
     assert kept.more_kept(mine, (np.zeros((2, 30), bool),) * 2) is None
+
+
+def test_an_arm_of_one_seed_is_compared_by_all_seeds_of_the_other() -> None:
+    one, two = np.arange(40)[None] % 2 == 0, np.stack([np.arange(40) % 4 == 0, np.zeros(40, bool)])
+    found = results.difference_of(one, two)
+    assert found.value == pytest.approx(0.5 - 0.125)
+    assert found.low < found.value < found.high
+    assert results.difference_of(two, one).value == pytest.approx(-found.value)
 
 
 def test_the_mean_over_tasks_is_narrower_than_its_parts() -> None:

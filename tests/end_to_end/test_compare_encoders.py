@@ -38,7 +38,14 @@ def test_encoders_are_compared_once_and_arms_can_be_added(tmp_path: Path) -> Non
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "records").iterdir()}
     assert len(before) == 6  # two of the arm, two with random weights, pixels, training mean
 
-    run("compare_encoders", tmp_path / "set", pixio, mae, f"large@48={tmp_path}/pixio0", *folder)
+    sizes = {"width": 24, "depth": 1, "heads": 2, "image_size": 32, "patch_size": 8}
+    create_encoder("pixio_vitt16", seed=0, **sizes).save_pretrained(tmp_path / "small")
+    others = f"large@48={tmp_path}/pixio0", f"small={tmp_path}/small"
+    run("compare_encoders", tmp_path / "set", pixio, mae, *others, "--folder", str(tmp_path / "sizes"))
+    names = {path.name for path in (tmp_path / "sizes" / "records").iterdir()}
+    assert {"random-pixio-24x1-patch_size=16-1.jsonl", "random-pixio-24x1-patch_size=8-0.jsonl"} <= names
+
+    run("compare_encoders", tmp_path / "set", pixio, mae, others[0], *folder)
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "records").iterdir()}
     assert before.items() < after.items()
     assert len(after) == 11
@@ -53,9 +60,13 @@ def test_encoders_are_compared_once_and_arms_can_be_added(tmp_path: Path) -> Non
 
 
 def test_runs_of_equal_compute_are_planned() -> None:
-    printed = run("equal_compute", "vitt16_metaworld", "vitt16_metaworld", "--steps", "500", "--seeds", "2")
-    assert printed.count("x 64 x 500 = ") == 2
-    assert printed.count("steps=500 seed=0,1 'folder=outputs/arms/vitt16_metaworld-${seed}'") == 2
+    printed = run("equal_compute", "vitt16_metaworld", "mae_vitt16_metaworld", "--steps", "500", "--seeds", "2")
+    assert "steps=500 seed=0,1 'folder=outputs/arms/vitt16_metaworld-${seed}'" in printed
+    spent = re.findall(r"([\d.]+) GFLOP a sample x (\d+) x (\d+) = ([\d.]+) PFLOP", printed)
+    (dear, _, steps, budget), (cheap, _, more, same) = [tuple(map(float, row)) for row in spent]
+    assert cheap < dear
+    assert more > steps
+    assert same == pytest.approx(budget, rel=1e-3)
 
 
 def test_a_mistaken_arm_is_answered_in_one_line(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def write_probes(folder: Path, errors: Mapping[str, float], task: str = "reach-v
     for name, error in errors.items():
         where = {"camera": "corner2", "task": task, "target": "object", "features": "fine grid", "metric": "distance"}
         found = probe.Measurement(**where, ridge=1.0, episodes=list(range(12)), values=(error * spread).tolist())
-        facts = {"arm": name, "seed": 0, "encoder": name, "training": {}, "store": "f00"}
+        facts = {"arm": name, "seed": 0, "encoder": name.split("@")[0], "training": {}, "store": "f00"}
         probe.write_records(folder / "records" / f"{name}.jsonl", [probe.ProbeRecord(**facts, measurement=found)])
 
 
@@ -86,7 +86,7 @@ def test_rates_that_are_close_leave_the_order_open(tmp_path: Path) -> None:
     found = rank_by_probes.agreement([errors[name] for name in ERRORS], [rates[name][1] for name in ERRORS])
     assert found[0] == pytest.approx(0.5)
     _, low, high = probe.resampling.interval(found)
-    assert low <= 0.5 <= high
+    assert low <= 0 < 0.5 <= high
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
@@ -105,3 +105,9 @@ def test_an_arm_that_sees_in_its_own_way_is_left_out(tmp_path: Path) -> None:
     config = write_benchmark(tmp_path / "benchmark", RATES)
     config.options = {"good": {"train_encoder": "full"}}
     assert rank_by_probes.read_rates(config, "act", "clean")["reach-v3"].keys() == {"fair", "poor"}
+
+
+def test_an_arm_that_was_shown_other_sizes_does_not_stand_for_the_encoder(tmp_path: Path) -> None:
+    write_probes(tmp_path / "probes", ERRORS | {"good@192": 0.5})
+    read = rank_by_probes.read_errors(tmp_path / "probes")["reach-v3", ("corner2", "object", "fine grid")]
+    assert read.keys() == ERRORS.keys()

@@ -81,15 +81,28 @@ class Companions(Frames):
         return int(self._order[ranks[0]]), int(self._order[ranks[1]])
 
 
+def check_companion(companion: str, reach: int) -> None:
+    """Refuse settings that cannot be.
+
+    Raises:
+        UnknownNameError: If there is no such companion.
+        SettingError: If a later companion may be no moment later.
+    """
+    if companion not in get_args(Companion):
+        raise UnknownNameError("companion", companion, get_args(Companion))
+    if reach < 1:
+        raise SettingError(f"companion_reach must be at least 1, not {reach}.")
+
+
 def accompany(source: Source, companion: Companion, *, reach: int) -> Source:
     """Give each image of a source a companion; the source itself for "none".
 
     Raises:
-        UnknownNameError: If there is no such companion.
+        UnknownNameError: As ``check_companion``.
+        SettingError: As ``check_companion``.
         DataError: As ``Companions``, and for sources that are read in runs.
     """
-    if companion not in get_args(Companion):
-        raise UnknownNameError("companion", companion, get_args(Companion))
+    check_companion(companion, reach)
     if companion == "none":
         return source
     if not isinstance(source, Frames):
@@ -97,6 +110,4 @@ def accompany(source: Source, companion: Companion, *, reach: int) -> Source:
             f"companion={companion!r} needs random access, and {source.describe()['kind']} are read in runs; "
             "scripts/render_frames.py writes what has it."
         )
-    if reach < 1:
-        raise SettingError(f"companion_reach must be at least 1, not {reach}.")
     return Companions(source, companion, reach=reach)

@@ -3,13 +3,11 @@
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pixio_pretrain.geometry.mono import FARTHEST, NEAREST, is_valid
 from pixio_pretrain.geometry.sets import RgbdSet, Rows
-from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError
 from pixio_robot.geometry.cameras import plane_depth
 
@@ -55,14 +53,3 @@ def table_plane(frames: RgbdSet, rows: Rows, *, height: float = 0.0) -> Tensor:
     """Depth of a table without anything on it, as the known pose has it [b h w]; rays that miss it end far away."""
     intrinsics, cam2world = frames.calibration(rows)
     return plane_depth(intrinsics, cam2world, frames.size, height).clamp(NEAREST, FARTHEST)
-
-
-def random_twin(encoder: Encoder, seed: int) -> Encoder:
-    """An encoder of the same sizes that has learnt nothing.
-
-    Raises:
-        SettingError: It is of a family whose weights are not drawn here.
-    """
-    twin = Encoder(encoder.spec, provenance={"name": f"random, seed {seed}", "weights": f"random, seed {seed}"})
-    twin.backbone.initialize(torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0])))
-    return twin

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 import torch
 
-from pixio_pretrain.geometry.baselines import PixelMean, random_twin, table_plane
+from pixio_pretrain.geometry.baselines import PixelMean, table_plane
 from pixio_pretrain.geometry.evaluation import SHOWN, Measure, evaluate, write_tables
 from pixio_pretrain.geometry.fitting import FitConfig, fit
 from pixio_pretrain.geometry.mono import DepthTask
@@ -71,7 +71,7 @@ def train_depth(
     mean = PixelMean.fit(train)
     methods: dict[str, Measure] = {"constant": mean.constant, "pixel mean": mean.pixels, "table plane": table_plane}
     if twin:
-        random = random_twin(encoder, config.seed).to(config.device)
+        random = encoder.redrawn(config.seed).to(config.device)
         model, _ = _train(random, RANDOM, settings, config, train, folder / "random")
         methods[f"{settings.head} on {RANDOM}"] = _measure(model, posed=True)
     model, spent = _train(encoder, encoder_name, settings, config, train, folder / "head")

@@ -98,7 +98,7 @@ class Objective(nn.Module, ABC):
     """
 
     config: Any
-    loss_meaning: ClassVar[str]
+    loss_meaning: str
     picture_meaning: ClassVar[str] = ""
 
     @property

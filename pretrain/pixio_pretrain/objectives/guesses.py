@@ -1,4 +1,4 @@
-"""What it costs to predict hidden patches without looking at visible ones."""
+"""What it costs to predict patches without looking at visible ones."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -25,6 +25,6 @@ def guess_patches(model: "MaskedAutoencoder", train: Iterable[Batch], held_out: 
         targets = torch.stack([model.targets(view.pixels) for view in views])
         for name, guess in guesses.items():
             error = (targets - guess.unsqueeze(-3)).square().mean(dim=-1)  # v b n
-            totals[name] += (error * mask).sum().item() / mask.sum().item() * mask.shape[1]
+            totals[name] += model.average(error, mask).item() * mask.shape[1]
         count += mask.shape[1]
     return {name: total / count for name, total in totals.items()}

@@ -15,7 +15,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import NamedTuple, cast, get_args
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
-from pixio_pretrain.data.companions import Companion, accompany
+from pixio_pretrain.data.companions import Companion, accompany, check_companion
 from pixio_pretrain.data.samples import Batch, SampleMaker
 from pixio_pretrain.data.source import Source
 from pixio_pretrain.objectives.base import EncoderConfig, Objective, ObjectiveConfig
@@ -38,7 +38,7 @@ from pixio_pretrain.objectives.masking import (
 )
 from pixio_pretrain.objectives.patches import Reconstruction, deviation, patchify, standardize, unpatchify
 from pixio_robot.encoder import Encoder
-from pixio_robot.errors import SettingError, UnknownNameError
+from pixio_robot.errors import SettingError
 from pixio_robot.images import denormalize, normalize
 from pixio_robot.nn import NORM_EPS, Block, VisionTransformer, initialize_blocks, sincos_positions
 from pixio_robot.tokens import take
@@ -81,13 +81,12 @@ class PixioConfig(EncoderConfig, ObjectiveConfig):
             raise SettingError(f"{self.decoder_heads} heads do not divide a decoder width of {self.decoder_width}.")
         if self.visible_loss < 0:
             raise SettingError(f"visible_loss must not be negative, as {self.visible_loss} is.")
-        if self.companion not in get_args(Companion):
-            raise UnknownNameError("companion", self.companion, get_args(Companion))
+        check_companion(self.companion, self.companion_reach)
         spec = self.spec()
         grid = spec.image_size // spec.patch_size
         check_mask(grid, self.mask_block, self.mask_ratio)
         if self.companion != "none":
-            check_mask(grid, self.mask_block, self.companion_ratio)
+            check_mask(grid, self.mask_block, self.companion_ratio, setting="companion_ratio")
         return MaskedAutoencoder(self)
 
 
@@ -95,7 +94,8 @@ class MaskedOutput(NamedTuple):
     """What a masked objective says about a batch.
 
     Attributes:
-        loss: Scalar, float32: mean squared error over the hidden patches, each normalised by itself.
+        loss: Scalar, float32: mean squared error over the hidden patches, each normalised by itself; and over visible
+            ones, as far as ``visible_loss`` weighs them.
         prediction: [b n p*p*3], normalised pixels of every patch, ordered (row, column, channel) inside a patch; the
             companion's patches follow the image's.
         mask: [b n], float32, 1 where hidden.
@@ -120,7 +120,6 @@ class MaskedAutoencoder(Objective):
         visible_patches: Patches per image that the encoder sees.
     """
 
-    loss_meaning = "squared error on hidden patches, each normalised by its own mean and deviation"
     picture_meaning = (
         "Seen, rebuilt, true (hidden patches carry their true mean and contrast, as the loss is blind to both):"
     )
@@ -128,6 +127,8 @@ class MaskedAutoencoder(Objective):
     def __init__(self, config: PixioConfig) -> None:
         super().__init__()
         self.config: PixioConfig = config
+        counted = f"hidden and, by {config.visible_loss:g}, visible" if config.visible_loss else "hidden"
+        self.loss_meaning = f"squared error on {counted} patches, each normalised by its own mean and deviation"
         self.spec = spec = config.spec()
         self.grid = spec.image_size // spec.patch_size
         self.mask_blocks = (self.grid // config.mask_block) ** 2
@@ -211,8 +212,12 @@ class MaskedAutoencoder(Objective):
         targets = torch.cat([self.targets(view.pixels) for view in views], dim=1)
         mask = torch.cat([view.mask() for view in views], dim=1)
         error = (prediction.float() - targets).square().mean(dim=-1)  # b n
+        return MaskedOutput(self.average(error, mask), prediction, mask)
+
+    def average(self, error: Tensor, mask: Tensor) -> Tensor:
+        """Average the errors of patches, of which ``mask`` says which were hidden, as the loss weighs them."""
         weight = mask + self.config.visible_loss * (1 - mask)
-        return MaskedOutput((error * weight).sum() / weight.sum(), prediction, mask)
+        return (error * weight).sum() / weight.sum()
 
     def views(
         self,

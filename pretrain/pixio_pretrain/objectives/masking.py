@@ -29,8 +29,8 @@ def count_visible(blocks: int, ratio: float) -> int:
     return math.floor(round(blocks * (1 - ratio), 9))
 
 
-def check_mask(grid: int, block: int, ratio: float) -> None:
-    """Refuse masks that do not fit a ``grid`` x ``grid`` image of patches.
+def check_mask(grid: int, block: int, ratio: float, *, setting: str = "mask_ratio") -> None:
+    """Refuse masks that do not fit a ``grid`` x ``grid`` image of patches; ``setting`` is what the ratio is called.
 
     Raises:
         SettingError: If the block side does not divide the grid or is all of it, or if the ratio hides everything or
@@ -48,7 +48,7 @@ def check_mask(grid: int, block: int, ratio: float) -> None:
     if not 0 < ratio < 1 or not 0 < count_visible(blocks, ratio) < blocks:
         highest = math.floor(1000 * (1 - 1 / blocks)) / 1000
         raise SettingError(
-            f"mask_ratio={ratio} of {blocks} blocks leaves none hidden or none visible; "
+            f"{setting}={ratio} of {blocks} blocks leaves none hidden or none visible; "
             f"choose it above 0 and not above {highest}, or a smaller mask_block."
         )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pixio_pretrain.data import Frames
 from pixio_robot.encoder import Encoder
+from pixio_robot.images import resize
 from pixio_robot.tokens import Tokens
 
 FINE = 8
@@ -42,8 +43,9 @@ class Look:
     ) -> Iterator[tuple[NDArray[np.int64], Tokens]]:
         """Look at whole frames, a batch at a time: their rows, and their tokens in float32 on the CPU."""
         for chunk in np.array_split(rows, -(-len(rows) // batch_size)):
-            images = np.stack([np.asarray(frames.image(row).resize((self.side, self.side))) for row in chunk])
-            yield chunk, self.see(torch.from_numpy(images).permute(0, 3, 1, 2)).map(lambda part: part.float().cpu())
+            images = torch.from_numpy(np.stack([np.asarray(frames.image(row)) for row in chunk])).permute(0, 3, 1, 2)
+            seen = self.see(resize(images, (self.side, self.side)))
+            yield chunk, seen.map(lambda part: part.float().cpu())
 
     def features(self, tokens: Tokens) -> dict[str, Tensor]:
         """Make vectors of tokens, by name, each [b f].
