@@ -1,5 +1,6 @@
-"""Demonstrations in memory: states, actions and cached tokens as tensors, and batches gathered from them."""
+"""Demonstrations in memory: states, actions and what cameras saw, as tensors, and batches gathered from them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_pixio.cached_tokens import check_fit
+from lerobot_policy_pixio.decoded import Frames, PixelStore
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy
 from lerobot_policy_pixio.options import PixioOptions
@@ -19,7 +21,7 @@ from pixio_robot.errors import DataError, SettingError
 
 
 class Demonstrations:
-    """A data set's normalised states and actions, and its cached tokens, gathered by frame.
+    """A data set's normalised states and actions, and its cached tokens or decoded images, gathered by frame.
 
     Batches are what LeRobot's data loader and preprocessor would give, without their per-item work: where a window of
     observations or actions passes the start or end of its episode, it repeats the first or last frame there;
@@ -30,6 +32,7 @@ class Demonstrations:
         policy: The policy that will be trained; its configuration says which features and windows it reads.
         preprocessor: The policy's own, from ``make_pre_post_processors``.
         cache: A feature cache of this data set and the policy's encoder; not needed by a blind policy.
+        pixels: Decoded frames of this data set, in place of a cache; the encoder then runs at every step.
         memory_gb: Hold up to so many gigabytes of tokens in the device's memory; half of what is free when absent.
 
     Attributes:
@@ -40,7 +43,7 @@ class Demonstrations:
     Raises:
         DataError: If the data set lacks a feature of the policy, holds NaN, or has only episodes that are too short.
         CacheError: If the cache is of another encoder, data set or setting.
-        SettingError: If the policy needs a cache and none is given, or trains its encoder.
+        SettingError: If the policy needs a cache and none is given, or trains its encoder from one.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Demonstrations:
         preprocessor: PolicyProcessorPipeline,
         cache: str | Path | None = None,
         *,
+        pixels: Frames | None = None,
         memory_gb: float | None = None,
     ) -> None:
         config = policy.config
@@ -63,11 +67,16 @@ class Demonstrations:
         behind = config.observation_delta_indices
         self._behind = None if behind is None else torch.tensor(behind, device=device)
         self._tasks = _tasks(frames) if config.task_conditioning != "none" else None
-        self._tokens, self.variants = None, 0
-        if config.image_features:
+        self._seen: TokenStore | PixelStore | None = None
+        self.variants, cameras = 0, list(config.image_features)
+        if cameras:
+            _check_cameras(frames, cameras)
+        if cameras and pixels is not None:
+            self._seen = PixelStore(pixels, cameras, device)
+        elif cameras:
             opened = _open_cache(frames, policy, cache)
             self.variants = opened.variants
-            self._tokens = TokenStore(opened, list(config.image_features), device, memory_gb=memory_gb)
+            self._seen = TokenStore(opened, cameras, device, memory_gb=memory_gb)
 
     def __len__(self) -> int:
         """Number of frames to train on."""
@@ -82,9 +91,9 @@ class Demonstrations:
                 and time steps of a sample show the same variant.
 
         Returns:
-            States [b s], ``Tokens`` per camera with classes [b c d] and patches [b n d], or all of these with the time
-            axis [b t ...] of a policy that has one; action chunks [b chunk a] and ``action_is_pad`` [b chunk]; the
-            task strings, where the policy reads them.
+            States [b s]; per camera ``Tokens`` with classes [b c d] and patches [b n d], or images uint8 [b 3 h w]; all
+            of these with the time axis [b t ...] of a policy that has one; action chunks [b chunk a] and
+            ``action_is_pad`` [b chunk]; the task strings, where the policy reads them.
         """
         rows = rows.to(self._ends.device)
         starts, ends = self._starts[rows, None], self._ends[rows, None]
@@ -97,10 +106,10 @@ class Demonstrations:
         batch["action_is_pad"] = (ahead < starts) | (ahead >= ends)
         if self._tasks is not None:
             batch["task"] = [self._tasks[row] for row in rows.tolist()]
-        if self._tokens is not None:
+        if self._seen is not None:
             if variants is not None:
                 variants = variants.to(rows).view(-1, *[1] * (seen.ndim - 1)).expand_as(seen)
-            batch |= self._tokens.gather(seen, variants)
+            batch |= self._seen.gather(seen, variants)
         return batch
 
 
@@ -142,20 +151,24 @@ def _tasks(frames: DatasetFrames) -> list[str]:
     return [names.index[index] for index in frames.dataset.hf_dataset.data.column("task_index").to_pylist()]
 
 
+def _check_cameras(frames: DatasetFrames, cameras: Sequence[str]) -> None:
+    for camera in cameras:
+        if camera not in frames.cameras:
+            there = ", ".join(frames.cameras) or "none"
+            raise DataError(f"{frames.dataset.root} has no camera {camera!r}; its cameras are: {there}.")
+
+
 def _open_cache(frames: DatasetFrames, policy: PixioPolicy, path: str | Path | None) -> FeatureCache:
     """Open a cache after a check that it holds what the policy would see."""
     config = policy.config
     if config.train_encoder != "frozen":
         raise SettingError(
             f"train_encoder={config.train_encoder!r} changes the encoder while its cached features stay: train with "
-            "LeRobot's `lerobot-train`, which runs the encoder at every step, or set train_encoder='frozen'."
+            "LeRobot's `lerobot-train`, which runs the encoder at every step, give train() decoded frames "
+            "(pixels=...), or set train_encoder='frozen'."
         )
     if path is None:
         raise SettingError("A policy with eyes trains from a feature cache: build one with pixio_robot.build_cache.")
-    for camera in config.image_features:
-        if camera not in frames.cameras:
-            there = ", ".join(frames.cameras) or "none"
-            raise DataError(f"{frames.dataset.root} has no camera {camera!r}; its cameras are: {there}.")
     assert policy.eyes is not None, "a policy with cameras has eyes"
     cache = FeatureCache.open(path, encoder=policy.eyes.encoder, source=frames)
     check_fit(cache, config)

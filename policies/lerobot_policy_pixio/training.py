@@ -28,6 +28,7 @@ from lerobot.utils.constants import PRETRAINED_MODEL_DIR, TRAINING_STATE_DIR
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from torch import Tensor
 
+from lerobot_policy_pixio.decoded import Frames
 from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.evaluation import Evaluation
 from lerobot_policy_pixio.frames import DatasetFrames
@@ -58,6 +59,7 @@ def train(
     save_every: int = 1000,
     log_every: int = 50,
     encoder: Encoder | None = None,
+    pixels: Frames | None = None,
     memory_gb: float | None = None,
     evaluation: Evaluation | None = None,
     wandb: WandBConfig | None = None,
@@ -71,7 +73,7 @@ def train(
             and scheduler presets and ``use_amp`` (bfloat16) apply, as they do in ``lerobot-train``; training starts
             from the weights in ``pretrained_path``, if it names some.
         dataset_root: A LeRobotDataset v3 folder, or its frames.
-        cache: The feature cache of that data set and the policy's encoder; None for a blind policy.
+        cache: The feature cache of that data set and the policy's encoder; None for a blind policy, or with ``pixels``.
         folder: The run, with ``checkpoints/``, ``log.jsonl`` and, where TensorBoard is installed, ``tensorboard/``. If
             it holds the same run unfinished, that continues.
         steps: Optimizer steps.
@@ -80,6 +82,7 @@ def train(
         save_every: Steps between checkpoints; the last step always saves one, and 0 saves no other.
         log_every: Steps between lines of the log; the last step always writes one, and 0 writes no other.
         encoder: The policy's encoder, if it is in memory already.
+        pixels: The data set's decoded frames (see ``decode_frames``), for a policy that trains its encoder.
         memory_gb: Hold up to so many gigabytes of tokens in the device's memory; half of what is free when absent.
         evaluation: Rollouts at intervals; their results go to the log.
         wandb: Where to track the run, in LeRobot's own settings.
@@ -90,7 +93,7 @@ def train(
 
     Raises:
         SettingError: If the folder holds another run or one that is being trained, training diverges, or the policy
-            trains its encoder.
+            trains its encoder from a cache.
         DataError: If the data set lacks what the policy needs.
         CacheError: If the cache is of another encoder, data set or setting.
         CheckpointError: If the encoder is not the one that the policy was trained with.
@@ -107,7 +110,7 @@ def train(
         else:
             policy = policy_class(config).from_pretrained(newest / PRETRAINED_MODEL_DIR, encoder=encoder)
         processors = make_processors(policy, frames)
-        demonstrations = Demonstrations(frames, policy, processors[0], cache, memory_gb=memory_gb)
+        demonstrations = Demonstrations(frames, policy, processors[0], cache, pixels=pixels, memory_gb=memory_gb)
         trainer = Trainer(policy, demonstrations, steps=steps, batch_size=batch_size, seed=seed)
         start = 0 if newest is None else trainer.resume(newest)
         run.claim()

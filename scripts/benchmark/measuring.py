@@ -21,7 +21,6 @@ from lerobot.utils.feature_utils import dataset_to_policy_features
 from benchmark.acting import open_actor
 from benchmark.arms import CALIBRATION, Sight, open_sight
 from benchmark.cells import Cell, finish
-from benchmark.live_training import decode_frames, train_live
 from benchmark.recipes import configure, soften
 from benchmark.settings import SCENES, Benchmark
 from benchmark.tasks import check_features, environment, expected_features, open_demonstrations, shared_folder
@@ -29,6 +28,7 @@ from lerobot_env_pixio import EpisodeRecord, read_records, rollout, seeds, write
 from lerobot_policy_pixio.acting import Actor
 from lerobot_policy_pixio.cache_folders import cache_path
 from lerobot_policy_pixio.cached_tokens import cache_settings
+from lerobot_policy_pixio.decoded import decode_frames
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.options import PixioOptions
 from lerobot_policy_pixio.training import train
@@ -141,7 +141,7 @@ def _train(
         with cost.of("shared"):
             pixels = decode_frames(frames, shared_folder(config, cell.task) / "frames")
         with cost.of("training"):
-            return train_live(policy, frames, pixels, folder, **settings)
+            return train(policy, frames, None, folder, pixels=pixels, **settings)[1]
     cache = None
     if sight.encoder is not None:
         facts = cache_settings(policy, sight.encoder, frames)

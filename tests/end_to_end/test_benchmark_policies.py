@@ -23,7 +23,6 @@ sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 from benchmark.acting import HistoryActor, open_actor
 from benchmark.arms import Sight, draw_cnn, open_sight
 from benchmark.configuration_pixio_mlp import PixioMLPConfig
-from benchmark.live_training import LiveDemonstrations, decode_frames, train_live
 from benchmark.recipes import configure, soften
 from benchmark.remembering import EARLIER
 from benchmark.settings import Benchmark
@@ -31,6 +30,7 @@ from benchmark.tasks import check_features
 
 from lerobot_policy_pixio.acting import Actor
 from lerobot_policy_pixio.cached_tokens import cache_settings
+from lerobot_policy_pixio.decoded import decode_frames
 from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import make_policy, make_processors, train
@@ -185,12 +185,13 @@ def test_the_cnn_learns_from_decoded_frames_and_a_killed_training_ends_the_same(
     chosen, pixels = settings(policy, sight, frames), decode_frames(frames, tmp_path / "frames")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "frames").iterdir()}
     facts: dict[str, Any] = {"steps": 4, "batch_size": 4, "seed": 3, "save_every": 2, "encoder": sight.encoder}
-    whole = train_live(chosen, frames, pixels, tmp_path / "whole", **facts)
+    whole = train(chosen, frames, None, tmp_path / "whole", pixels=pixels, **facts)[1]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "frames").iterdir()} == before
 
-    train_live(chosen, frames, pixels, tmp_path / "killed", **facts)
+    train(chosen, frames, None, tmp_path / "killed", pixels=pixels, **facts)
     shutil.rmtree(max((tmp_path / "killed" / "checkpoints").glob("[0-9]*")))  # as if killed after the second step
-    again = train_live(chosen, frames, decode_frames(frames, tmp_path / "frames"), tmp_path / "killed", **facts)
+    pixels = decode_frames(frames, tmp_path / "frames")
+    again = train(chosen, frames, None, tmp_path / "killed", pixels=pixels, **facts)[1]
     assert again[-1]["loss"] == whole[-1]["loss"]
     one, two = (load_file(tmp_path / name / MODEL / "model.safetensors") for name in ("whole", "killed"))
     assert any(name.startswith("eyes.encoder") for name in one)
@@ -234,7 +235,7 @@ def test_an_arm_has_options_of_its_own_and_a_tuned_encoder_begins_as_it_was_trai
     build_cache(cache, pixio.encoder, frames, **cache_settings(chosen_large, pixio.encoder, frames))
     train(chosen_large, frames, cache, tmp_path / "large", encoder=pixio.encoder, **facts)
     facts["encoder"] = tuned.encoder
-    train_live(chosen, frames, decode_frames(frames, tmp_path / "frames"), tmp_path / "run", **facts)
+    train(chosen, frames, None, tmp_path / "run", pixels=decode_frames(frames, tmp_path / "frames"), **facts)
     ended = load_file(tmp_path / "run" / MODEL / "model.safetensors")
     moved = {
         name
@@ -249,7 +250,7 @@ def test_live_batches_show_the_frames_of_their_rows(frames: DatasetFrames, tmp_p
     sight = open_sight(config({}, tmp_path), "cnn", 0, frames=lambda: frames.read(CAMERA, 0, 16), shared=tmp_path)
     policy = make_policy(settings("mlp", sight, frames), frames, seed=0, encoder=sight.encoder)
     pixels = decode_frames(frames, tmp_path / "frames")
-    live = LiveDemonstrations(frames, policy, make_processors(policy, frames)[0], pixels)
+    live = Demonstrations(frames, policy, make_processors(policy, frames)[0], pixels=pixels)
     batch = live.gather(torch.tensor([9, 13]))  # the second episode's first frame, and its fifth
     stored = frames.read(CAMERA, 0, len(frames))
     torch.testing.assert_close(batch[CAMERA], stored[torch.tensor([[9, 9, 9], [11, 12, 13]])])
