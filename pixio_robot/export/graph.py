@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pixio_robot.adapter import VisualFeatureAdapter
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError
-from pixio_robot.geometry.depth import Depth, DepthModel
+from pixio_robot.geometry.depth import Depth, DepthModel, shared_blocks
 from pixio_robot.tokens import Tokens
 
 
@@ -60,11 +60,6 @@ class OnePass(nn.Module):
         self, encoder: Encoder, *, depth: DepthModel | None = None, adapter: VisualFeatureAdapter | None = None
     ) -> None:
         super().__init__()
-        if depth is not None and depth.encoder is not encoder:
-            raise SettingError(
-                "The depth model is on another encoder, so it would need a pass of its own: "
-                "load_depth(folder, encoder=encoder) puts it on this one."
-            )
         if adapter is not None and adapter.steps != 1:
             raise SettingError(f"An adapter of {adapter.steps} time steps needs earlier frames' tokens; export 1 step.")
         if adapter is not None and (adapter.width, adapter.class_tokens) != (
@@ -77,8 +72,7 @@ class OnePass(nn.Module):
             )
         self.encoder, self.depth, self.adapter = encoder, depth, adapter
         self.cameras = adapter.cameras if adapter is not None else 1
-        self._last = encoder.spec.depth - 1
-        self._blocks = sorted({self._last, *(depth.taps if depth is not None else ())})
+        self._last, self._blocks = encoder.spec.depth - 1, shared_blocks(encoder, depth)
         self.inputs: tuple[str, ...] = ("images",)
         if depth is not None:
             posed = depth.settings.rays or depth.settings.coding == "support"

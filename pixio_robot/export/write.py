@@ -117,9 +117,15 @@ def export(
                 made={"date": datetime.now(UTC).isoformat(timespec="seconds"), "opset": OPSET},
             ),
         )
+        old = Path(scratch, "old")
         if folder.exists():
-            os.replace(folder, Path(scratch, "old"))
-        os.replace(draft, folder)
+            os.replace(folder, old)
+        try:
+            os.replace(draft, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
     return folder
 
 

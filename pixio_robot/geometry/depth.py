@@ -269,6 +269,20 @@ class DepthModel(nn.Module):
         return log_depth.exp()
 
 
+def shared_blocks(encoder: Encoder, depth: DepthModel | None) -> list[int]:
+    """Say after which blocks one pass must be read, for tokens (the last one) and depth alike, counted from 0.
+
+    Raises:
+        SettingError: The depth model is on another encoder.
+    """
+    if depth is not None and depth.encoder is not encoder:
+        raise SettingError(
+            "The depth model is on another encoder, so it would need a pass of its own: "
+            "load_depth(folder, encoder=encoder) puts it on this one."
+        )
+    return sorted({encoder.spec.depth - 1, *(depth.taps if depth is not None else ())})
+
+
 def load_depth(
     folder: str | Path, *, encoder: Encoder | None = None, device: torch.device | str | None = None
 ) -> DepthModel:

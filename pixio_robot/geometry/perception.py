@@ -10,7 +10,7 @@ from torch import Tensor
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.geometry.cameras import resize_intrinsics, transform, unproject
-from pixio_robot.geometry.depth import Depth, DepthModel
+from pixio_robot.geometry.depth import Depth, DepthModel, shared_blocks
 from pixio_robot.images import resize
 from pixio_robot.tokens import Tokens
 
@@ -72,14 +72,8 @@ class Perception:
         depth: DepthModel | None = None,
         size: tuple[int, int] | None = None,
     ) -> None:
-        if depth is not None and depth.encoder is not encoder:
-            raise SettingError(
-                "The depth model is on another encoder, so it would need a pass of its own: "
-                "load_depth(folder, encoder=encoder) puts it on this one."
-            )
         self.encoder, self._adapter, self._depth, self._size = encoder, adapter, depth, size
-        self._last = encoder.spec.depth - 1
-        self._blocks: list[int] = sorted({self._last, *(depth.taps if depth else ())})
+        self._last, self._blocks = encoder.spec.depth - 1, shared_blocks(encoder, depth)
         self._seen: OrderedDict[tuple[Hashable, str], Seen] = OrderedDict()
         self._given: dict[tuple[Hashable, str], tuple[int, int]] = {}
         self.passes = 0
