@@ -60,11 +60,11 @@ def read_rates(config: Benchmark, policy: str, condition: str) -> dict[str, dict
     for panel in make_panels(config, plan_cells(config)):
         if panel.policy != policy or not panel.scores:
             continue
-        cells: defaultdict[tuple[str, str], list[NDArray[np.bool_]]] = defaultdict(list)
+        cells: defaultdict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
         for arm, filled in panel.cells.items():
             if arm in frozen:
                 for one, row in zip(filled, panel.scores[condition][arm].successes, strict=True):
-                    cells[one.facts["encoder"], arm].append(row)
+                    cells[one.facts["encoder"], arm].append(row.astype(float))
         rates[panel.task.name] = {
             encoder: (arm, resampled_means(np.array(rows), arm=encoder, stratum=f"scenes of {panel.task.name}"))
             for (encoder, arm), rows in cells.items()

@@ -111,9 +111,10 @@ class Trunk(nn.Module):
         # Rotation, translation as a share of the scale, focal length.
         self.pose = nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), nn.Linear(d, 10))
         self.scale = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, 1))
-        self.drift = nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), nn.Linear(d, 9))  # starts with hardly any
-        nn.init.normal_(self.drift[-1].weight, std=1e-3)
-        nn.init.zeros_(self.drift[-1].bias)
+        drift = nn.Linear(d, 9)
+        nn.init.normal_(drift.weight, std=1e-3)  # starts with hardly any
+        nn.init.zeros_(drift.bias)
+        self.drift = nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), drift)
         self.register_buffer(
             "depths", sweep_depths(settings.bins, nearest=settings.nearest, farthest=settings.farthest)
         )

@@ -177,8 +177,9 @@ def _score(task: ViewsTask, pair: Rows, known: Known, drift: Tensor) -> dict[str
     depth, k, poses = (part[0].cpu() for part in task.truth(pair, known))
     valid = is_valid(depth)
     found = task.predict(pair, known, drift[None])
-    said = Views(found.points_world[0].cpu(), found.depth_z[0].cpu(), found.cam2world[0].cpu())
-    return scene_metrics(said, Views(transform(poses, unproject(depth, k)), depth, poses), valid) | _off(said[2], poses)
+    points, said_depth, said_poses = (part[0].cpu() for part in (found.points_world, found.depth_z, found.cam2world))
+    truth = Views(transform(poses, unproject(depth, k)), depth, poses)
+    return scene_metrics(Views(points, said_depth, said_poses), truth, valid) | _off(said_poses, poses)
 
 
 def _assumed(task: ViewsTask, pair: Rows, drift: Tensor) -> dict[str, float]:
