@@ -53,7 +53,7 @@ def more_kept(
         other: Those of the arm to compare with; the same scenes, and any number of seeds.
 
     Returns:
-        The difference of the shares and the ends of its interval; None if either share cannot be told.
+        The difference of the shares and the ends of its interval, at most ``MOST``; None if a share cannot be told.
     """
     shares = [share_kept(*tables) for tables in (arm, other)]
     first, second = shares
@@ -72,7 +72,7 @@ def more_kept(
     if variance == 0:  # nothing varies: what each share may be by itself
         return difference, first[1] - second[2], first[2] - second[1]
     reach = quantile * float(variance) ** 0.5
-    return difference, difference - reach, difference + reach
+    return difference, max(difference - reach, -MOST), min(difference + reach, MOST)
 
 
 def _last_inside(clean: NDArray[np.float64], shifted: NDArray[np.float64], inside: float, end: float) -> float:

@@ -18,8 +18,9 @@ from benchmark.tables import Grid, arms_grid, cost_grid, overview, score_grids, 
 
 METHOD = (
     "The last weights of every training are measured, never the best of several. All arms play the same held-out "
-    "scenes, and none of them, nor any look of a shifted scene, was there in training. With several training seeds, "
-    "intervals answer for other seeds and other scenes (crossed analysis of variance); with one, for other scenes."
+    "scenes, and none of them, nor any look of a shifted scene, was there when policies were trained; what an encoder "
+    "has seen, its card says. With several training seeds, intervals answer for other seeds and other scenes (crossed "
+    "analysis of variance); with one, for other scenes."
 )
 
 

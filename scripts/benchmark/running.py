@@ -2,7 +2,7 @@
 
 import logging
 
-from benchmark.cells import count_done, plan_cells, work
+from benchmark.cells import Worked, count_done, plan_cells, work
 from benchmark.settings import CONTROLS, Benchmark, claim
 from lerobot_env_pixio import check_rendering
 
@@ -18,7 +18,7 @@ ANSWERS = {
 
 
 def run(config: Benchmark, *, command: str) -> None:
-    """Fill in the cells that are not done, then write the report.
+    """Fill in the cells that are not done, unless only the report is asked for; then write that.
 
     Raises:
         PixioRobotError: Settings that cannot be run, or another benchmark's folder.
@@ -28,15 +28,17 @@ def run(config: Benchmark, *, command: str) -> None:
     for name in CONTROLS:
         if name in config.without:
             logger.warning("The control arm %r is off: nothing will say %s.", name, ANSWERS[name])
-    check_rendering()
-    from benchmark.measuring import filler  # takes ten seconds to import
-    from benchmark.reporting import write_report
-    from benchmark.tasks import check_tasks
+    cells, worked = plan_cells(config), Worked(failed={}, elsewhere=[])
+    if not config.report_only:
+        check_rendering()
+        from benchmark.measuring import filler  # takes ten seconds to import
+        from benchmark.tasks import check_tasks
 
-    check_tasks(config)
-    claim(config)
-    cells = plan_cells(config)
-    worked = work(config.folder, cells, filler(config))
+        check_tasks(config)
+        claim(config)
+        worked = work(config.folder, cells, filler(config))
+    from benchmark.reporting import write_report
+
     page = write_report(config, command=command)
     print(f"{count_done(config.folder, cells)} of {len(cells)} cells are done. Report: {page}")
     if worked.elsewhere:

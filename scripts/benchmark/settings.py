@@ -25,6 +25,9 @@ SIGHT_OPTIONS = ("image_size", "classes", "patches", "grid", "train_encoder", "t
 SIGHT_OPTIONS += ("optimizer_lr_encoder",)
 """Fields of a policy in which arms may differ; see ``PixioOptions``."""
 
+INCIDENTAL = ("workers", "threads", "device", "report_only", "worker")
+"""Settings of where and how fast cells are computed."""
+
 GROWING = ("arms", "options", "tasks", "policies", "seeds", "training", "datasets", "cameras", "versions")
 """Settings that may gain entries: cells that are there stay what they were."""
 
@@ -75,6 +78,7 @@ class Benchmark:
         workers: Processes for simulation.
         threads: Threads of PyTorch.
         device: Where policies train and act.
+        report_only: Run nothing, and write the report of the cells that are done.
         worker: Nothing by itself; it gives hydra something to start several processes by: -m worker=0,1,2,3.
     """
 
@@ -102,6 +106,7 @@ class Benchmark:
     workers: int = 1
     threads: int = 1
     device: str = "cpu"
+    report_only: bool = False
     worker: int = 0
 
     @property
@@ -189,7 +194,7 @@ class Benchmark:
     def identity(self) -> dict[str, Any]:
         """What decides a folder's results; where and how fast they are computed does not."""
         facts = json.loads(json.dumps(asdict(self)))
-        for key in ("folder", "tier", "note", "videos", "save_every", "workers", "threads", "device", "worker"):
+        for key in ("folder", "tier", "note", "videos", "save_every", *INCIDENTAL):
             del facts[key]
         for key in ("datasets", "cameras"):
             facts[key] = {task_name(parse_task(name)): value for name, value in facts[key].items()}

@@ -245,6 +245,17 @@ def test_the_report_says_what_the_records_say(make_config: Any, tmp_path: Path) 
     assert len(clean["pixio"].p_values["random"]) == 2
 
 
+def test_the_report_alone_can_be_had_and_runs_nothing(make_config: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_config(report_only=True, arms={"pixio": "nowhere"})  # there is no such encoder to run
+    running.run(config, command="")
+    assert "0 of 20 cells are done. Report: None" in capsys.readouterr().out
+    fill(config, rates=RATES)
+    running.run(config, command="")
+    assert "20 of 20 cells are done." in capsys.readouterr().out
+    assert (Path(config.folder) / "report.html").is_file()
+    assert not (Path(config.folder) / "settings.json").exists()
+
+
 def test_an_unfinished_benchmark_is_reported_as_such(make_config: Any) -> None:
     config = make_config()
     assert reporting.write_report(config, command="") is None
