@@ -138,9 +138,9 @@ def test_knocks_are_rigid_and_of_the_size_that_is_said() -> None:
 @pytest.mark.slow
 def test_a_trunk_is_trained_stored_and_compared(data: Path, encoder: Encoder, tmp_path: Path) -> None:
     encoder.save_pretrained(tmp_path / "encoder")
-    config = FitConfig(steps=30, batch_size=8, lr=3e-3, precision="fp32", checkpoint_every=15, log_every=5)
+    config = FitConfig(steps=60, batch_size=8, lr=3e-3, precision="fp32", checkpoint_every=30, log_every=5)
     folder = train_views(data, tmp_path / "run", encoder_name=str(tmp_path / "encoder"), settings=TRUNK, config=config)
-    assert load_multiview(folder).facts["fit"]["steps"] == 30
+    assert load_multiview(folder).facts["fit"]["steps"] == 60
     log = [json.loads(line) for line in (tmp_path / "run" / "trunk" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["silog"] < log[0]["silog"]
     rows = json.loads((tmp_path / "run" / "evaluation.json").read_text())
