@@ -156,10 +156,11 @@ class Benchmark:
                 if name not in known:
                     raise UnknownNameError(kind, name, known)
         full = [task_name(task) for task in self.find_tasks()]
-        for key in ("datasets", "cameras"):
-            for name in getattr(self, key):
-                if task_name(parse_task(name)) not in full:
-                    raise SettingError(f"{key} names {name!r}, which is not among tasks: {', '.join(full)}.")
+        for name in self.cameras:
+            parse_task(name)  # a tier's file may name cameras of tasks that are not run here
+        for name in self.datasets:
+            if task_name(parse_task(name)) not in full:
+                raise SettingError(f"datasets names {name!r}, which is not among tasks: {', '.join(full)}.")
         for key, values in (("tasks", full), ("policies", self.policies), ("seeds", self.seeds)):
             if not values or len(set(values)) < len(values):
                 raise SettingError(f"{key}={list(values)}: name at least one, and none twice.")
@@ -199,6 +200,7 @@ class Benchmark:
         for key in ("datasets", "cameras"):
             facts[key] = {task_name(parse_task(name)): value for name, value in facts[key].items()}
         facts["tasks"] = [task_name(task) for task in self.find_tasks()]
+        facts["cameras"] = {name: facts["cameras"][name] for name in facts["tasks"] if name in facts["cameras"]}
         facts["training"] = {name: facts["training"][name] for name in self.policies}
         facts["versions"] = {task.suite: package_versions(task.suite) for task in self.find_tasks()}
         return facts
