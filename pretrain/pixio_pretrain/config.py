@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from pixio_pretrain.curation.selection import CurationConfig
 from pixio_pretrain.optim import OptimizerConfig, learning_rate
+from pixio_pretrain.precision import resolve
 from pixio_robot.errors import SettingError
 
 
@@ -115,7 +116,7 @@ class RunConfig:
         steps: Optimiser steps.
         batch_size: Images per step, of all processes together.
         seed: Fixes weights, order, crops and masks.
-        precision: "bf16" (autocast; weights stay float32) or "fp32".
+        precision: "bf16" (autocast; weights stay float32), "fp32", or "auto": bf16 where the device is fast at it.
         device: "cpu", "cuda", ...; a process of ``torchrun`` takes the "cuda" device of its rank.
         threads: CPU threads of PyTorch; 0 leaves its own choice.
         max_bad_steps: Steps in a row with a non-finite loss or gradient, all of them left out, that end the run.
@@ -136,7 +137,7 @@ class RunConfig:
     steps: int = MISSING
     batch_size: int = 128
     seed: int = 0
-    precision: str = "bf16"
+    precision: str = "auto"
     device: str = "cpu"
     threads: int = 0
     max_bad_steps: int = 10
@@ -154,8 +155,7 @@ class RunConfig:
         for name in ("steps", "batch_size", "max_bad_steps", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.precision not in ("bf16", "fp32"):
-            raise SettingError(f"precision must be bf16 or fp32, not {self.precision!r}.")
+        self.precision = resolve(self.precision, self.device)
         if self.threads < 0:
             raise SettingError(f"threads must not be negative, as {self.threads} is.")
 

@@ -19,6 +19,7 @@ from pixio_pretrain.distributed import World, spread
 from pixio_pretrain.evaluate import take
 from pixio_pretrain.objectives import Objective
 from pixio_pretrain.optim import make_optimizer
+from pixio_pretrain.precision import autocast
 from pixio_pretrain.speed import count_flops
 from pixio_robot.errors import SettingError
 
@@ -71,7 +72,7 @@ class Run:
 
     def autocast(self) -> torch.autocast:
         """Half precision where the run asks for it."""
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return autocast(self.config.precision, self.world.device)
 
     def seed(self) -> int:
         """Seed of the chance inside the model, for the next step of this process; so no checkpoint needs to keep it."""

@@ -17,6 +17,7 @@ from pixio_pretrain.curation.table import read_identity, read_table
 from pixio_pretrain.curation.trained import load_objective
 from pixio_pretrain.data import open_source
 from pixio_pretrain.data.shards import TarShards
+from pixio_pretrain.precision import PRECISIONS
 from pixio_robot.errors import PixioRobotError, SettingError
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     loss.add_argument("--masks", type=int, default=4, help="per image; default: %(default)s")
     loss.add_argument("--seed", type=int, default=0, help="of the masks; default: %(default)s")
     loss.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
-    loss.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="default: %(default)s")
+    loss.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: %(default)s")
     loss.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument(
         "--max-skipped", type=float, default=100, help="undecodable samples to go on after; below 1, their share"

@@ -10,6 +10,7 @@ from PIL import Image
 
 from pixio_pretrain.objectives import Objective
 from pixio_pretrain.objectives.masked import MaskedAutoencoder
+from pixio_pretrain.precision import autocast, resolve
 from pixio_robot.errors import CheckpointError, SettingError
 from pixio_robot.images import normalize
 
@@ -57,7 +58,7 @@ class ReconstructionLoss:
         objective: With trained weights, on its device.
         masks: Masks per image.
         seed: Fixes the masks.
-        precision: "bf16" (autocast) or "fp32".
+        precision: See ``pixio_pretrain.precision.resolve``.
 
     Raises:
         SettingError: If the objective hides nothing, or the settings are out of range.
@@ -71,15 +72,13 @@ class ReconstructionLoss:
             )
         if masks < 1:
             raise SettingError(f"masks must be at least 1, not {masks}.")
-        if precision not in ("bf16", "fp32"):
-            raise SettingError(f"precision must be bf16 or fp32, not {precision!r}.")
         self.objective = objective.eval()
-        self.precision = precision
+        self.precision = resolve(precision, next(objective.parameters()).device)
         self._make = objective.samples(crop_scale=1.0)
         sources = [np.random.default_rng([seed, mask]) for mask in range(masks)]
         draws = [random.random(objective.mask_blocks, dtype=np.float32) for random in sources]
         self._noise = torch.from_numpy(np.stack(draws))  # masks, mask blocks
-        self._identity = {"masks": masks, "seed": seed, "precision": precision}
+        self._identity = {"masks": masks, "seed": seed, "precision": self.precision}
 
     def describe(self) -> dict[str, object]:
         """What decides the losses, in JSON's types."""
@@ -99,7 +98,7 @@ class ReconstructionLoss:
         targets = self.objective.targets(normalize(batch, torch.float32))
         total = torch.zeros(len(batch), device=device)
         for noise in self._noise.to(device):
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with autocast(self.precision, device):
                 output = self.objective(batch, noise=noise.expand(len(batch), -1))
             error = (output.prediction.float() - targets).square().mean(dim=-1)  # b n
             total += (error * output.mask).sum(dim=1) / output.mask.sum(dim=1)

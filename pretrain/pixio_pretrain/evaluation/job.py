@@ -18,6 +18,7 @@ from PIL import Image
 
 from pixio_pretrain.checkpoint import check_identity
 from pixio_pretrain.evaluation.baselines import open_encoder
+from pixio_pretrain.precision import autocast, resolve
 from pixio_robot.encoder import ENCODERS, Encoder
 from pixio_robot.errors import DataError, SettingError
 from pixio_robot.runs import alone
@@ -36,7 +37,7 @@ class EvalConfig:
         data: The data set's folder.
         folder: Where results go: a folder per task and encoder. An evaluation that was stopped goes on there.
         seed: Fixes weights, order and chance.
-        precision: "bf16" (autocast; weights stay float32) or "fp32".
+        precision: "bf16" (autocast; weights stay float32), "fp32", or "auto": bf16 where the device is fast at it.
         device: "cpu", "cuda", ...
         threads: CPU threads of PyTorch; 0 leaves its own choice.
         workers: Processes that read and cut images; 0 does it in the main one. Changes no result.
@@ -49,7 +50,7 @@ class EvalConfig:
     data: str = MISSING
     folder: str = "outputs/eval"
     seed: int = 0
-    precision: str = "bf16"
+    precision: str = "auto"
     device: str = "cpu"
     threads: int = 0
     workers: int = 0
@@ -58,8 +59,7 @@ class EvalConfig:
     task: Any = MISSING
 
     def __post_init__(self) -> None:
-        if self.precision not in ("bf16", "fp32"):
-            raise SettingError(f"precision must be bf16 or fp32, not {self.precision!r}.")
+        self.precision = resolve(self.precision, self.device)
         if self.batch_size < 1 or min(self.threads, self.workers) < 0:
             raise SettingError("batch_size must be at least 1; threads and workers must not be negative.")
 
@@ -125,7 +125,7 @@ class Job:
 
     def autocast(self) -> torch.autocast:
         """Half precision where the settings ask for it."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return autocast(self.config.precision, self.device)
 
     def identity(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """What decides the result, by dotted name."""

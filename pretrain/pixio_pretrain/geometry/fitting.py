@@ -19,6 +19,7 @@ from pixio_pretrain.geometry.sets import Rows
 from pixio_pretrain.heap import keep_freed_memory
 from pixio_pretrain.logs import Logs
 from pixio_pretrain.optim import OptimizerConfig, learning_rate, make_optimizer
+from pixio_pretrain.precision import autocast, resolve
 from pixio_robot.errors import SettingError
 from pixio_robot.runs import alone
 
@@ -35,7 +36,8 @@ class FitConfig:
         lr: Learning rate at its peak; a warm-up over the first tenth, then a cosine to 0.
         weight_decay: Of matrices.
         seed: Of weights, order and chance.
-        precision: "bf16" computes all but the output layer in bfloat16.
+        precision: "bf16" computes all but the output layer in bfloat16, "fp32" nothing; "auto" is bf16 where the device
+            is fast at it.
         device: Where.
         checkpoint_every: Steps between checkpoints.
         log_every: Steps between lines of ``log.jsonl``.
@@ -46,7 +48,7 @@ class FitConfig:
     lr: float = 5e-4
     weight_decay: float = 0.01
     seed: int = 0
-    precision: str = "bf16"
+    precision: str = "auto"
     device: str = "cpu"
     checkpoint_every: int = 200
     log_every: int = 20
@@ -54,8 +56,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.checkpoint_every, self.log_every) < 1 or self.lr <= 0:
             raise SettingError("steps, batch_size, checkpoint_every and log_every must be at least 1, lr above 0.")
-        if self.precision not in ("bf16", "fp32"):
-            raise SettingError(f"precision={self.precision!r}: choose 'bf16' or 'fp32'.")
+        object.__setattr__(self, "precision", resolve(self.precision, self.device))
 
 
 class Task(Protocol):
@@ -150,7 +151,7 @@ def _step(
     module.train()
     rows = batch_of(step, samples=task.samples, size=config.batch_size, seed=config.seed)
     random = torch.Generator().manual_seed(int(np.random.SeedSequence([config.seed, step]).generate_state(1)[0]))
-    with torch.autocast(config.device.split(":")[0], torch.bfloat16, enabled=config.precision == "bf16"):
+    with autocast(config.precision, config.device):
         parts = task.loss(rows, random)
     parts["loss"].backward()
     row = {name: value.item() for name, value in parts.items()} | {"lr": rate}

@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pixio_pretrain.geometry.sets import RgbdSet, Rows
+from pixio_pretrain.precision import autocast
 from pixio_robot.encoder import Encoder
 from pixio_robot.tokens import Tokens
 
@@ -63,6 +64,5 @@ class Taps:
         ]
 
     def _encode(self, frames: Rows) -> list[Tokens]:
-        device = next(self._encoder.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self._precision == "bf16"):
+        with autocast(self._precision, next(self._encoder.parameters()).device):
             return self._encoder.intermediate(self._frames.images(frames), blocks=self._blocks)
