@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError, UnknownNameError
@@ -174,17 +175,32 @@ class DepthModel(nn.Module):
             DataError: A calibration that cannot be.
             SettingError: A calibration or images that are missing, or tokens of other blocks.
         """
+        answer = self.numbers(tokens, size, intrinsics, cam2base, images=images, posed=posed)
+        with no_autocast(answer.device):
+            depth = self.decode(answer, intrinsics, cam2base).exp()
+            return Depth(depth, 1 + answer[:, 1].exp())
+
+    def numbers(
+        self,
+        tokens: Sequence[Tokens],
+        size: tuple[int, int],
+        intrinsics: Tensor | None = None,
+        cam2base: Tensor | None = None,
+        *,
+        images: Tensor | None = None,
+        posed: Tensor | None = None,
+    ) -> Tensor:
+        """Give what the head says of each pixel, float32 [b c h w]: of depth, of confidence, of each plane.
+
+        Arguments and errors are those of ``from_tokens``.
+        """
         self._check(len(tokens[0].patches), size, intrinsics, cam2base)
         extra = self._rays(tokens[0], size, intrinsics, cam2base, posed) if self.settings.rays else None
         if isinstance(self.head, DPTHead):
             device = self.head.out.weight.device
             seen = picture(self.encoder, images, device) if self.settings.detail else None
-            answer = self.head(tokens, size, extra, seen)
-        else:
-            answer = self.head(tokens, size, extra)
-        with no_autocast(answer.device):
-            depth = self._decode(answer, intrinsics, cam2base)
-            return Depth(depth, 1 + answer[:, 1].exp())
+            return self.head(tokens, size, extra, seen)
+        return self.head(tokens, size, extra)
 
     def start_at(self, depth: float, *, focal: float) -> None:
         """Let an untrained head say about ``depth`` metres everywhere, so that training need not begin with that.
@@ -247,11 +263,11 @@ class DepthModel(nn.Module):
         full = torch.cat([base_rays(intrinsics.float(), cam2base.float(), size, tokens.grid), known], dim=1)
         return full if posed is None else torch.where(posed[:, None, None, None], full, empty)
 
-    def _decode(self, answer: Tensor, intrinsics: Tensor | None, cam2base: Tensor | None) -> Tensor:
-        """Turn the head's numbers [b c h w] into metres [b h w]."""
+    def decode(self, answer: Tensor, intrinsics: Tensor | None, cam2base: Tensor | None) -> Tensor:
+        """Turn the head's numbers [b c h w] into log metres [b h w]."""
         settings = self.settings
         if settings.coding == "sigmoid":
-            return settings.max_depth * answer[:, 0].sigmoid()
+            return math.log(settings.max_depth) + F.logsigmoid(answer[:, 0])
         assert intrinsics is not None
         k = intrinsics.float()
         focal = (k[:, 0, 0] * k[:, 1, 1]).sqrt()
@@ -266,7 +282,7 @@ class DepthModel(nn.Module):
                 cam2base=cam2base.float(),
                 farthest=settings.max_depth,
             )
-        return log_depth.exp()
+        return log_depth
 
 
 def shared_blocks(encoder: Encoder, depth: DepthModel | None) -> list[int]:

@@ -1,7 +1,8 @@
 """Several views at once: what is known of the cameras is obeyed, and only what is missing is predicted."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,9 @@ from torch.nn import functional as F
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError
 from pixio_robot.geometry.cameras import check_intrinsics, check_poses, compose, invert, rays, transform, unproject
+from pixio_robot.geometry.depth import DepthModel, shared_blocks
 from pixio_robot.geometry.heads import picture
+from pixio_robot.geometry.matching import Alone, Told
 from pixio_robot.geometry.planes import lean_on_planes
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
 from pixio_robot.geometry.trunk import Cameras, MultiViewSettings, Trunk, pinhole
@@ -69,12 +72,18 @@ class MultiViewModel(nn.Module):
     Args:
         encoder: The encoder; stays as it is.
         settings: The trunk's; the defaults when absent.
+        alone: A trained depth head on the same encoder. It measures each view by itself where poses are known, so that
+            the trunk has only its errors left to find. Its settings become ``settings.alone``.
         encoder_name: What ``load_encoder`` reads to get this encoder; its own name when absent.
         facts: What is known of training.
 
     Attributes:
-        taps: The encoder's blocks that are read: the last one.
+        taps: The encoder's blocks that are read; the trunk reads the last one.
         trunk: What is trained.
+        alone: The depth head, if there is one.
+
+    Raises:
+        SettingError: A depth head on another encoder, or settings that do not fit it.
     """
 
     def __init__(
@@ -82,16 +91,27 @@ class MultiViewModel(nn.Module):
         encoder: Encoder,
         settings: MultiViewSettings | None = None,
         *,
+        alone: DepthModel | None = None,
         encoder_name: str | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.settings = settings or MultiViewSettings()
+        if alone is not None:
+            self.settings = dataclasses.replace(self.settings, alone=alone.settings)
+        elif self.settings.alone is not None:
+            alone = DepthModel(encoder, self.settings.alone)
+        self.taps = shared_blocks(encoder, alone)
         self.encoder_name = encoder_name or str(encoder.provenance.get("name", ""))
         self.facts = dict(facts or {})
-        self.taps = [encoder.spec.depth - 1]
         self.trunk = Trunk(encoder.spec.width, self.settings)
+        self.alone = alone
+
+    @property
+    def looks(self) -> bool:
+        """Whether ``from_tokens`` wants the images, too."""
+        return self.settings.detail or (self.alone is not None and self.alone.settings.detail)
 
     def forward(
         self,
@@ -119,14 +139,14 @@ class MultiViewModel(nn.Module):
         """
         if images.ndim != 5:
             raise DataError(f"Views must be [b v 3 h w], all of one size, not {list(images.shape)}.")
-        tokens = self.encoder.intermediate(images.flatten(0, 1), blocks=self.taps)[0]
+        tokens = self.encoder.intermediate(images.flatten(0, 1), blocks=self.taps)
         size = (images.shape[-2], images.shape[-1])
         known = (intrinsics, cam2world, scale)
         return self.from_tokens(tokens, images.shape[1], size, *known, pose_prior=pose_prior, images=images)
 
     def from_tokens(
         self,
-        tokens: Tokens,
+        tokens: Sequence[Tokens],
         views: int,
         size: tuple[int, int],
         intrinsics: Tensor | None = None,
@@ -139,41 +159,77 @@ class MultiViewModel(nn.Module):
         """Look at scenes that were encoded already.
 
         Args:
-            tokens: Of the encoder's last block [b*v ...], the views of a scene one after the other.
+            tokens: Of the blocks ``taps`` [b*v ...], the views of a scene one after the other.
             views: v.
             size: (height, width) of the images in pixels.
             intrinsics: As for ``forward``.
             cam2world: As for ``forward``.
             scale: As for ``forward``.
             pose_prior: As for ``forward``.
-            images: As for ``forward``; a trunk that was built without ``detail`` does not look at them.
+            images: As for ``forward``; without ``detail`` nobody looks at them.
 
         Raises:
             DataError: A single view, or a calibration that cannot be.
             SettingError: As for ``forward``, or images that are missing.
         """
-        self._check(len(tokens.patches), views, size, intrinsics, cam2world, scale, pose_prior)
-        pixels = None
-        if self.settings.detail:
-            flat = None if images is None else images.flatten(0, 1)
-            pixels = picture(self.encoder, flat, self.trunk.reference.device)
+        self._check(len(tokens[0].patches), views, size, intrinsics, cam2world, scale, pose_prior)
+        flat = None if images is None else images.flatten(0, 1)
+        pixels = picture(self.encoder, flat, self.trunk.reference.device) if self.settings.detail else None
         source: dict[str, Source] = {
             "intrinsics": "predicted" if intrinsics is None else "given",
             "cam2world": "predicted" if cam2world is None else "given",
             "scale": "predicted" if cam2world is None and scale is None else "given",
         }
         poses, exact = (cam2world, True) if pose_prior is None else (pose_prior, False)
-        dense, found, log_scale = self.trunk(tokens, views, size, intrinsics, poses, pixels, exact=exact)
+        told = Told(views, size, intrinsics, poses, exact)
+        dense, found, log_scale = self.trunk(tokens[-1], told, pixels, self._measure_alone(tokens, told, flat))
         with no_autocast(dense.device):
             metric = cam2world if pose_prior is None else found.cam2world
             return self._assemble(dense, found, log_scale, size, intrinsics, metric, scale, source)
+
+    def correct_poses(
+        self,
+        tokens: Sequence[Tokens],
+        views: int,
+        size: tuple[int, int],
+        intrinsics: Tensor,
+        pose_prior: Tensor,
+        *,
+        images: Tensor | None = None,
+    ) -> Tensor:
+        """Give the poses [b v 4 4] alone that ``from_tokens`` would give: a check of calibration without dense heads.
+
+        Arguments and errors are those of ``from_tokens``.
+        """
+        self._check(len(tokens[0].patches), views, size, intrinsics, None, None, pose_prior)
+        told = Told(views, size, intrinsics, pose_prior, exact=False)
+        flat = None if images is None else images.flatten(0, 1)
+        return self.trunk.look(tokens[-1], told, self._measure_alone(tokens, told, flat)).cameras.cam2world
+
+    @torch.no_grad()
+    def _measure_alone(self, tokens: Sequence[Tokens], told: Told, images: Tensor | None) -> Alone | None:
+        """Let the head for single views speak, where there is one and poses are known, roughly at least."""
+        if self.alone is None or told.calibration is None:
+            return None
+        calibration = [part.flatten(0, 1) for part in told.calibration]
+        numbers = self.alone.numbers(tokens, told.size, *calibration, images=images)
+        with no_autocast(numbers.device):
+            log_depth = self.alone.decode(numbers, *calibration)
+            numbers = torch.cat(
+                [numbers[:, :1] + math.log(told.size[1] / self.alone.settings.focal), numbers[:, 1:]], 1
+            )
+            return Alone(*(part.unflatten(0, (-1, told.views)) for part in (numbers, log_depth)))
+
+    def _stored(self) -> nn.ModuleDict:
+        """Everything but the encoder."""
+        return nn.ModuleDict({"trunk": self.trunk} | ({"alone": self.alone.head} if self.alone else {}))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the trunk, its settings and its encoder's name and hash; ``load_multiview`` reads it."""
         write_folder(
             Path(folder),
             kind="multiview",
-            module=self.trunk,
+            module=self._stored(),
             settings=dataclasses.asdict(self.settings),
             encoder=self.encoder,
             encoder_name=self.encoder_name,
@@ -279,5 +335,5 @@ def load_multiview(
     except TypeError as error:
         raise CheckpointError(f"{folder} has settings that this version does not know: {error}") from error
     model = MultiViewModel(stored.encoder, settings, encoder_name=stored.encoder_name, facts=stored.facts)
-    fill(model.trunk, stored.state, folder)
+    fill(model._stored(), stored.state, folder)
     return model.to(device or next(stored.encoder.parameters()).device).eval()

@@ -1,5 +1,6 @@
 """The trunk of the multi-view model: alternating attention over the tokens of all views, and the heads on it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,15 +11,14 @@ from torch.nn import functional as F
 
 from pixio_robot.errors import SettingError
 from pixio_robot.geometry.cameras import base_rays, compose
+from pixio_robot.geometry.depth import DepthSettings
 from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead
-from pixio_robot.geometry.sweep import plane_sweep, sweep_depths
+from pixio_robot.geometry.matching import RAYS, Alone, Matcher, Told
 from pixio_robot.nn import NORM_EPS, Block, initialize_blocks, no_autocast
 from pixio_robot.tokens import Tokens
 
-_RAYS = 7  # ray of a patch in the common frame: origin, direction, and whether it is known
-_MATCHED = 32  # channels of what is compared in a plane sweep
-_PRIOR = 0.5  # how well a ray is known whose pose is known roughly
 _WIDEST = 2.0  # a predicted focal length is image width times exp of -2 to 2
+_HARDLY = 1e-3  # standard deviation of output layers that correct something which is good already
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,9 +34,11 @@ class MultiViewSettings:
         nearest: Metres; the first of them.
         farthest: Metres; the last of them, beyond which a plane counts as out of sight.
         support_heights: Metres; heights of planes z = constant, such as a table's. With poses given in that frame,
-            depth leans on them as "support" of ``DepthSettings`` does.
+            depth leans on them as "support" of ``DepthSettings`` does. With ``alone`` they are that head's.
         detail: See the pictures, too: the dense head as a ``DPTHead`` with ``detail`` does, and the plane sweep at a
             quarter of their size, where parallax is many cells and not a fraction of a patch.
+        alone: Settings of a depth head that measures each view by itself where poses are known, so that the trunk has
+            only its errors left to find: views are compared around what it says, and depth begins there.
     """
 
     width: int = 192
@@ -48,9 +50,14 @@ class MultiViewSettings:
     farthest: float = 4.0
     support_heights: tuple[float, ...] = ()
     detail: bool = False
+    alone: DepthSettings | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "support_heights", tuple(map(float, self.support_heights)))  # JSON knows no tuples
+        object.__setattr__(self, "support_heights", tuple(map(float, self.support_heights)))
+        if isinstance(self.alone, Mapping):  # JSON knows neither classes nor tuples
+            object.__setattr__(self, "alone", DepthSettings(**self.alone))
+        if self.alone is not None:
+            self._follow(self.alone)
         if self.width % self.heads or self.depth < LEVELS - 1 or self.depth % 2:
             raise SettingError(
                 f"width={self.width}, heads={self.heads}, depth={self.depth}: heads must divide the width, and depth "
@@ -61,6 +68,17 @@ class MultiViewSettings:
                 f"head={self.head!r} must be of {', '.join(DPT_PRESETS)}; bins={self.bins} at least 2; and nearest="
                 f"{self.nearest} above 0 and below farthest={self.farthest}."
             )
+
+    def _follow(self, alone: DepthSettings) -> None:
+        """Lean on the planes that the head for single views leans on."""
+        if alone.coding == "sigmoid":
+            raise SettingError("A depth head coded as 'sigmoid' is for one camera: take 'canonical' or 'support'.")
+        planes = alone.support_heights if alone.coding == "support" else ()
+        if self.support_heights not in ((), planes):
+            raise SettingError(f"support_heights={self.support_heights}, but the head for single views has {planes}.")
+        object.__setattr__(self, "support_heights", planes)
+        if planes:
+            object.__setattr__(self, "farthest", alone.max_depth)
 
 
 class Cameras(NamedTuple):
@@ -76,6 +94,22 @@ class Cameras(NamedTuple):
     log_focal: Tensor
 
 
+class Look(NamedTuple):
+    """What the trunk sees before any dense head.
+
+    Attributes:
+        levels: Tokens [b v n d] before the first block and after each.
+        calibrated: What known poses say of each patch: how alike views are along its ray, and the ray [b v n c].
+        cameras: Predicted or corrected.
+        log_scale: Log of the mean depth of view 0 [b].
+    """
+
+    levels: list[Tensor]
+    calibrated: Tensor
+    cameras: Cameras
+    log_scale: Tensor
+
+
 class Trunk(nn.Module):
     """Alternating attention over the tokens of all views and of each, and the heads.
 
@@ -89,9 +123,16 @@ class Trunk(nn.Module):
         d = settings.width
         self.settings = settings
         self.embed = nn.Linear(2 * encoder_width, d)
-        self.match = nn.Linear(encoder_width, _MATCHED)
-        self.match_pixels = _quarter(_MATCHED) if settings.detail else None
-        self.camera_rays, self.world_rays = nn.Linear(4, d), nn.Linear(_RAYS, d)
+        self.matcher = Matcher(
+            encoder_width,
+            bins=settings.bins,
+            nearest=settings.nearest,
+            farthest=settings.farthest,
+            detail=settings.detail,
+            alone=settings.alone.channels if settings.alone else 0,
+        )
+        self.camera_rays, self.world_rays = nn.Linear(4, d), nn.Linear(RAYS, d)
+        self.alone = nn.Linear(settings.alone.channels, d) if settings.alone else None
         self.swept = nn.Linear(settings.bins, d)
         self.scale_token = nn.Parameter(0.02 * torch.randn(1, 1, d))
         self.reference = nn.Parameter(0.02 * torch.randn(2, d))  # view 0, and the others
@@ -104,133 +145,83 @@ class Trunk(nn.Module):
             3 + len(settings.support_heights),  # depth, mask, confidence, planes
             preset=settings.head,
             readout="none",
-            extra=settings.bins + _RAYS,
+            extra=settings.bins + RAYS,
             detail=settings.detail,
-            fine=settings.bins if settings.detail else 0,
+            fine=self.matcher.fine,
         )
         # Rotation, translation as a share of the scale, focal length.
         self.pose = nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), nn.Linear(d, 10))
         self.scale = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, 1))
-        drift = nn.Linear(d, 9)
-        nn.init.normal_(drift.weight, std=1e-3)  # starts with hardly any
-        nn.init.zeros_(drift.bias)
-        self.drift = nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), drift)
-        self.register_buffer(
-            "depths", sweep_depths(settings.bins, nearest=settings.nearest, farthest=settings.farthest)
-        )
+        self.drift = nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), _hardly(nn.Linear(d, 9)))
+        if settings.alone:
+            _hardly(self.dense.out)
 
     def forward(
-        self,
-        tokens: Tokens,
-        views: int,
-        size: tuple[int, int],
-        intrinsics: Tensor | None,
-        cam2world: Tensor | None,
-        pixels: Tensor | None = None,
-        *,
-        exact: bool = True,
+        self, tokens: Tokens, told: Told, pixels: Tensor | None = None, alone: Alone | None = None
     ) -> tuple[Tensor, Cameras, Tensor]:
         """Give dense numbers [b v c h w], cameras, and log scale [b].
 
         Args:
             tokens: Of the views [b*v ...].
-            views: v.
-            size: (height, width) of the images in pixels.
-            intrinsics: [b v 3 3], if they are known.
-            cam2world: [b v 4 4], if they are known.
+            told: What is known of the cameras. Poses that are not exact are corrected, but for view 0's.
             pixels: The normalised images [b*v 3 h w], which a trunk with ``detail`` looks at.
-            exact: Whether ``cam2world`` is; otherwise the cameras that are given back correct it, but for view 0's.
+            alone: What a depth head says of each view, for a trunk that has one, where poses are known.
         """
-        grid = tokens.grid
+        seen, grid, views = self.look(tokens, told, alone), tokens.grid, told.views
+        count = len(self.blocks)
+        taps = []
+        for level in (0, count // 2 - 1, count // 2 + 1, count):
+            patches = self.norm(seen.levels[level]).flatten(0, 1)
+            taps.append(Tokens(patches.new_zeros(len(patches), 0, patches.shape[-1]), patches, grid))
+        extra = rearrange(seen.calibrated, "b v (h w) c -> (b v) c h w", h=grid[0])
+        fine = self.matcher.compare_cells(tokens, told, pixels, alone)
+        dense = rearrange(self.dense(taps, told.size, extra, pixels, fine), "(b v) c h w -> b v c h w", v=views)
+        if alone is not None:
+            depth, rest = alone.numbers[:, :, :1], alone.numbers[:, :, 1:]
+            dense = dense + torch.cat([depth, torch.zeros_like(depth), rest], dim=2)
+        return dense, seen.cameras, seen.log_scale
+
+    def look(self, tokens: Tokens, told: Told, alone: Alone | None = None) -> Look:
+        """See what needs no dense head, such as where cameras are; arguments are those of ``forward``."""
+        grid, views = tokens.grid, told.views
         patches = rearrange(tokens.patches, "(b v) n d -> b v n d", v=views)
         source = tokens.classes if tokens.classes.shape[1] else tokens.patches
         summary = rearrange(source.mean(dim=1), "(b v) d -> b v 1 d", v=views).expand_as(patches)
-        world, swept = self._calibrated(patches, grid, size, intrinsics, cam2world, exact=exact)
+        world, swept = self.matcher.compare_patches(tokens, told)
         x = self.embed(torch.cat([patches, summary], dim=-1))
-        x = x + self.camera_rays(self._camera(patches, grid, size, intrinsics)) + self.world_rays(world)
+        x = x + self.camera_rays(self._camera(patches, grid, told)) + self.world_rays(world)
         x = x + self.swept(swept)
         x = x + self.reference[[0] + [1] * (views - 1)][:, None]
+        if alone is not None and self.alone is not None:
+            x = x + self.alone(rearrange(alone.maps(grid), "(b v) c h w -> b v (h w) c", v=views))
+        levels, scale = self._attend(x)
+        with no_autocast(x.device):
+            pooled = self.norm(levels[-1].float()).mean(dim=2)
+            pairs = torch.cat([pooled, pooled[:, :1].expand_as(pooled)], dim=-1)
+            found = self._cameras(pairs, None if told.exact else told.cam2world)
+            log_scale = self.scale(self.norm(scale.float()))[:, 0, 0]
+        return Look(levels, torch.cat([swept, world], dim=-1), found, log_scale)
+
+    def _attend(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Let patches [b v n d] see those of all views and of their own, by turns: all levels, and the scale token."""
         levels, scale = [x], self.scale_token.expand(len(x), -1, -1).to(x.dtype)
         for number, block in enumerate(self.blocks):
             if number % 2 == 0:
                 mixed = block(torch.cat([scale, rearrange(x, "b v n d -> b (v n) d")], dim=1))
-                scale, x = mixed[:, :1], rearrange(mixed[:, 1:], "b (v n) d -> b v n d", v=views)
+                scale, x = mixed[:, :1], rearrange(mixed[:, 1:], "b (v n) d -> b v n d", v=x.shape[1])
             else:
-                x = rearrange(block(rearrange(x, "b v n d -> (b v) n d")), "(b v) n d -> b v n d", v=views)
+                x = rearrange(block(rearrange(x, "b v n d -> (b v) n d")), "(b v) n d -> b v n d", v=x.shape[1])
             levels.append(x)
-        count = len(self.blocks)
-        chosen = [0, count // 2 - 1, count // 2 + 1, count]
-        taps = [
-            Tokens(x.new_zeros(len(x) * views, 0, x.shape[-1]), self.norm(levels[level]).flatten(0, 1), grid)
-            for level in chosen
-        ]
-        extra = rearrange(torch.cat([swept, world], dim=-1), "b v (h w) c -> (b v) c h w", h=grid[0])
-        fine = None if pixels is None else self._sweep_pixels(patches, grid, size, intrinsics, cam2world, pixels)
-        dense = rearrange(self.dense(taps, size, extra, pixels, fine), "(b v) c h w -> b v c h w", v=views)
-        with no_autocast(x.device):
-            pooled = self.norm(x.float()).mean(dim=2)
-            pairs = torch.cat([pooled, pooled[:, :1].expand_as(pooled)], dim=-1)
-            found = self._cameras(pairs, cam2world if not exact else None)
-            log_scale = self.scale(self.norm(scale.float()))[:, 0, 0]
-        return dense, found, log_scale
+        return levels, scale
 
-    def _camera(
-        self, patches: Tensor, grid: tuple[int, int], size: tuple[int, int], intrinsics: Tensor | None
-    ) -> Tensor:
+    def _camera(self, patches: Tensor, grid: tuple[int, int], told: Told) -> Tensor:
         """Each patch's ray in its camera's frame, and whether it is known [b v n 4]."""
-        if intrinsics is None:
+        if told.intrinsics is None:
             return patches.new_zeros(*patches.shape[:3], 4)
-        origin = torch.eye(4, device=patches.device).expand(intrinsics[:, :, 0].numel() // 3, 4, 4)
-        found = base_rays(intrinsics.float().flatten(0, 1), origin, size, grid)[:, 3:]
+        k = told.intrinsics.float().flatten(0, 1)
+        found = base_rays(k, torch.eye(4, device=patches.device).expand(len(k), 4, 4), told.size, grid)[:, 3:]
         found = torch.cat([found, torch.ones_like(found[:, :1])], dim=1)
-        return rearrange(found, "(b v) c h w -> b v (h w) c", v=patches.shape[1])
-
-    def _calibrated(
-        self,
-        patches: Tensor,
-        grid: tuple[int, int],
-        size: tuple[int, int],
-        intrinsics: Tensor | None,
-        cam2world: Tensor | None,
-        *,
-        exact: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Each patch's ray in the common frame [b v n 7], and its plane sweep [b v n bins]; zeros if unknown."""
-        b, v, n, _ = patches.shape
-        if intrinsics is None or cam2world is None:
-            return patches.new_zeros(b, v, n, _RAYS), patches.new_zeros(b, v, n, self.settings.bins)
-        k, poses = intrinsics.float(), cam2world.float()
-        world = base_rays(k.flatten(0, 1), poses.flatten(0, 1), size, grid)
-        world = torch.cat([world, torch.full_like(world[:, :1], 1.0 if exact else _PRIOR)], dim=1)
-        features = F.normalize(self.match(patches).float(), dim=-1)
-        assert isinstance(self.depths, Tensor)
-        swept = plane_sweep(features, grid, k, poses, size, self.depths)
-        return (
-            rearrange(world, "(b v) c h w -> b v (h w) c", v=v),
-            rearrange(swept, "b v k h w -> b v (h w) k"),
-        )
-
-    def _sweep_pixels(
-        self,
-        patches: Tensor,
-        grid: tuple[int, int],
-        size: tuple[int, int],
-        intrinsics: Tensor | None,
-        cam2world: Tensor | None,
-        pixels: Tensor,
-    ) -> Tensor:
-        """The plane sweep of what patches and pixels say together [b*v bins h/4 w/4]; zeros if poses are unknown."""
-        assert self.match_pixels is not None
-        assert isinstance(self.depths, Tensor)
-        seen = self.match_pixels(pixels).float()
-        if intrinsics is None or cam2world is None:
-            return seen.new_zeros(len(seen), self.settings.bins, *seen.shape[-2:])
-        known = rearrange(self.match(patches), "b v (h w) c -> (b v) c h w", h=grid[0]).float()
-        seen = seen + F.interpolate(known, size=seen.shape[-2:], mode="bilinear", align_corners=False)
-        features = rearrange(F.normalize(seen, dim=1), "(b v) c h w -> b v (h w) c", v=patches.shape[1])
-        fine = (seen.shape[-2], seen.shape[-1])
-        swept = plane_sweep(features, fine, intrinsics.float(), cam2world.float(), size, self.depths)
-        return swept.flatten(0, 1)
+        return rearrange(found, "(b v) c h w -> b v (h w) c", v=told.views)
 
     def _cameras(self, pairs: Tensor, prior: Tensor | None) -> Cameras:
         """Read cameras from each view's and view 0's mean token [b v 2d]; view 0's is the identity, or the prior's."""
@@ -251,11 +242,12 @@ def _rigid(said: Tensor) -> Tensor:
     return torch.cat([poses, bottom], dim=-2)
 
 
-def _quarter(channels: int, width: int = 16) -> nn.Sequential:
-    """Small convolutions that give a map at a quarter of a picture's size."""
-    return nn.Sequential(
-        nn.Conv2d(3, width, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(width, channels, 3, stride=2, padding=1)
-    )
+def _hardly[T: nn.Linear | nn.Conv2d](layer: T) -> T:
+    """Let an output layer begin with hardly any answer."""
+    nn.init.normal_(layer.weight, std=_HARDLY)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def pinhole(log_focal: Tensor, size: tuple[int, int]) -> Tensor:

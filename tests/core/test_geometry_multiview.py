@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pixio_robot import Encoder
+from pixio_robot import Encoder, create_encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError
 from pixio_robot.geometry.cameras import project, transform, unproject
-from pixio_robot.geometry.depth import load_depth
+from pixio_robot.geometry.depth import DepthModel, DepthSettings, load_depth
+from pixio_robot.geometry.matching import Told
 from pixio_robot.geometry.multiview import MultiViewModel, load_multiview, relative_to_first
-from pixio_robot.geometry.sweep import plane_sweep, sweep_depths
+from pixio_robot.geometry.sweep import GAP, plane_sweep, sweep_depths
 from pixio_robot.geometry.trunk import MultiViewSettings
 
 SIZE = (48, 64)
@@ -33,9 +34,10 @@ def views() -> torch.Tensor:
     return torch.rand(2, 3, 3, *SIZE, generator=torch.Generator().manual_seed(1))
 
 
-def make(encoder: Encoder, **settings: Any) -> MultiViewModel:
+def make(encoder: Encoder, alone: str | None = None, **settings: Any) -> MultiViewModel:
+    head = head_for_one(encoder, alone) if alone else None
     torch.manual_seed(0)
-    return MultiViewModel(encoder, MultiViewSettings(width=24, heads=2, bins=6, **settings)).eval()
+    return MultiViewModel(encoder, MultiViewSettings(width=24, heads=2, bins=6, **settings), alone=head).eval()
 
 
 GIVEN = {
@@ -49,13 +51,28 @@ GIVEN = {
 }
 
 
-@pytest.mark.parametrize("detail", [False, True])
+ALONE: dict[str, Any] = {
+    "canonical": {"coding": "canonical"},
+    "support": {"coding": "support", "support_heights": (0.0, -0.9), "max_depth": 4.0},
+    "rays and detail": {"coding": "support", "rays": True, "detail": True},
+    "linear": {"head": "linear"},
+}
+
+
+def head_for_one(encoder: Encoder, name: str) -> DepthModel:
+    torch.manual_seed(3)
+    model = DepthModel(encoder, DepthSettings(**ALONE[name]))
+    model.start_at(0.8, focal=70)
+    return model.eval()
+
+
+@pytest.mark.parametrize("made", [{}, {"detail": True}, {"alone": "support"}, {"alone": "canonical", "detail": True}])
 @pytest.mark.parametrize("name", GIVEN)
 def test_what_is_given_comes_back_bit_for_bit_and_the_rest_is_predicted(
-    encoder: Encoder, views: torch.Tensor, name: str, detail: bool
+    encoder: Encoder, views: torch.Tensor, name: str, made: dict[str, Any]
 ) -> None:
     given = GIVEN[name]
-    found = make(encoder, detail=detail)(views, **given)
+    found = make(encoder, **made)(views, **given)
     for part in ("intrinsics", "cam2world", "scale"):
         follows = part == "scale" and "cam2world" in given
         assert found.source[part] == ("given" if part in given or follows else "predicted")
@@ -95,6 +112,8 @@ def test_a_prior_is_corrected_but_for_view_0(encoder: Encoder, views: torch.Tens
     moved = torch.linalg.inv(poses()) @ found
     torch.testing.assert_close(moved[0, 1], moved[1, 2], atol=1e-5, rtol=0)  # a bias moves all alike, each in its frame
     torch.testing.assert_close(moved[0, 1, :3, 3], model.trunk.drift[-1].bias[6:], atol=1e-5, rtol=0)
+    tokens = encoder.intermediate(views.flatten(0, 1), blocks=model.taps)
+    torch.testing.assert_close(model.correct_poses(tokens, 3, SIZE, K, poses()), found)
     exact = model(views, K, poses()).depth_z
     assert not torch.allclose(model(views, K, pose_prior=poses()).depth_z, exact)
 
@@ -119,20 +138,51 @@ def test_what_is_surely_table_lies_on_it(encoder: Encoder, views: torch.Tensor) 
     torch.testing.assert_close(found.points_world[..., 2], torch.zeros(2, 3, *SIZE), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("detail", [False, True])
-def test_every_weight_learns_when_it_is_needed(encoder: Encoder, views: torch.Tensor, detail: bool) -> None:
-    model = make(encoder, support_heights=(0.0,), detail=detail).train()
+@pytest.mark.parametrize("made", [{"support_heights": (0.0,)}, {"detail": True}, {"alone": "rays and detail"}])
+def test_every_weight_learns_when_it_is_needed(encoder: Encoder, views: torch.Tensor, made: dict[str, Any]) -> None:
+    model = make(encoder, **made).train()
     for given in GIVEN.values():
         found = model(views, **given)
         (found.points_world.square().mean() + found.mask.mean() + found.confidence.mean()).backward()
     silent = [name for name, weight in model.trunk.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert silent == []
-    assert all(weight.grad is None for weight in encoder.parameters())
+    still = [encoder, *([model.alone] if model.alone else [])]
+    assert all(weight.grad is None for part in still for weight in part.parameters())
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_the_trunk_begins_where_the_head_for_single_views_is(encoder: Encoder, views: torch.Tensor, name: str) -> None:
+    """And with anything else to say, it would have to find all of it anew."""
+    model, head = make(encoder, name), head_for_one(encoder, name)
+    given = (K, poses())
+    alone = head(views.flatten(0, 1), *(part.flatten(0, 1) for part in given))
+    found = model(views, *given)
+    torch.testing.assert_close(found.depth_z.flatten(0, 1), alone.depth, rtol=0.02, atol=0)
+    torch.testing.assert_close(found.confidence.flatten(0, 1), alone.confidence, rtol=0.05, atol=0)
+    moved = model(views, K, pose_prior=poses()).depth_z  # roughly known poses will do
+    torch.testing.assert_close(moved.flatten(0, 1), alone.depth, rtol=0.05, atol=0)
+    assert not torch.allclose(
+        model(views, K).depth_z, found.depth_z, rtol=0.05
+    )  # without poses, the trunk is by itself
+
+
+def test_what_the_other_view_says_by_itself_is_compared_with(encoder: Encoder, views: torch.Tensor) -> None:
+    model = make(encoder, "support")
+    assert model.alone is not None
+    with torch.no_grad():
+        model.trunk.dense.out.weight.normal_(generator=torch.Generator().manual_seed(0))
+    tokens = encoder.intermediate(views.flatten(0, 1), blocks=model.taps)
+    before = model.from_tokens(tokens, 3, SIZE, K, poses()).depth_z[:, 0]
+    said = model._measure_alone(tokens, Told(3, SIZE, K, poses()), None)
+    assert said is not None
+    said.log_depth[:, 1:] += 0.1  # in place of what it said of the others
+    model._measure_alone = lambda *_: said  # pyright: ignore[reportAttributeAccessIssue]
+    assert not torch.allclose(model.from_tokens(tokens, 3, SIZE, K, poses()).depth_z[:, 0], before)
 
 
 def test_detail_sees_the_pictures_and_compares_them_across_views(encoder: Encoder, views: torch.Tensor) -> None:
     model = make(encoder, detail=True)
-    tokens = encoder.intermediate(views.flatten(0, 1), blocks=model.taps)[0]
+    tokens = encoder.intermediate(views.flatten(0, 1), blocks=model.taps)
     other = views.clone()
     other[:, 1] = 1 - other[:, 1]
     told, untold = (
@@ -147,20 +197,31 @@ def test_detail_sees_the_pictures_and_compares_them_across_views(encoder: Encode
 
 def test_a_sweep_agrees_at_the_depth_of_the_surface() -> None:
     """A table with a smooth pattern, seen by two cameras: the best of the swept depths is the true one."""
-    size = grid = (24, 32)
+    size = (24, 32)
     k = torch.tensor([[30.0, 0, 16], [0, 30, 12], [0, 0, 1]]).expand(1, 2, 3, 3)
     cam2world = torch.diag(torch.tensor([1.0, -1, -1, 1])).repeat(1, 2, 1, 1)
     cam2world[0, :, :3, 3] = torch.tensor([[0.0, 0, 0.6], [0.15, 0.05, 0.6]])
     points = transform(cam2world, unproject(torch.full((1, 2, *size), 0.6), k))
     waves = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)) * 6
     pattern = torch.cat([(points @ waves).sin(), (points @ waves).cos()], dim=-1)
-    features = F.normalize(pattern, dim=-1).flatten(2, 3)
+    features = F.normalize(pattern, dim=-1).permute(0, 1, 4, 2, 3)
     depths = torch.tensor([0.4, 0.5, 0.6, 0.75, 1.0])
-    scores = plane_sweep(features, grid, k, cam2world, size, depths)
-    seen = (scores != 0).all(dim=2)
+    surfaces = torch.full((1, 2, *size), 0.6).log()
+    alike, gap, shares = plane_sweep(features, k, cam2world, size, depths, surfaces)
+    seen = (shares == 1).all(dim=2)
     assert seen.float().mean() > 0.4
-    assert (scores.argmax(dim=2)[seen] == 2).float().mean() > 0.97
-    assert scores[:, :, 2][seen].mean() > 0.95
+    assert (alike.argmax(dim=2)[seen] == 2).float().mean() > 0.97
+    assert alike[:, :, 2][seen].mean() > 0.95
+    wanted = (depths / 0.6).log().clamp(-GAP, GAP)[:, None, None].expand(5, *size)  # both look straight down
+    torch.testing.assert_close(gap[0, 1][:, seen[0, 1]], wanted[:, seen[0, 1]], atol=1e-5, rtol=0)
+    assert set(shares.unique().tolist()) == {0, 1}
+    assert not gap[shares == 0].any()
+    assert not alike[shares == 0].any()
+
+    own = (surfaces[:, :, None] + torch.tensor([-0.1, 0, 0.1])[:, None, None]).exp()  # depths of each cell's own
+    alike, gap, shares = plane_sweep(features, k, cam2world, size, own, surfaces)
+    assert (alike.argmax(dim=2)[(shares == 1).all(dim=2)] == 1).float().mean() > 0.97
+    assert not plane_sweep(features, k, cam2world, size, own).gap.any()
 
 
 def test_swept_depths_are_even_in_disparity() -> None:
@@ -175,13 +236,19 @@ def test_points_project_into_the_views_that_saw_them(encoder: Encoder, views: to
     torch.testing.assert_close(depth, found.depth_z)
 
 
-def test_a_folder_gives_the_same_model_back(encoder: Encoder, views: torch.Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [None, "support"])
+def test_a_folder_gives_the_same_model_back(
+    encoder: Encoder, views: torch.Tensor, tmp_path: Path, alone: str | None
+) -> None:
     encoder.save_pretrained(tmp_path / "encoder")
     settings = MultiViewSettings(width=24, heads=2, bins=6, detail=True)
-    model = MultiViewModel(encoder, settings, encoder_name=str(tmp_path / "encoder")).eval()
+    head = head_for_one(encoder, alone) if alone else None
+    model = MultiViewModel(encoder, settings, alone=head, encoder_name=str(tmp_path / "encoder")).eval()
     model.save_pretrained(tmp_path / "model")
     again = load_multiview(tmp_path / "model")
-    torch.testing.assert_close(again(views, K).depth_z, model(views, K).depth_z)
+    assert again.settings == model.settings
+    for given in ({}, {"cam2world": poses()}):
+        torch.testing.assert_close(again(views, K, **given).depth_z, model(views, K, **given).depth_z)
     with pytest.raises(CheckpointError, match="'multiview', not 'depth'"):
         load_depth(tmp_path / "model", encoder=encoder)
 
@@ -208,5 +275,11 @@ def test_what_cannot_be_is_refused(encoder: Encoder, views: torch.Tensor) -> Non
         model(views, K, pose_prior=poses()[:1])
     with pytest.raises(DataError, match="above 0"):
         model(views, scale=torch.tensor([1.0, -1]))
+    with pytest.raises(SettingError, match="'sigmoid' is for one camera"):
+        MultiViewSettings(alone=DepthSettings(coding="sigmoid"))
+    with pytest.raises(SettingError, match=r"single views has \(0.0, -0.9\)"):
+        MultiViewSettings(alone=DepthSettings(**ALONE["support"]), support_heights=(0.1,))
+    with pytest.raises(SettingError, match="on another encoder"):
+        MultiViewModel(create_encoder("pixio_vitt16", seed=5), alone=head_for_one(encoder, "linear"))
     with pytest.raises(SettingError, match="heads must divide"):
         MultiViewSettings(width=25, heads=2)

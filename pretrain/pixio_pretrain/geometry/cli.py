@@ -6,6 +6,7 @@ frames. A killed run goes on where it stopped when the same command is given aga
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import logging
 import sys
@@ -28,6 +29,7 @@ from pixio_robot.encoder import Encoder
 from pixio_robot.errors import PixioRobotError
 from pixio_robot.geometry.depth import Coding, DepthModel, DepthSettings, load_depth
 from pixio_robot.geometry.multiview import MultiViewModel
+from pixio_robot.geometry.storage import WEIGHTS
 from pixio_robot.geometry.trunk import MultiViewSettings
 
 RANDOM = "frozen random encoder"
@@ -101,7 +103,8 @@ def train_views(
         encoder_name: What ``load_encoder`` reads.
         settings: The trunk's.
         config: Of training; a sample is a moment, seen by two cameras.
-        depth: Folder of a depth head on the same encoder: what known cameras and one view at a time reach.
+        depth: Folder of a depth head on the same encoder. It measures each view by itself, and the trunk learns what
+            it gets wrong; the tables have it by itself, too.
 
     Returns:
         The folder of the model.
@@ -117,12 +120,14 @@ def train_views(
     train, held_out = RgbdSet.read(data / "train"), read_held_out(data)
     encoder = load_encoder(encoder_name, device=config.device)
     methods: dict[str, Measure] = {"table plane": table_plane}
-    if depth is not None:
-        methods["one view and calibration"] = _measure(load_depth(depth, encoder=encoder), posed=True)
+    alone = None if depth is None else load_depth(depth, encoder=encoder)
+    if alone is not None:
+        methods["one view and calibration"] = _measure(alone, posed=True)
     torch.manual_seed(config.seed)
-    model = MultiViewModel(encoder, settings, encoder_name=encoder_name)
+    model = MultiViewModel(encoder, settings, alone=alone, encoder_name=encoder_name)
     task = ViewsTask(model, train, Taps(encoder, train, model.taps, precision=config.precision))
-    spent = fit(task, config, folder / "trunk", identity=_identity(encoder, train, trunk=dataclasses.asdict(settings)))
+    trunk = dataclasses.asdict(model.settings) | {"alone_sha256": None if depth is None else _digest(Path(depth))}
+    spent = fit(task, config, folder / "trunk", identity=_identity(encoder, train, trunk=trunk))
     model.facts = _facts(train, config, spent)
     model.save_pretrained(folder / "model")
     methods["two views and calibration"] = measure_views(model, "all")
@@ -153,6 +158,12 @@ def _facts(train: RgbdSet, config: FitConfig, spent: float) -> dict[str, Any]:
     """What a model's folder says of its training."""
     fitted = {"fit": dataclasses.asdict(config), "cpu_s": round(spent), "threads": torch.get_num_threads()}
     return {"data": _data(train), **fitted}
+
+
+def _digest(folder: Path) -> str:
+    """Hash of a model's weights, read after they proved to be whole."""
+    with (folder.expanduser() / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _data(train: RgbdSet) -> dict[str, Any]:
@@ -191,7 +202,7 @@ def main(words: Sequence[str] | None = None) -> None:
     planes = "metres; heights of what things stand on in the base frame, such as table and floor"
     depth.add_argument("--support-heights", type=float, nargs="+", default=[0.0], help=f"{planes}, for support")
     views.add_argument("--support-heights", type=float, nargs="+", default=[], help=planes)
-    views.add_argument("--depth", type=Path, help="folder of a depth head to compare with")
+    views.add_argument("--depth", type=Path, help="folder of a depth head, which several views then improve on")
     args = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

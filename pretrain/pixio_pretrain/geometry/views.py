@@ -23,7 +23,7 @@ from pixio_robot.tokens import Tokens
 Known = Literal["all", "drifted", "intrinsics", "nothing"]
 """What the model is told of the cameras; "drifted" is intrinsics, and poses as they were before a knock."""
 
-CHANCES: dict[Known, float] = {"all": 0.5, "drifted": 0.2, "intrinsics": 0.15, "nothing": 0.15}
+CHANCES: dict[Known, float] = {"all": 0.6, "drifted": 0.2, "intrinsics": 0.1, "nothing": 0.1}
 """How often training tells it what. A robot's cameras are calibrated, so that comes most."""
 
 TOLD: dict[Known, str] = {
@@ -43,6 +43,10 @@ KNOCK = 15.0, 0.05
 
 POINTS, CAMERAS, MASK = 1.0, 0.1, 0.03
 """Weights of the losses beside depth's, as MapAnything has them: points, each part of a camera, mask."""
+
+DRIFT = 0.2
+"""Weight of the correction of drifted poses, which every step learns beside whatever else it does: without dense heads
+it costs little."""
 
 
 class ViewsTask:
@@ -74,10 +78,14 @@ class ViewsTask:
         place = torch.rand((), generator=random).item()
         known = list(CHANCES)[int(np.searchsorted(np.cumsum(list(CHANCES.values())), place))]
         frames = rows[:, None] * self._frames.views + pair
-        drift = knocks(len(rows), random) if known == "drifted" else None
+        drift = knocks(len(rows), random)
         found, truth = self._look(frames, known, drift), self.truth(frames, known)
+        told, images = self._tell(frames, "drifted", drift), self._images(frames)
+        corrected = self.model.correct_poses(self._tokens(frames), 2, self._frames.size, images=images, **told)
         with no_autocast(found.depth_z.device):
-            return _losses(found, *truth)
+            parts = _losses(found, *truth)
+            parts["drift"] = DRIFT * torch.stack(list(_pose_losses(corrected, self.truth(frames, "drifted")[2]))).sum()
+            return {**parts, "loss": parts["loss"] + parts["drift"]}
 
     @torch.no_grad()
     def predict(self, frames: Rows, known: Known, drift: Tensor | None = None) -> MultiView:
@@ -89,19 +97,25 @@ class ViewsTask:
         return self._look(frames, known, drift)
 
     def _look(self, frames: Rows, known: Known, drift: Tensor | None) -> MultiView:
-        device = next(self.module.parameters()).device
-        k, poses = (part.to(device).unflatten(0, frames.shape) for part in self._frames.calibration(frames.ravel()))
-        tokens: Tokens = self._taps(frames.ravel(), device)[0]
+        told, images = self._tell(frames, known, drift), self._images(frames)
+        return self.model.from_tokens(self._tokens(frames), frames.shape[1], self._frames.size, images=images, **told)
+
+    def _tokens(self, frames: Rows) -> list[Tokens]:
+        return self._taps(frames.ravel(), next(self.module.parameters()).device)
+
+    def _images(self, frames: Rows) -> Tensor | None:
+        return self._frames.images(frames.ravel()).unflatten(0, frames.shape) if self.model.looks else None
+
+    def _tell(self, frames: Rows, known: Known, drift: Tensor | None) -> dict[str, Tensor]:
+        """What the model is told of the cameras."""
+        _, k, poses = self.truth(frames, "all")
         told: dict[str, Tensor] = {} if known == "nothing" else {"intrinsics": k}
         if known == "all":
             told["cam2world"] = poses
         elif known == "drifted":
             assert drift is not None
             told["pose_prior"] = torch.stack([poses[:, 0], compose(poses[:, 1], drift.to(poses))], dim=1)
-        images = None
-        if self.model.settings.detail:
-            images = self._frames.images(frames.ravel()).unflatten(0, frames.shape)
-        return self.model.from_tokens(tokens, frames.shape[1], self._frames.size, images=images, **told)
+        return told
 
     def truth(self, frames: Rows, known: Known) -> tuple[Tensor, Tensor, Tensor]:
         """Depth [b v h w], intrinsics, and poses in the frame that the model answers in."""
@@ -215,7 +229,11 @@ def _losses(found: MultiView, depth: Tensor, intrinsics: Tensor, poses: Tensor) 
         ratio = found.intrinsics[..., 0, 0] / intrinsics[..., 0, 0]
         parts["focal"] = CAMERAS * robust(ratio.log()).mean()
     if found.source["cam2world"] == "predicted":
-        wrong = found.cam2world[:, 1:] - poses[:, 1:]
-        parts["rotation"] = CAMERAS * robust(wrong[..., :3, :3].flatten(-2).norm(dim=-1)).mean()
-        parts["translation"] = CAMERAS * robust(wrong[..., :3, 3].norm(dim=-1)).mean()
+        parts["rotation"], parts["translation"] = (CAMERAS * part for part in _pose_losses(found.cam2world, poses))
     return {"loss": torch.stack(list(parts.values())).sum(), **parts}
+
+
+def _pose_losses(said: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Errors of rotation and translation of all poses [b v 4 4] but view 0's."""
+    wrong = said[:, 1:] - truth[:, 1:]
+    return robust(wrong[..., :3, :3].flatten(-2).norm(dim=-1)).mean(), robust(wrong[..., :3, 3].norm(dim=-1)).mean()

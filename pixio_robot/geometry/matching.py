@@ -1,0 +1,149 @@
+"""What views know of each other before any attention: where their rays run, and how alike they look along them."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixio_robot.geometry.cameras import base_rays
+from pixio_robot.geometry.sweep import plane_sweep, sweep_depths
+from pixio_robot.tokens import Tokens
+
+RAYS = 7
+"""Numbers of a patch's ray in the common frame: origin, direction, and how well it is known."""
+
+AROUND = (-0.3, -0.15, -0.08, -0.04, -0.015, 0.0, 0.015, 0.04, 0.08, 0.15, 0.3)
+"""Log depths around what each view says by itself, at which views are compared."""
+
+_CHANNELS = 32  # of what is compared
+_ROUGHLY = 0.5  # how well a ray is known whose pose is known roughly
+
+
+class Told(NamedTuple):
+    """What is known of the cameras.
+
+    Attributes:
+        views: v.
+        size: (height, width) of the images in pixels.
+        intrinsics: [b v 3 3], if they are known.
+        cam2world: [b v 4 4], if they are known.
+        exact: Whether ``cam2world`` is; otherwise only view 0's.
+    """
+
+    views: int
+    size: tuple[int, int]
+    intrinsics: Tensor | None = None
+    cam2world: Tensor | None = None
+    exact: bool = True
+
+    @property
+    def calibration(self) -> tuple[Tensor, Tensor] | None:
+        """Intrinsics and poses in float32, if both are known."""
+        if self.intrinsics is None or self.cam2world is None:
+            return None
+        return self.intrinsics.float(), self.cam2world.float()
+
+
+class Alone(NamedTuple):
+    """What a depth head says of each view by itself, with the calibration that it was told.
+
+    Attributes:
+        numbers: The head's: of depth, of confidence, of each plane [b v c h w].
+        log_depth: What they mean, log metres [b v h w].
+    """
+
+    numbers: Tensor
+    log_depth: Tensor
+
+    def maps(self, size: tuple[int, int]) -> Tensor:
+        """Log depth, confidence's number, and how surely planes are meant: averages over cells [b*v c rows columns]."""
+        confidence, planes = self.numbers[:, :, 1:2], self.numbers[:, :, 2:].sigmoid()
+        whole = torch.cat([self.log_depth[:, :, None], confidence, planes], dim=2)
+        return F.interpolate(whole.flatten(0, 1), size=size, mode="area")
+
+
+class Matcher(nn.Module):
+    """Compares calibrated views along their rays: patches over the whole range of depths, finer cells where it pays.
+
+    Finer cells, a quarter of the picture's size, are compared at all depths or, if a depth head has spoken for each
+    view, around what it said; then also by whether a point lies before or behind what the other view says it sees.
+
+    Args:
+        encoder_width: Width of the encoder's tokens.
+        bins: Depths over the whole range.
+        nearest: Metres; the first of them.
+        farthest: Metres; the last of them.
+        detail: Whether finer cells see the picture; without it they know what the patches around them do.
+        alone: Numbers of a depth head; 0 if there is none.
+    """
+
+    def __init__(
+        self, encoder_width: int, *, bins: int, nearest: float, farthest: float, detail: bool, alone: int
+    ) -> None:
+        super().__init__()
+        self.patches = nn.Linear(encoder_width, _CHANNELS)
+        self.pixels = _quarter(_CHANNELS) if detail else None
+        self.alone = alone
+        self.register_buffer("depths", sweep_depths(bins, nearest=nearest, farthest=farthest))
+        self.bins = bins
+        self.fine = 3 * len(AROUND) + alone if alone else bins if detail else 0
+        """Channels of ``compare_cells``; 0 if there is nothing to compare."""
+
+    def compare_patches(self, tokens: Tokens, told: Told) -> tuple[Tensor, Tensor]:
+        """Give each patch's ray in the common frame [b v n 7], and how alike views are along it [b v n bins].
+
+        Args:
+            tokens: Of the views [b*v ...].
+            told: Zeros are the answer if poses are unknown.
+        """
+        grid, v = tokens.grid, told.views
+        if told.calibration is None:
+            none = tokens.patches.new_zeros(len(tokens.patches) // v, v, tokens.patches.shape[1], RAYS + self.bins)
+            return none[..., :RAYS], none[..., RAYS:]
+        k, poses = told.calibration
+        world = base_rays(k.flatten(0, 1), poses.flatten(0, 1), told.size, grid)
+        world = torch.cat([world, torch.full_like(world[:, :1], 1.0 if told.exact else _ROUGHLY)], dim=1)
+        features = F.normalize(self.patches(tokens.patches).float(), dim=-1)
+        features = rearrange(features, "(b v) (h w) c -> b v c h w", v=v, h=grid[0])
+        assert isinstance(self.depths, Tensor)
+        swept = plane_sweep(features, k, poses, told.size, self.depths).alike
+        return rearrange(world, "(b v) c h w -> b v (h w) c", v=v), rearrange(swept, "b v k h w -> b v (h w) k")
+
+    def compare_cells(self, tokens: Tokens, told: Told, pixels: Tensor | None, alone: Alone | None) -> Tensor | None:
+        """Give ``fine`` channels at a quarter of the picture's size [b*v fine h/4 w/4]; zeros if poses are unknown.
+
+        Args:
+            tokens: Of the views [b*v ...].
+            told: What is known of the cameras.
+            pixels: The normalised images [b*v 3 h w], with ``detail``.
+            alone: What a depth head says, where there is one and poses are known.
+        """
+        if not self.fine:
+            return None
+        quarter = (math.ceil(told.size[0] / 4), math.ceil(told.size[1] / 4))
+        if told.calibration is None:
+            return tokens.patches.new_zeros(len(tokens.patches), self.fine, *quarter)
+        known = rearrange(self.patches(tokens.patches), "b (h w) c -> b c h w", h=tokens.grid[0]).float()
+        seen = F.interpolate(known, size=quarter, mode="bilinear", align_corners=False)
+        if self.pixels is not None:
+            assert pixels is not None
+            seen = seen + self.pixels(pixels).float()
+        features = rearrange(F.normalize(seen, dim=1), "(b v) c h w -> b v c h w", v=told.views)
+        assert isinstance(self.depths, Tensor)
+        if alone is None:
+            return plane_sweep(features, *told.calibration, told.size, self.depths).alike.flatten(0, 1)
+        maps = alone.maps(quarter)
+        surfaces = rearrange(maps[:, 0], "(b v) h w -> b v h w", v=told.views)
+        depths = (surfaces[:, :, None] + surfaces.new_tensor(AROUND)[:, None, None]).exp()
+        sweep = plane_sweep(features, *told.calibration, told.size, depths, surfaces)
+        return torch.cat([*(part.flatten(0, 1) for part in sweep), maps], dim=1)
+
+
+def _quarter(channels: int, width: int = 16) -> nn.Sequential:
+    """Small convolutions that give a map at a quarter of a picture's size."""
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(width, channels, 3, stride=2, padding=1)
+    )
