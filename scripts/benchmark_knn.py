@@ -7,7 +7,6 @@ so that a busy machine does not count. Peak memory is the process's, with the mi
 
 import argparse
 import json
-import platform
 import resource
 import sys
 import time
@@ -18,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from pixio_pretrain.evaluation import neighbours
+from pixio_robot.machine import machine_name
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
             for rows in bank.split(neighbours.ROWS):
                 torch.mm(part, rows.T, out=tile[: len(part), : len(rows)])
 
-    report = {"machine": platform.machine(), "torch": torch.__version__, **vars(options), "results": {}}
+    report = {"machine": machine_name(), "torch": torch.__version__, **vars(options), "results": {}}
     for count in options.neighbours:
         search = partial(neighbours.nearest, queries, bank, count)
         seconds = [(cpu(bare), cpu(search)) for _ in range(options.rounds)]

@@ -9,7 +9,6 @@ import argparse
 import copy
 import json
 import os
-import platform
 import shlex
 import shutil
 import statistics
@@ -41,6 +40,7 @@ from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import Trainer, make_policy, make_processors
 from pixio_robot import Encoder, build_cache, create_encoder, load_encoder
+from pixio_robot.machine import machine_name
 
 CAMERA = "observation.images.top"
 CONSOLE = Console()
@@ -134,7 +134,7 @@ def main() -> None:
     facts = {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "machine": f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), {options.threads} threads",
+        "machine": f"{machine_name(options.device)}, {options.threads} threads",
         "device": options.device,
         "packages": {package: version(package) for package in ("torch", "lerobot", "av", "numpy")},
     }

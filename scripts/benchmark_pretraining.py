@@ -8,8 +8,6 @@ backward and fused AdamW on one batch that stays in memory; the decoder is Pixio
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import statistics
 import sys
@@ -34,6 +32,7 @@ from pixio_pretrain.objectives import create_objective
 from pixio_pretrain.objectives.masked import MaskedAutoencoder
 from pixio_robot.encoder import EncoderSpec
 from pixio_robot.images import normalize
+from pixio_robot.machine import machine_name
 from pixio_robot.nn import Block
 
 CONSOLE = Console()
@@ -110,11 +109,10 @@ def main() -> None:
         measure(arms, options.rounds, options.device)
         show(name, arms, ceiling, options)
         results.append({"encoder": name, "arms": [[arm.name, arm.flops, arm.seconds] for arm in arms]})
-    gpu = torch.cuda.get_device_name() if options.device == "cuda" else "no GPU"
     facts = {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "machine": f"{os.cpu_count()} cores ({platform.machine()}), {options.threads} threads, {gpu}",
+        "machine": f"{machine_name(options.device)}, {options.threads} threads",
         "clock": clock(options.device).__name__,
         "ceiling": ceiling,
         "packages": {package: version(package) for package in ("torch", "lightly", "timm")},

@@ -10,7 +10,6 @@ small ACT with random weights, which carries out chunks of 8 actions: speed does
 import argparse
 import json
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -29,6 +28,7 @@ from rich.table import Table
 
 from lerobot_env_pixio import make_env, rollout, seeds
 from lerobot_env_pixio.provenance import package_versions
+from pixio_robot.machine import machine_name
 
 # PyTorch and LeRobot are imported where they are used: simulator processes import this file.
 
@@ -62,7 +62,7 @@ def main() -> None:
     facts = {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "machine": f"{os.cpu_count()} cores ({platform.machine()}), {options.threads} threads, no GPU",
+        "machine": f"{machine_name()}, {options.threads} threads",
         "versions": package_versions("metaworld"),
         "frames_per_second": frames,
         "episodes_per_minute": episodes,

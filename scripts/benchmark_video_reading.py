@@ -9,7 +9,6 @@ runs and shuffle them in a buffer, whose filling is not timed but reported.
 import argparse
 import json
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -37,6 +36,7 @@ from torch.utils.data import DataLoader
 
 from pixio_pretrain.data import Loader, open_source
 from pixio_pretrain.heap import keep_freed_memory
+from pixio_robot.machine import device_name
 
 CAMERA = "observation.images.top"
 CONSOLE = Console()
@@ -68,7 +68,7 @@ def main() -> None:
     facts = {
         "command": shlex.join(["scripts/benchmark_video_reading.py", *sys.argv[1:]]),
         "date": datetime.now(tz=UTC).date().isoformat(),
-        "machine": {"processor": platform.machine(), "cores": sorted(os.sched_getaffinity(0)), "load": os.getloadavg()},
+        "machine": {"processor": device_name(), "cores": sorted(os.sched_getaffinity(0)), "load": os.getloadavg()},
         "versions": {name: version(name) for name in ("av", "lerobot", "torch")},
         "results": [asdict(result) | {"ratios": result.ratios} for result in results],
     }

@@ -23,7 +23,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -42,6 +41,7 @@ from pixio_pretrain.data import Frames, open_frames, split_episodes
 from pixio_pretrain.probe.table import NONE
 from pixio_robot import Encoder, EncoderSpec, load_encoder
 from pixio_robot.errors import DataError, PixioRobotError, SettingError
+from pixio_robot.machine import machine_name
 
 TRAINING = ("steps", "batch_size", "seed")
 """Settings of a run that the table of encoders tells."""
@@ -207,8 +207,7 @@ def write_results(folder: Path, trial: Trial, records: list[probe.ProbeRecord], 
     parts = [
         "# Encoders compared by linear probes",
         f"`{shlex.join(['scripts/compare_encoders.py', *sys.argv[1:]])}`",
-        f"{datetime.now(UTC).date().isoformat()}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{options.device}, torch {torch.__version__}.",
+        f"{datetime.now(UTC).date().isoformat()}, {machine_name(options.device)}, torch {torch.__version__}.",
         f"{len(trial.frames)} frames, {len(trial.held_out)} of them held out in whole episodes. {READING}",
         f"Grid of averaged patches: {options.grid} x {options.grid}.",
         probe.to_markdown(comparison),

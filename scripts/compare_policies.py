@@ -15,7 +15,6 @@ results.md, whose table is computed from the records of all cells that are there
 import argparse
 import json
 import os
-import platform
 import shlex
 import shutil
 import sys
@@ -57,6 +56,7 @@ from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import Trainer, make_policy, make_processors, train
 from pixio_robot import Encoder, build_cache, load_encoder
+from pixio_robot.machine import machine_name
 
 SUITE, CAMERAS, SIZE = "metaworld", ("corner2", "gripperPOV"), 128
 ENCODER = "shipped:pixio_vitt16"
@@ -315,7 +315,7 @@ def write_results(options: argparse.Namespace) -> None:
     parts = [
         f"# {options.task}: policies after {options.minutes:g} minutes of training",
         f"`{shlex.join(['scripts/compare_policies.py', *sys.argv[1:]])}`",
-        f"{datetime.now(UTC).date().isoformat()}, {os.cpu_count()} cores ({platform.machine()}), one thread, "
+        f"{datetime.now(UTC).date().isoformat()}, {machine_name()}, one thread, "
         f"torch {torch.__version__}. {options.demonstrations} demonstrations, batches of {options.batch_size}, "
         "the last weights are measured. Intervals: for other training seeds and other scenes, where there are several "
         "seeds; for other scenes alone, where there is one.",

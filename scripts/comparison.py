@@ -1,7 +1,6 @@
 """A comparison of policies that differ only in what they see: the place where policies and environments meet."""
 
 import json
-import os
 import platform
 import shlex
 import sys
@@ -35,6 +34,7 @@ from lerobot_policy_pixio.training import train
 from pixio_robot import Encoder, build_cache, create_encoder, load_encoder
 from pixio_robot.checkpoints import SHIPPED
 from pixio_robot.errors import SettingError
+from pixio_robot.machine import machine_name
 
 SUITE = "metaworld"
 CAMERAS = ("corner2", "gripperPOV")
@@ -89,7 +89,7 @@ def run(plans: Sequence[Plan], folder: Path, *, workers: int) -> None:
         reconstructions=SHIPPED / "pixio_vitt16" / "picture.png",
         facts={
             "date": datetime.now(UTC).date().isoformat(),
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+            "machine": f"{machine_name()}, {platform.system()}",
             "duration": minutes,
             "command": shlex.join(["python", *sys.argv]),
         },

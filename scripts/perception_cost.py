@@ -6,7 +6,6 @@ table shows the median over rounds of each round's quotient. CPU seconds of this
 """
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ def main() -> None:
     from pixio_robot.geometry.depth import DepthModel, DepthSettings
     from pixio_robot.geometry.multiview import MultiViewModel
     from pixio_robot.geometry.trunk import MultiViewSettings
+    from pixio_robot.machine import machine_name
 
     torch.set_num_threads(args.threads)
     encoder = create_encoder(args.encoder, seed=0, image_size=args.size).to(args.device)
@@ -77,9 +77,7 @@ def main() -> None:
         for run in runs.values():
             run()  # the first call of each allocates
         rounds = [{name: seconds(run) for name, run in runs.items()} for _ in range(args.rounds)]
-    where = (
-        torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, {args.threads} thread(s)"
-    )
+    where = f"{machine_name(args.device)}, {args.threads} thread(s)"
     print(f"{args.encoder}, {args.size} x {args.size}, batch 1, float32, {where}, torch {torch.__version__}\n")
     print("| answer | seconds, median | more than the bare pass |\n|---|---|---|")
     for name in runs:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from pixio_robot.export.folder import ExportFacts, read_facts, read_selftest
 from pixio_robot.export.gate import ask, compare
 from pixio_robot.export.graph import OnePass
 from pixio_robot.geometry.depth import DepthModel, DepthSettings
+from pixio_robot.machine import device_name
 
 REPORT = "latency.json"
 EAGER = "torch, eager"
@@ -173,7 +173,7 @@ def _write(path: Path, report: Sequence[Latency], facts: ExportFacts, *, threads
         "cameras": facts.cameras,
         "depth": facts.depth and facts.depth["head"],
         "adapter": facts.adapter is not None,
-        "cpu": cpu_name(),
+        "cpu": device_name(),
         "threads": threads,
         "rounds": rounds,
         "calls_per_round": CALLS,
@@ -183,11 +183,3 @@ def _write(path: Path, report: Sequence[Latency], facts: ExportFacts, *, threads
     draft = path.with_name(f".{path.name}.writing")
     draft.write_text(json.dumps(known, indent=2) + "\n")
     os.replace(draft, path)
-
-
-def cpu_name() -> str:
-    """Name this machine's CPU, as far as the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

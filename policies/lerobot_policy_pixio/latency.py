@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from torch import nn
 from lerobot_policy_pixio.modeling_pixio import PixioPolicy
 from lerobot_policy_pixio.options import PixioOptions
 from pixio_robot.errors import CheckpointError, PixioRobotError, SettingError
+from pixio_robot.machine import device_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WARM_UP = 3
@@ -153,7 +153,6 @@ def describe(checkpoint: str | Path, device: str | None, camera_size: tuple[int,
     """Where and on what a measurement was made."""
     config = PreTrainedConfig.from_pretrained(find_checkpoint(checkpoint))
     device = device or str(config.device)
-    cuda = device.startswith("cuda")
     return {
         "checkpoint": str(checkpoint),
         "policy": config.type,
@@ -163,7 +162,7 @@ def describe(checkpoint: str | Path, device: str | None, camera_size: tuple[int,
             for name, feature in config.image_features.items()
         },
         "n_action_steps": getattr(config, "n_action_steps", 1),
-        "device": torch.cuda.get_device_name(device) if cuda else f"{platform.machine()} CPU",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "packages": {name: version(name) for name in ("torch", "lerobot")},
     }

@@ -2,10 +2,8 @@
 
 import datetime as dt
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from pixio_pretrain.objectives import Objective
 from pixio_pretrain.probe import probe_task
 from pixio_pretrain.run import Run
 from pixio_robot.encoder import Encoder
+from pixio_robot.machine import device_name
 
 PICTURES = 8
 SHORT = 6
@@ -192,10 +191,7 @@ def _probe(encoder: Encoder, name: str, run: Run) -> str:
 
 def _machine(world: World) -> str:
     if world.device.type == "cuda":
-        return f"{world.size} x {torch.cuda.get_device_name(world.device)}"
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    kind = f"{models[0] if models else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
+        return f"{world.size} x {device_name(world.device)}"
+    kind = f"{device_name()} ({torch.backends.cpu.get_cpu_capability()})"
     processes = f"{world.size} processes with " if world.size > 1 else ""
-    return f"{kind}, {processes}{torch.get_num_threads()} of {len(models) or os.cpu_count()} cores, no GPU"
+    return f"{kind}, {processes}{torch.get_num_threads()} of {os.cpu_count()} cores, no GPU"

@@ -1,7 +1,5 @@
 """Filling in one cell: train its policy, then roll out the last weights under every condition."""
 
-import os
-import platform
 import resource
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +31,7 @@ from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.options import PixioOptions
 from lerobot_policy_pixio.training import train
 from pixio_robot import build_cache
+from pixio_robot.machine import machine_name
 
 
 @dataclass(kw_only=True)
@@ -86,7 +85,7 @@ def fill_cell(cell: Cell, home: Path, *, config: Benchmark) -> None:
         "wall_seconds": round(time.monotonic() - began, 1),
         "taken_up": taken_up,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}, {config.device}",
+        "machine": machine_name(config.device),
     }
     finish(home, facts)
 

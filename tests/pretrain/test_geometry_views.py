@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from pixio_pretrain.geometry.fitting import FitConfig
 from pixio_pretrain.geometry.sets import RgbdSet
 from pixio_pretrain.geometry.views import KNOCK, ViewsTask, evaluate_scenes, knocks, measure_views, partners
 from pixio_robot import Encoder, create_encoder
-from pixio_robot.errors import DataError
+from pixio_robot.errors import CheckpointError, DataError
 from pixio_robot.geometry.cameras import check_poses
+from pixio_robot.geometry.depth import DepthModel, load_depth
 from pixio_robot.geometry.multiview import MultiViewModel, load_multiview
 from pixio_robot.geometry.trunk import MultiViewSettings
 
@@ -51,9 +53,9 @@ def encoder() -> Encoder:
     return create_encoder("pixio_vitt16", seed=0, width=24, depth=2, heads=2, image_size=32, patch_size=8)
 
 
-def make(encoder: Encoder, *, detail: bool = False) -> MultiViewModel:
+def make(encoder: Encoder, *, detail: bool = False, alone: DepthModel | None = None) -> MultiViewModel:
     torch.manual_seed(0)
-    return MultiViewModel(encoder, replace(TRUNK, detail=detail))
+    return MultiViewModel(encoder, replace(TRUNK, detail=detail), alone=alone)
 
 
 def test_partners_are_other_views_of_the_same_moment(data: Path) -> None:
@@ -67,6 +69,7 @@ def test_what_is_given_takes_no_loss_and_every_mode_is_met(data: Path, encoder: 
     for seed in range(16):
         parts = task.loss(np.arange(2), torch.Generator().manual_seed(seed))
         assert parts["loss"].isfinite()
+        assert parts["drift"] > 0  # learnt at every step
         key = frozenset(parts) & {"focal", "rotation", "translation"}
         met[key] = met.get(key, 0) + 1
     assert set(met) == {
@@ -133,6 +136,30 @@ def test_knocks_are_rigid_and_of_the_size_that_is_said() -> None:
     for values, most in ((angles, KNOCK[0]), (lengths, KNOCK[1])):
         assert values.max() <= most * 1.001
         assert values.mean() == pytest.approx(most / 2, rel=0.1)
+
+
+@pytest.mark.slow
+def test_two_views_improve_on_a_depth_head_that_is_wrong(data: Path, encoder: Encoder, tmp_path: Path) -> None:
+    """Its error is in the scale, which parallax gives away; and the run knows that it began with this very head."""
+    encoder.save_pretrained(tmp_path / "encoder")
+    name = str(tmp_path / "encoder")
+    head = DepthModel(encoder, encoder_name=name)
+    torch.nn.init.normal_(head.head.out.weight, std=1e-3)
+    for folder, start in (("wrong", 1.2), ("other", 0.9)):
+        head.start_at(start, focal=30)
+        head.save_pretrained(tmp_path / folder)
+    config = FitConfig(steps=80, batch_size=8, lr=3e-3, precision="fp32", checkpoint_every=40)
+    common: dict[str, Any] = {"encoder_name": name, "settings": TRUNK, "config": config}
+    model = load_multiview(train_views(data, tmp_path / "run", depth=tmp_path / "wrong", **common))
+    assert model.alone is not None
+    assert all(torch.equal(mine, its) for mine, its in zip(
+        model.alone.head.state_dict().values(), load_depth(tmp_path / "wrong").head.state_dict().values(), strict=True
+    ))  # fmt: skip
+    rows = json.loads((tmp_path / "run" / "evaluation.json").read_text())["rows"]
+    errors = {row["method"]: row["metrics"]["abs_rel"]["value"] for row in rows if "abs_rel" in row["metrics"]}
+    assert errors["two views and calibration"] < errors["one view and calibration"] / 2
+    with pytest.raises(CheckpointError, match=r"alone_sha256"):
+        train_views(data, tmp_path / "run", depth=tmp_path / "other", **common)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from pixio_pretrain.evaluation.baselines import open_encoder
 from pixio_pretrain.precision import autocast, resolve
 from pixio_robot.encoder import ENCODERS, Encoder
 from pixio_robot.errors import DataError, SettingError
+from pixio_robot.machine import machine_name
 from pixio_robot.runs import alone
 
 PACKAGES = ("torch", "torchvision", "transformers", "numpy", "pixio-robot", "pixio-pretrain")
@@ -177,7 +177,6 @@ def evaluate(config: EvalConfig) -> Path:
 def _facts(job: Job) -> dict[str, Any]:
     """Whatever a reader needs in order to judge and to repeat a result."""
     config, encoder = job.config, job.encoder
-    device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else platform.processor()
     return {
         "task": config.task.title,
         "encoder": {
@@ -188,7 +187,7 @@ def _facts(job: Job) -> dict[str, Any]:
         },
         "seed": config.seed,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()} {device}, {os.cpu_count()} cores, {config.precision}".replace("  ", " "),
+        "machine": f"{machine_name(job.device)}, {config.precision}",
         "versions": {name: version(name) for name in PACKAGES},
     }
 

@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,6 +32,7 @@ from pixio_robot.geometry.depth import Coding, DepthModel, DepthSettings, load_d
 from pixio_robot.geometry.multiview import MultiViewModel
 from pixio_robot.geometry.storage import WEIGHTS
 from pixio_robot.geometry.trunk import MultiViewSettings
+from pixio_robot.machine import machine_name
 
 RANDOM = "frozen random encoder"
 
@@ -157,6 +159,7 @@ def _identity(encoder: Encoder, train: RgbdSet, **settings: dict[str, Any]) -> d
 def _facts(train: RgbdSet, config: FitConfig, spent: float) -> dict[str, Any]:
     """What a model's folder says of its training."""
     fitted = {"fit": dataclasses.asdict(config), "cpu_s": round(spent), "threads": torch.get_num_threads()}
+    fitted |= {"machine": machine_name(config.device), "date": datetime.now(UTC).date().isoformat()}
     return {"data": _data(train), **fitted}
 
 
