@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Turn cameras of a simulated scene into one coloured cloud in the robot's base frame.
 
-Writes FOLDER/cloud.ply (what the depth head says) and FOLDER/truth.ply (what the simulator knows), for MeshLab,
+MODEL is a depth head, which measures each camera by itself, or a model of several views, which compares them. Writes
+FOLDER/cloud.ply (what it says) and FOLDER/truth.ply (what the simulator knows), for MeshLab,
 CloudCompare or Open3D; FOLDER/CAMERA.png, depth as 16 bits of millimetres; FOLDER/depth.png, a figure of image, truth,
 prediction and error; and prints how far the cloud is off, in centimetres, without any alignment. With --rerun, the same
 is shown in rerun's viewer, with the cameras.
@@ -9,14 +10,18 @@ is shown in rerun's viewer, with the cameras.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def main() -> None:
     """Read the command line, look, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="folder of a depth head: FOLDER/model of pixio-geometry")
+    parser.add_argument("model", type=Path, help="FOLDER/model of pixio-geometry depth or views")
     parser.add_argument("folder", type=Path, help="where the files go")
     parser.add_argument("--suite", default="metaworld", help="metaworld or aloha (metaworld)")
     parser.add_argument("--task", default="coffee-button-v3", help="a task of the suite (coffee-button-v3)")
@@ -34,13 +39,9 @@ def main() -> None:
     from lerobot_env_pixio.rgbd_stage import ASPECTS, Stage
     from pixio_robot.geometry.cameras import transform, unproject
     from pixio_robot.geometry.clouds import write_depth_png, write_ply
-    from pixio_robot.geometry.depth import load_depth
     from pixio_robot.geometry.figures import draw_depth
-    from pixio_robot.geometry.perception import Calibration, Perception
     from pixio_robot.geometry.robot_metrics import f_scores, point_errors
 
-    model = load_depth(args.model)
-    perception = Perception(model.encoder, depth=model)
     size = (args.size, args.size)
     stage = Stage(
         args.suite, args.task, cameras=args.cameras, free=args.free, size=size, render="fast", held_out=ASPECTS
@@ -52,12 +53,10 @@ def main() -> None:
     names, parts = stage.cameras.names, np.array(stage.parts())
     stage.close()
 
-    images = {name: torch.from_numpy(view).permute(2, 0, 1) for name, view in zip(names, look["color"], strict=True)}
+    images = torch.from_numpy(look["color"]).permute(0, 3, 1, 2)
     intrinsics = torch.from_numpy(look["intrinsics"]).float()
     poses = torch.from_numpy(look["cam2world"]).float()
-    cameras = {name: Calibration(k, pose) for name, k, pose in zip(names, intrinsics, poses, strict=True)}
-    measured = perception.depth(0, images, cameras).values()
-    depth, confidence = (torch.cat(parts) for parts in zip(*measured, strict=True))
+    depth, confidence = measure(args.model, images, intrinsics, poses)
     points = transform(poses, unproject(depth, intrinsics))
     true_depth = torch.from_numpy(look["depth"])
     truth = transform(poses, unproject(true_depth, intrinsics))
@@ -72,12 +71,31 @@ def main() -> None:
     draw_depth(args.folder / "depth.png", look["color"], true_depth, depth, farthest=args.farthest, names=names)
     regions = {part: np.isin(look["body"], np.flatnonzero(parts == part)) for part in ("gripper", "object")}
     found = point_errors(points, truth, known, regions=regions) | f_scores(points[near], truth[known])
-    print(f"{len(names)} cameras ({', '.join(names)}), {perception.passes} encoder passes, {int(near.sum())} points")
+    print(f"{len(names)} cameras ({', '.join(names)}), {int(near.sum())} points")
     print(", ".join(f"{name} {value:.3g}" for name, value in found.items()))
     if args.rerun:
+        from pixio_robot.geometry.perception import Calibration
         from pixio_robot.geometry.viewer import show
 
-        show(images, cameras, depth=dict(zip(names, depth, strict=True)), points=points[near], colors=colors[near])
+        cameras = {name: Calibration(k, pose) for name, k, pose in zip(names, intrinsics, poses, strict=True)}
+        pictures = dict(zip(names, images, strict=True))
+        show(pictures, cameras, depth=dict(zip(names, depth, strict=True)), points=points[near], colors=colors[near])
+
+
+def measure(folder: Path, images: "Tensor", intrinsics: "Tensor", poses: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Give depth and confidence of calibrated views, each [v h w], by whatever model the folder holds."""
+    import torch
+
+    from pixio_robot.geometry.depth import load_depth
+    from pixio_robot.geometry.multiview import load_multiview
+    from pixio_robot.geometry.storage import kind_of
+
+    with torch.no_grad():
+        if kind_of(folder) == "multiview":
+            together = load_multiview(folder)(images[None], intrinsics[None], poses[None])
+            return together.depth_z[0], together.confidence[0]
+        alone = load_depth(folder)(images, intrinsics, poses)
+        return alone.depth, alone.confidence
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def main() -> None:
     from pixio_robot.geometry.cameras import transform, unproject
     from pixio_robot.geometry.depth import DepthModel, DepthSettings
     from pixio_robot.geometry.multiview import MultiViewModel
+    from pixio_robot.geometry.taps import shared_blocks
     from pixio_robot.geometry.trunk import MultiViewSettings
     from pixio_robot.machine import machine_name
 
@@ -40,7 +41,7 @@ def main() -> None:
 
     def answer(**settings: Any) -> Callable[[], object]:
         model = DepthModel(encoder, DepthSettings(rays=True, **settings)).eval().to(args.device)
-        blocks = sorted({*model.taps, encoder.spec.depth - 1})  # the policy's last block, too
+        blocks = shared_blocks(encoder, model)  # the policy's last block, too
 
         def run() -> object:
             tokens = dict(zip(blocks, encoder.intermediate(image, blocks=blocks), strict=True))
@@ -60,10 +61,14 @@ def main() -> None:
         torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    trunks = {
-        name: MultiViewModel(encoder, MultiViewSettings(detail=detail)).eval().to(args.device)
-        for name, detail in (("trunk and tiny heads", False), ("trunk and tiny heads with detail", True))
+    kinds = {
+        "trunk and tiny heads": MultiViewSettings(),
+        "trunk and tiny heads with detail": MultiViewSettings(detail=True),
+        "the same after a tiny depth head with detail": MultiViewSettings(
+            detail=True, alone=DepthSettings(coding="support", rays=True, detail=True)
+        ),
     }
+    trunks = {name: MultiViewModel(encoder, kind).eval().to(args.device) for name, kind in kinds.items()}
     two, k_two, apart = image.repeat(2, 1, 1, 1), k.expand(1, 2, 3, 3), pose.repeat(2, 1, 1)[None].clone()
     apart[0, 1, 0, 3] = 0.2
 

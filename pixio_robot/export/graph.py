@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from pixio_robot.adapter import VisualFeatureAdapter
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError
-from pixio_robot.geometry.depth import Depth, DepthModel, shared_blocks
+from pixio_robot.geometry.depth import Depth, DepthModel
+from pixio_robot.geometry.taps import shared_blocks
 from pixio_robot.tokens import Tokens
 
 

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError, UnknownNameError
 from pixio_robot.geometry.cameras import base_rays, check_intrinsics, check_poses
-from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead, LinearHead, Readout, picture, taps_of
+from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead, LinearHead, Readout, picture
 from pixio_robot.geometry.planes import lean_on_planes
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
+from pixio_robot.geometry.taps import taps_of
 from pixio_robot.nn import no_autocast
 from pixio_robot.tokens import Tokens
 
@@ -283,20 +284,6 @@ class DepthModel(nn.Module):
                 farthest=settings.max_depth,
             )
         return log_depth
-
-
-def shared_blocks(encoder: Encoder, depth: DepthModel | None) -> list[int]:
-    """Say after which blocks one pass must be read, for tokens (the last one) and depth alike, counted from 0.
-
-    Raises:
-        SettingError: The depth model is on another encoder.
-    """
-    if depth is not None and depth.encoder is not encoder:
-        raise SettingError(
-            "The depth model is on another encoder, so it would need a pass of its own: "
-            "load_depth(folder, encoder=encoder) puts it on this one."
-        )
-    return sorted({encoder.spec.depth - 1, *(depth.taps if depth is not None else ())})
 
 
 def load_depth(

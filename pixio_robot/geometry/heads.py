@@ -51,18 +51,6 @@ DPT_PRESETS = {
 """At 256 x 256 pixels on a ViT-B (47 GFLOP): 4, 16 and 61 GFLOP."""
 
 
-def taps_of(encoder: Encoder, count: int) -> list[int]:
-    """Say after which blocks a head of ``count`` taps reads: evenly spaced, the last one included, counted from 0.
-
-    Raises:
-        SettingError: The encoder has fewer blocks.
-    """
-    depth = encoder.spec.depth
-    if not 1 <= count <= depth:
-        raise SettingError(f"{count} taps of an encoder of {depth} blocks; choose from 1 to {depth}.")
-    return [depth * (number + 1) // count - 1 for number in range(count)]
-
-
 class _Head(nn.Module):
     """What both heads do with tokens.
 

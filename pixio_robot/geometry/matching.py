@@ -77,46 +77,48 @@ class Matcher(nn.Module):
         nearest: Metres; the first of them.
         farthest: Metres; the last of them.
         detail: Whether finer cells see the picture; without it they know what the patches around them do.
-        alone: Numbers of a depth head; 0 if there is none.
+        alone_channels: Numbers that a depth head says of each pixel; 0 if there is none.
     """
 
     def __init__(
-        self, encoder_width: int, *, bins: int, nearest: float, farthest: float, detail: bool, alone: int
+        self, encoder_width: int, *, bins: int, nearest: float, farthest: float, detail: bool, alone_channels: int
     ) -> None:
         super().__init__()
         self.patches = nn.Linear(encoder_width, _CHANNELS)
         self.pixels = _quarter(_CHANNELS) if detail else None
-        self.alone = alone
         self.register_buffer("depths", sweep_depths(bins, nearest=nearest, farthest=farthest))
         self.bins = bins
-        self.fine = 3 * len(AROUND) + alone if alone else bins if detail else 0
+        self.fine = 3 * len(AROUND) + alone_channels if alone_channels else bins if detail else 0
         """Channels of ``compare_cells``; 0 if there is nothing to compare."""
 
-    def compare_patches(self, tokens: Tokens, told: Told) -> tuple[Tensor, Tensor]:
+    def describe(self, tokens: Tokens) -> Tensor:
+        """Say of patches what is compared: maps [b*v c rows columns]."""
+        return rearrange(self.patches(tokens.patches), "b (h w) c -> b c h w", h=tokens.grid[0]).float()
+
+    def compare_patches(self, described: Tensor, told: Told) -> tuple[Tensor, Tensor]:
         """Give each patch's ray in the common frame [b v n 7], and how alike views are along it [b v n bins].
 
         Args:
-            tokens: Of the views [b*v ...].
+            described: What ``describe`` says.
             told: Zeros are the answer if poses are unknown.
         """
-        grid, v = tokens.grid, told.views
+        grid, v = (described.shape[-2], described.shape[-1]), told.views
         if told.calibration is None:
-            none = tokens.patches.new_zeros(len(tokens.patches) // v, v, tokens.patches.shape[1], RAYS + self.bins)
+            none = described.new_zeros(len(described) // v, v, grid[0] * grid[1], RAYS + self.bins)
             return none[..., :RAYS], none[..., RAYS:]
         k, poses = told.calibration
         world = base_rays(k.flatten(0, 1), poses.flatten(0, 1), told.size, grid)
         world = torch.cat([world, torch.full_like(world[:, :1], 1.0 if told.exact else _ROUGHLY)], dim=1)
-        features = F.normalize(self.patches(tokens.patches).float(), dim=-1)
-        features = rearrange(features, "(b v) (h w) c -> b v c h w", v=v, h=grid[0])
+        features = rearrange(F.normalize(described, dim=1), "(b v) c h w -> b v c h w", v=v)
         assert isinstance(self.depths, Tensor)
         swept = plane_sweep(features, k, poses, told.size, self.depths).alike
         return rearrange(world, "(b v) c h w -> b v (h w) c", v=v), rearrange(swept, "b v k h w -> b v (h w) k")
 
-    def compare_cells(self, tokens: Tokens, told: Told, pixels: Tensor | None, alone: Alone | None) -> Tensor | None:
+    def compare_cells(self, described: Tensor, told: Told, pixels: Tensor | None, alone: Alone | None) -> Tensor | None:
         """Give ``fine`` channels at a quarter of the picture's size [b*v fine h/4 w/4]; zeros if poses are unknown.
 
         Args:
-            tokens: Of the views [b*v ...].
+            described: What ``describe`` says.
             told: What is known of the cameras.
             pixels: The normalised images [b*v 3 h w], with ``detail``.
             alone: What a depth head says, where there is one and poses are known.
@@ -125,9 +127,8 @@ class Matcher(nn.Module):
             return None
         quarter = (math.ceil(told.size[0] / 4), math.ceil(told.size[1] / 4))
         if told.calibration is None:
-            return tokens.patches.new_zeros(len(tokens.patches), self.fine, *quarter)
-        known = rearrange(self.patches(tokens.patches), "b (h w) c -> b c h w", h=tokens.grid[0]).float()
-        seen = F.interpolate(known, size=quarter, mode="bilinear", align_corners=False)
+            return described.new_zeros(len(described), self.fine, *quarter)
+        seen = F.interpolate(described, size=quarter, mode="bilinear", align_corners=False)
         if self.pixels is not None:
             assert pixels is not None
             seen = seen + self.pixels(pixels).float()

@@ -3,63 +3,24 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError
-from pixio_robot.geometry.cameras import check_intrinsics, check_poses, compose, invert, rays, transform, unproject
-from pixio_robot.geometry.depth import DepthModel, shared_blocks
+from pixio_robot.geometry.cameras import check_intrinsics, check_poses, compose, invert
+from pixio_robot.geometry.depth import DepthModel
 from pixio_robot.geometry.heads import picture
 from pixio_robot.geometry.matching import Alone, Told
-from pixio_robot.geometry.planes import lean_on_planes
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
-from pixio_robot.geometry.trunk import Cameras, MultiViewSettings, Trunk, pinhole
+from pixio_robot.geometry.taps import shared_blocks
+from pixio_robot.geometry.trunk import MultiViewSettings, Trunk
+from pixio_robot.geometry.views import MultiView, assemble
 from pixio_robot.nn import no_autocast
 from pixio_robot.tokens import Tokens
-
-Source = Literal["given", "predicted"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MultiView:
-    """What v views of a scene say. Names and conventions are MapAnything's where they mean the same.
-
-    Attributes:
-        depth_z: Metres along the optical axis [b v h w].
-        points_cam: Each pixel's point in its camera's frame, metres [b v h w 3].
-        points_world: The same in the common frame [b v h w 3]: the base frame if poses were given in it, else that of
-            view 0.
-        rays: Unit directions in the camera's frame [b v h w 3].
-        intrinsics: [b v 3 3].
-        cam2world: [b v 4 4].
-        scale: Mean depth of view 0 where its mask holds, metres [b].
-        confidence: From 1 upwards [b v h w].
-        mask: Probability that a pixel shows something nearer than the horizon [b v h w].
-        source: Of "intrinsics", "cam2world" and "scale": whether it was given, and is returned bit for bit, or
-            predicted. With given poses, the scale follows from them, and counts as given.
-    """
-
-    depth_z: Tensor
-    points_cam: Tensor
-    points_world: Tensor
-    rays: Tensor
-    intrinsics: Tensor
-    cam2world: Tensor
-    scale: Tensor
-    confidence: Tensor
-    mask: Tensor
-    source: Mapping[str, Source]
-
-    def view(self, number: int) -> dict[str, Tensor]:
-        """Everything that is said of one view, without the dimension of views."""
-        fields = (field.name for field in dataclasses.fields(self) if field.name not in ("scale", "source"))
-        return {name: getattr(self, name)[:, number] for name in fields}
 
 
 class MultiViewModel(nn.Module):
@@ -73,7 +34,8 @@ class MultiViewModel(nn.Module):
         encoder: The encoder; stays as it is.
         settings: The trunk's; the defaults when absent.
         alone: A trained depth head on the same encoder. It measures each view by itself where poses are known, so that
-            the trunk has only its errors left to find. Its settings become ``settings.alone``.
+            the trunk has only its errors left to find. It stays as it is, and its settings become ``settings.alone``;
+            if only these are given, it has fresh weights, for stored ones to replace.
         encoder_name: What ``load_encoder`` reads to get this encoder; its own name when absent.
         facts: What is known of training.
 
@@ -107,11 +69,14 @@ class MultiViewModel(nn.Module):
         self.facts = dict(facts or {})
         self.trunk = Trunk(encoder.spec.width, self.settings)
         self.alone = alone
+        self.train(self.training)
 
-    @property
-    def looks(self) -> bool:
-        """Whether ``from_tokens`` wants the images, too."""
-        return self.settings.detail or (self.alone is not None and self.alone.settings.detail)
+    def train(self, mode: bool = True) -> Self:
+        """Switch the trunk; the depth head stays as it is, batch norms included."""
+        super().train(mode)
+        if self.alone is not None:
+            self.alone.eval()
+        return self
 
     def forward(
         self,
@@ -121,93 +86,64 @@ class MultiViewModel(nn.Module):
         scale: Tensor | None = None,
         *,
         pose_prior: Tensor | None = None,
+        tokens: Sequence[Tokens] | None = None,
     ) -> MultiView:
         """Look at scenes.
 
         Args:
             images: RGB [b v 3 h w], uint8 or float in [0, 1], at least two views of one size.
             intrinsics: [b v 3 3] in pixels of these images, if they are known.
-            cam2world: Poses [b v 4 4], metres, in any common frame, if they are known.
+            cam2world: Poses [b v 4 4], metres, if they are known: in any common frame; where a depth head or
+                ``support_heights`` know planes or rays of the base frame, in that one.
             scale: Mean depth of view 0, metres [b], if that is known and poses are not.
             pose_prior: Poses [b v 4 4] as they once were, if cameras may have been knocked since by some degrees and
                 centimetres. View 0's is taken as it is, the others are corrected; needs ``intrinsics``.
+            tokens: Of the blocks ``taps`` [b*v ...], the views of a scene one after the other, if the images were
+                encoded already.
 
         Raises:
             ImageError: Images that cannot be encoded.
-            DataError: A single view, or a calibration that cannot be.
-            SettingError: A scale beside poses, which fix it already; or a prior beside poses, or without intrinsics.
+            DataError: A single view, a calibration that cannot be, or tokens of other images.
+            SettingError: A scale beside poses, which fix it already; a prior beside poses, or without intrinsics; or
+                tokens of other blocks.
         """
-        if images.ndim != 5:
-            raise DataError(f"Views must be [b v 3 h w], all of one size, not {list(images.shape)}.")
-        tokens = self.encoder.intermediate(images.flatten(0, 1), blocks=self.taps)
-        size = (images.shape[-2], images.shape[-1])
-        known = (intrinsics, cam2world, scale)
-        return self.from_tokens(tokens, images.shape[1], size, *known, pose_prior=pose_prior, images=images)
-
-    def from_tokens(
-        self,
-        tokens: Sequence[Tokens],
-        views: int,
-        size: tuple[int, int],
-        intrinsics: Tensor | None = None,
-        cam2world: Tensor | None = None,
-        scale: Tensor | None = None,
-        *,
-        pose_prior: Tensor | None = None,
-        images: Tensor | None = None,
-    ) -> MultiView:
-        """Look at scenes that were encoded already.
-
-        Args:
-            tokens: Of the blocks ``taps`` [b*v ...], the views of a scene one after the other.
-            views: v.
-            size: (height, width) of the images in pixels.
-            intrinsics: As for ``forward``.
-            cam2world: As for ``forward``.
-            scale: As for ``forward``.
-            pose_prior: As for ``forward``.
-            images: As for ``forward``; without ``detail`` nobody looks at them.
-
-        Raises:
-            DataError: A single view, or a calibration that cannot be.
-            SettingError: As for ``forward``, or images that are missing.
-        """
-        self._check(len(tokens[0].patches), views, size, intrinsics, cam2world, scale, pose_prior)
-        flat = None if images is None else images.flatten(0, 1)
-        pixels = picture(self.encoder, flat, self.trunk.reference.device) if self.settings.detail else None
-        source: dict[str, Source] = {
-            "intrinsics": "predicted" if intrinsics is None else "given",
-            "cam2world": "predicted" if cam2world is None else "given",
-            "scale": "predicted" if cam2world is None and scale is None else "given",
-        }
+        self._check(images, tokens, intrinsics, cam2world, scale, pose_prior)
+        flat, size = images.flatten(0, 1), (images.shape[-2], images.shape[-1])
+        tokens = self.encoder.intermediate(flat, blocks=self.taps) if tokens is None else tokens
         poses, exact = (cam2world, True) if pose_prior is None else (pose_prior, False)
-        told = Told(views, size, intrinsics, poses, exact)
+        told = Told(images.shape[1], size, intrinsics, poses, exact)
+        pixels = picture(self.encoder, flat, self.trunk.reference.device) if self.settings.detail else None
         dense, found, log_scale = self.trunk(tokens[-1], told, pixels, self._measure_alone(tokens, told, flat))
-        with no_autocast(dense.device):
-            metric = cam2world if pose_prior is None else found.cam2world
-            return self._assemble(dense, found, log_scale, size, intrinsics, metric, scale, source)
+        return assemble(dense, found, log_scale, told, scale, self.settings)
 
     def correct_poses(
-        self,
-        tokens: Sequence[Tokens],
-        views: int,
-        size: tuple[int, int],
-        intrinsics: Tensor,
-        pose_prior: Tensor,
-        *,
-        images: Tensor | None = None,
+        self, images: Tensor, intrinsics: Tensor, pose_prior: Tensor, *, tokens: Sequence[Tokens] | None = None
     ) -> Tensor:
-        """Give the poses [b v 4 4] alone that ``from_tokens`` would give: a check of calibration without dense heads.
+        """Correct poses that may have drifted, and nothing else: a check of calibration without the trunk's dense head.
 
-        Arguments and errors are those of ``from_tokens``.
+        Args:
+            images: As for ``forward``.
+            intrinsics: As for ``forward``.
+            pose_prior: As for ``forward``.
+            tokens: As for ``forward``.
+
+        Returns:
+            The poses [b v 4 4] that ``forward`` would give.
+
+        Raises:
+            ImageError: Images that cannot be encoded.
+            DataError: A single view, a calibration that cannot be, or tokens of other images.
+            SettingError: Tokens of other blocks.
         """
-        self._check(len(tokens[0].patches), views, size, intrinsics, None, None, pose_prior)
-        told = Told(views, size, intrinsics, pose_prior, exact=False)
-        flat = None if images is None else images.flatten(0, 1)
-        return self.trunk.look(tokens[-1], told, self._measure_alone(tokens, told, flat)).cameras.cam2world
+        self._check(images, tokens, intrinsics, pose_prior=pose_prior)
+        flat, size = images.flatten(0, 1), (images.shape[-2], images.shape[-1])
+        tokens = self.encoder.intermediate(flat, blocks=self.taps) if tokens is None else tokens
+        told = Told(images.shape[1], size, intrinsics, pose_prior, exact=False)
+        alone = self._measure_alone(tokens, told, flat)
+        return self.trunk.look(tokens[-1], told, alone).cameras.cam2world
 
     @torch.no_grad()
-    def _measure_alone(self, tokens: Sequence[Tokens], told: Told, images: Tensor | None) -> Alone | None:
+    def _measure_alone(self, tokens: Sequence[Tokens], told: Told, images: Tensor) -> Alone | None:
         """Let the head for single views speak, where there is one and poses are known, roughly at least."""
         if self.alone is None or told.calibration is None:
             return None
@@ -215,9 +151,8 @@ class MultiViewModel(nn.Module):
         numbers = self.alone.numbers(tokens, told.size, *calibration, images=images)
         with no_autocast(numbers.device):
             log_depth = self.alone.decode(numbers, *calibration)
-            numbers = torch.cat(
-                [numbers[:, :1] + math.log(told.size[1] / self.alone.settings.focal), numbers[:, 1:]], 1
-            )
+            shift = math.log(told.size[1] / self.alone.settings.focal)  # the trunk counts focal lengths in widths
+            numbers = torch.cat([numbers[:, :1] + shift, numbers[:, 1:]], dim=1)
             return Alone(*(part.unflatten(0, (-1, told.views)) for part in (numbers, log_depth)))
 
     def _stored(self) -> nn.ModuleDict:
@@ -238,86 +173,41 @@ class MultiViewModel(nn.Module):
 
     def _check(
         self,
-        images: int,
-        views: int,
-        size: tuple[int, int],
-        intrinsics: Tensor | None,
-        cam2world: Tensor | None,
-        scale: Tensor | None,
-        pose_prior: Tensor | None,
+        images: Tensor,
+        tokens: Sequence[Tokens] | None,
+        intrinsics: Tensor | None = None,
+        cam2world: Tensor | None = None,
+        scale: Tensor | None = None,
+        pose_prior: Tensor | None = None,
     ) -> None:
+        if images.ndim != 5:
+            raise DataError(f"Views must be [b v 3 h w], all of one size, not {list(images.shape)}.")
+        batch, views = images.shape[:2]
         if views < 2:
             raise DataError("A single view has no parallax: give at least two, or use a DepthModel.")
+        if tokens is not None and len(tokens) != len(self.taps):
+            raise SettingError(f"Tokens of {len(tokens)} blocks: give those of blocks {self.taps}, see taps.")
+        if tokens is not None and len(tokens[0].patches) != batch * views:
+            raise DataError(f"Tokens of {len(tokens[0].patches)} images, but {batch} x {views} views.")
         if (cam2world is not None or pose_prior is not None) and scale is not None:
             raise SettingError("Poses are in metres, so they fix the scale: give either poses or scale.")
         if pose_prior is not None and (cam2world is not None or intrinsics is None):
             raise SettingError("pose_prior stands in for cam2world where that is not exact, and needs intrinsics.")
-        batch = images // views
-        for name, value, shape in (
+        for name, value, wanted in (
             ("intrinsics", intrinsics, (batch, views, 3, 3)),
             ("cam2world", cam2world, (batch, views, 4, 4)),
             ("scale", scale, (batch,)),
             ("pose_prior", pose_prior, (batch, views, 4, 4)),
         ):
-            if value is not None and tuple(value.shape) != shape:
-                raise DataError(f"{name} must be {list(shape)}, as there are images, not {list(value.shape)}.")
+            if value is not None and tuple(value.shape) != wanted:
+                raise DataError(f"{name} must be {list(wanted)}, as there are images, not {list(value.shape)}.")
         if intrinsics is not None:
-            check_intrinsics(intrinsics, size)
+            check_intrinsics(intrinsics, (images.shape[-2], images.shape[-1]))
         for poses in (cam2world, pose_prior):
             if poses is not None:
                 check_poses(poses)
         if scale is not None and not (scale > 0).all():
             raise DataError("A scale must be above 0 metres.")
-
-    def _assemble(
-        self,
-        dense: Tensor,
-        found: Cameras,
-        log_scale: Tensor,
-        size: tuple[int, int],
-        intrinsics: Tensor | None,
-        cam2world: Tensor | None,
-        scale: Tensor | None,
-        source: Mapping[str, Source],
-    ) -> MultiView:
-        """Put together what is known, or corrected, and what the trunk says [b v c h w]."""
-        settings = self.settings
-        k = pinhole(found.log_focal, size) if intrinsics is None else intrinsics
-        mask, confidence = dense[:, :, 1].sigmoid(), 1 + dense[:, :, 2].exp()
-        focal = (k[..., 0, 0] * k[..., 1, 1]).sqrt().float()
-        log_depth = dense[:, :, 0] + (focal / size[1]).log()[..., None, None]
-        if cam2world is not None and settings.support_heights:
-            log_depth = lean_on_planes(
-                log_depth,
-                dense[:, :, 3:],
-                settings.support_heights,
-                intrinsics=k.float(),
-                cam2base=cam2world.float(),
-                farthest=settings.farthest,
-            )
-        depth = log_depth.exp()
-        mean = (depth[:, 0] * mask[:, 0]).sum(dim=(1, 2)) / mask[:, 0].sum(dim=(1, 2)).clamp(min=1e-6)
-        poses = found.cam2world
-        if cam2world is not None:
-            poses, size_of_scene = cam2world, mean
-        else:
-            size_of_scene = log_scale.exp() if scale is None else scale
-            depth = depth * (size_of_scene / mean)[:, None, None, None]
-            moved = poses[..., :3, 3:] * size_of_scene[:, None, None, None]
-            poses = torch.cat([torch.cat([poses[..., :3, :3], moved], dim=-1), poses[..., 3:, :]], dim=-2)
-        points = unproject(depth, k.float())
-        return MultiView(
-            depth_z=depth,
-            points_cam=points,
-            points_world=transform(poses.float(), points),
-            rays=F.normalize(rays(k.float(), size), dim=-1),
-            intrinsics=k,
-            cam2world=poses,
-            scale=size_of_scene,
-            confidence=confidence,
-            mask=mask,
-            source=source,
-        )
 
 
 def relative_to_first(cam2world: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.geometry.cameras import resize_intrinsics, transform, unproject
-from pixio_robot.geometry.depth import Depth, DepthModel, shared_blocks
+from pixio_robot.geometry.depth import Depth, DepthModel
+from pixio_robot.geometry.taps import shared_blocks
 from pixio_robot.images import resize
 from pixio_robot.tokens import Tokens
 

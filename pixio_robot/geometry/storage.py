@@ -94,15 +94,15 @@ def read_folder(folder: str | Path, *, kind: str, encoder: Encoder | None = None
         UnknownNameError: The encoder that it names is not to be found.
     """
     folder = Path(folder).expanduser()
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        state = load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} holds no {CONFIG} with {WEIGHTS} beside it: {error}.") from error
-    except (ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} is damaged: {error}.") from error
+    config = _read_config(folder)
     if config.get("kind") != kind:
         raise CheckpointError(f"{folder} holds {config.get('kind', 'something else')!r}, not {kind!r}.")
+    try:
+        state = load_file(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} holds no {WEIGHTS} beside its {CONFIG}.") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder} is damaged: {error}.") from error
     encoder = load_encoder(config["encoder"]) if encoder is None else encoder
     if encoder.fingerprint != config["encoder_sha256"]:
         raise CheckpointError(
@@ -111,6 +111,27 @@ def read_folder(folder: str | Path, *, kind: str, encoder: Encoder | None = None
             "be noise. Give the encoder that it names, or train it anew."
         )
     return Stored(encoder, config["encoder"], config["settings"], config.get("facts", {}), state)
+
+
+def kind_of(folder: str | Path) -> str:
+    """Say what a folder holds: "depth" for ``load_depth``, "multiview" for ``load_multiview``.
+
+    Raises:
+        CheckpointError: It holds nothing of ours.
+    """
+    config = _read_config(Path(folder).expanduser())
+    if "kind" not in config:
+        raise CheckpointError(f"{folder} holds no trained geometry: its {CONFIG} does not say of what kind it is.")
+    return config["kind"]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} holds no {CONFIG} with {WEIGHTS} beside it: {error}.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder} is damaged: {error}.") from error
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], folder: str | Path) -> None:

@@ -32,11 +32,13 @@ class MultiViewSettings:
         head: Preset of the dense head, a key of ``DPT_PRESETS``.
         bins: Depths of the plane sweep.
         nearest: Metres; the first of them.
-        farthest: Metres; the last of them, beyond which a plane counts as out of sight.
+        farthest: Metres; the last of them, beyond which a plane counts as out of sight. With ``alone`` that leans on
+            planes, it is that head's ``max_depth``.
         support_heights: Metres; heights of planes z = constant, such as a table's. With poses given in that frame,
             depth leans on them as "support" of ``DepthSettings`` does. With ``alone`` they are that head's.
-        detail: See the pictures, too: the dense head as a ``DPTHead`` with ``detail`` does, and the plane sweep at a
-            quarter of their size, where parallax is many cells and not a fraction of a patch.
+        detail: See the pictures, too: the dense head as a ``DPTHead`` with ``detail`` does, and a plane sweep at a
+            quarter of their size, where parallax is many cells and not a fraction of a patch. With ``alone`` there is
+            that sweep anyway; then it only sees more.
         alone: Settings of a depth head that measures each view by itself where poses are known, so that the trunk has
             only its errors left to find: views are compared around what it says, and depth begins there.
     """
@@ -98,12 +100,14 @@ class Look(NamedTuple):
     """What the trunk sees before any dense head.
 
     Attributes:
+        described: What is compared of patches [b*v c rows columns], see ``Matcher``.
         levels: Tokens [b v n d] before the first block and after each.
         calibrated: What known poses say of each patch: how alike views are along its ray, and the ray [b v n c].
         cameras: Predicted or corrected.
         log_scale: Log of the mean depth of view 0 [b].
     """
 
+    described: Tensor
     levels: list[Tensor]
     calibrated: Tensor
     cameras: Cameras
@@ -129,7 +133,7 @@ class Trunk(nn.Module):
             nearest=settings.nearest,
             farthest=settings.farthest,
             detail=settings.detail,
-            alone=settings.alone.channels if settings.alone else 0,
+            alone_channels=settings.alone.channels if settings.alone else 0,
         )
         self.camera_rays, self.world_rays = nn.Linear(4, d), nn.Linear(RAYS, d)
         self.alone = nn.Linear(settings.alone.channels, d) if settings.alone else None
@@ -174,7 +178,7 @@ class Trunk(nn.Module):
             patches = self.norm(seen.levels[level]).flatten(0, 1)
             taps.append(Tokens(patches.new_zeros(len(patches), 0, patches.shape[-1]), patches, grid))
         extra = rearrange(seen.calibrated, "b v (h w) c -> (b v) c h w", h=grid[0])
-        fine = self.matcher.compare_cells(tokens, told, pixels, alone)
+        fine = self.matcher.compare_cells(seen.described, told, pixels, alone)
         dense = rearrange(self.dense(taps, told.size, extra, pixels, fine), "(b v) c h w -> b v c h w", v=views)
         if alone is not None:
             depth, rest = alone.numbers[:, :, :1], alone.numbers[:, :, 1:]
@@ -187,7 +191,8 @@ class Trunk(nn.Module):
         patches = rearrange(tokens.patches, "(b v) n d -> b v n d", v=views)
         source = tokens.classes if tokens.classes.shape[1] else tokens.patches
         summary = rearrange(source.mean(dim=1), "(b v) d -> b v 1 d", v=views).expand_as(patches)
-        world, swept = self.matcher.compare_patches(tokens, told)
+        described = self.matcher.describe(tokens)
+        world, swept = self.matcher.compare_patches(described, told)
         x = self.embed(torch.cat([patches, summary], dim=-1))
         x = x + self.camera_rays(self._camera(patches, grid, told)) + self.world_rays(world)
         x = x + self.swept(swept)
@@ -200,7 +205,7 @@ class Trunk(nn.Module):
             pairs = torch.cat([pooled, pooled[:, :1].expand_as(pooled)], dim=-1)
             found = self._cameras(pairs, None if told.exact else told.cam2world)
             log_scale = self.scale(self.norm(scale.float()))[:, 0, 0]
-        return Look(levels, torch.cat([swept, world], dim=-1), found, log_scale)
+        return Look(described, levels, torch.cat([swept, world], dim=-1), found, log_scale)
 
     def _attend(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Let patches [b v n d] see those of all views and of their own, by turns: all levels, and the scale token."""

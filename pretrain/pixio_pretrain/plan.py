@@ -6,7 +6,6 @@ import torch
 
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.costs import Costs, count_costs
-from pixio_pretrain.precision import resolve
 from pixio_pretrain.speed import matmul_ceiling
 from pixio_robot.errors import SettingError, UnknownNameError
 
@@ -60,7 +59,8 @@ class PlanConfig(RunConfig):
     utilisation: float = 0.4
 
     def __post_init__(self) -> None:
-        self.precision = resolve(self.precision, self.device if self.gpu == "measured" else "cuda")
+        if self.precision == "auto" and self.gpu in GPUS:
+            self.precision = "bf16"  # all of them are fast at it, whatever this machine is
         super().__post_init__()
         if self.gpus < 1:
             raise SettingError(f"gpus must be at least 1, not {self.gpus}.")

@@ -8,10 +8,9 @@ PRECISIONS = ("auto", "bf16", "fp32")
 
 
 def resolve(precision: str, device: str | torch.device) -> str:
-    """Say what "auto" means on a device: "bf16" on GPUs and CPUs that multiply bfloat16 natively, else "fp32".
+    """Say what "auto" means on a device: "bf16" on NVIDIA GPUs since Ampere and on x86 with AVX512-BF16 or AMX.
 
-    A CPU without AVX512-BF16 or AMX emulates bfloat16, which takes many times as long as float32. On its own core,
-    such as that of a Ryzen 5000, "auto" is what makes the difference between minutes and hours.
+    Anything else gets "fp32": a CPU that has to emulate bfloat16 takes many times as long as with float32.
 
     Args:
         precision: "auto", "bf16" (autocast; weights stay float32) or "fp32".
@@ -27,7 +26,7 @@ def resolve(precision: str, device: str | torch.device) -> str:
     kind = torch.device(device).type
     if kind == "cpu":
         return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-    able = kind == "cuda" and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False))
+    able = kind == "cuda" and (not torch.cuda.is_available() or torch.cuda.get_device_properties(device).major >= 8)
     return "bf16" if able else "fp32"
 
 

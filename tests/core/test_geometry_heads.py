@@ -3,7 +3,8 @@ import torch
 
 from pixio_robot import Encoder, Tokens, create_encoder
 from pixio_robot.errors import SettingError, UnknownNameError
-from pixio_robot.geometry.heads import DPT_PRESETS, DPTHead, LinearHead, taps_of
+from pixio_robot.geometry.heads import DPT_PRESETS, DPTHead, LinearHead
+from pixio_robot.geometry.taps import taps_of
 
 
 def tokens(taps: int, *, classes: int = 3, grid: tuple[int, int] = (4, 7), width: int = 8) -> list[Tokens]:

@@ -9,8 +9,9 @@ from pixio_robot import Encoder, create_encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError
 from pixio_robot.geometry.cameras import project, transform, unproject
 from pixio_robot.geometry.depth import DepthModel, DepthSettings, load_depth
-from pixio_robot.geometry.matching import Told
+from pixio_robot.geometry.matching import AROUND, Alone, Told
 from pixio_robot.geometry.multiview import MultiViewModel, load_multiview, relative_to_first
+from pixio_robot.geometry.storage import kind_of
 from pixio_robot.geometry.sweep import GAP, plane_sweep, sweep_depths
 from pixio_robot.geometry.trunk import MultiViewSettings
 
@@ -112,8 +113,7 @@ def test_a_prior_is_corrected_but_for_view_0(encoder: Encoder, views: torch.Tens
     moved = torch.linalg.inv(poses()) @ found
     torch.testing.assert_close(moved[0, 1], moved[1, 2], atol=1e-5, rtol=0)  # a bias moves all alike, each in its frame
     torch.testing.assert_close(moved[0, 1, :3, 3], model.trunk.drift[-1].bias[6:], atol=1e-5, rtol=0)
-    tokens = encoder.intermediate(views.flatten(0, 1), blocks=model.taps)
-    torch.testing.assert_close(model.correct_poses(tokens, 3, SIZE, K, poses()), found)
+    torch.testing.assert_close(model.correct_poses(views, K, poses()), found)
     exact = model(views, K, poses()).depth_z
     assert not torch.allclose(model(views, K, pose_prior=poses()).depth_z, exact)
 
@@ -150,6 +150,15 @@ def test_every_weight_learns_when_it_is_needed(encoder: Encoder, views: torch.Te
     assert all(weight.grad is None for part in still for weight in part.parameters())
 
 
+def test_the_head_for_single_views_stays_as_it_is_in_training(encoder: Encoder, views: torch.Tensor) -> None:
+    model = make(encoder, "linear").train()  # a linear head has a batch norm
+    assert model.alone is not None
+    before = {name: value.clone() for name, value in model.alone.head.state_dict().items()}
+    model(views, K, poses())
+    assert all(torch.equal(before[name], value) for name, value in model.alone.head.state_dict().items())
+    assert model.trunk.training
+
+
 @pytest.mark.parametrize("name", ALONE)
 def test_the_trunk_begins_where_the_head_for_single_views_is(encoder: Encoder, views: torch.Tensor, name: str) -> None:
     """And with anything else to say, it would have to find all of it anew."""
@@ -166,18 +175,28 @@ def test_the_trunk_begins_where_the_head_for_single_views_is(encoder: Encoder, v
     )  # without poses, the trunk is by itself
 
 
-def test_what_the_other_view_says_by_itself_is_compared_with(encoder: Encoder, views: torch.Tensor) -> None:
-    model = make(encoder, "support")
-    assert model.alone is not None
-    with torch.no_grad():
-        model.trunk.dense.out.weight.normal_(generator=torch.Generator().manual_seed(0))
+def test_what_another_view_says_by_itself_moves_the_gaps_to_it_alone(encoder: Encoder, views: torch.Tensor) -> None:
+    model, told = make(encoder, "support"), Told(3, SIZE, K, poses())
     tokens = encoder.intermediate(views.flatten(0, 1), blocks=model.taps)
-    before = model.from_tokens(tokens, 3, SIZE, K, poses()).depth_z[:, 0]
-    said = model._measure_alone(tokens, Told(3, SIZE, K, poses()), None)
+    said = model._measure_alone(tokens, told, views.flatten(0, 1))
     assert said is not None
-    said.log_depth[:, 1:] += 0.1  # in place of what it said of the others
-    model._measure_alone = lambda *_: said  # pyright: ignore[reportAttributeAccessIssue]
-    assert not torch.allclose(model.from_tokens(tokens, 3, SIZE, K, poses()).depth_z[:, 0], before)
+    nearer = said.log_depth.clone()
+    nearer[:, 1:] -= 0.1
+    described = model.trunk.matcher.describe(tokens[-1])
+    before, after = (
+        model.trunk.matcher.compare_cells(described, told, None, Alone(said.numbers, depth))
+        for depth in (said.log_depth, nearer)
+    )
+    assert before is not None
+    assert after is not None
+    change = (after - before).unflatten(0, (2, 3))[:, 0]  # of view 0: alike, gap, seen, and what it says itself
+    gaps = slice(len(AROUND), 2 * len(AROUND))
+    assert not change[:, : len(AROUND)].any()
+    assert not change[:, gaps.stop :].any()
+    moved = change[:, gaps][change[:, gaps] != 0]
+    assert len(moved) > 500
+    assert moved.min() > 0  # nearer surfaces: points lie farther behind them
+    assert moved.max().item() == pytest.approx(0.1, abs=1e-4)
 
 
 def test_detail_sees_the_pictures_and_compares_them_across_views(encoder: Encoder, views: torch.Tensor) -> None:
@@ -186,41 +205,42 @@ def test_detail_sees_the_pictures_and_compares_them_across_views(encoder: Encode
     other = views.clone()
     other[:, 1] = 1 - other[:, 1]
     told, untold = (
-        [model.from_tokens(tokens, 3, SIZE, K, where, images=images).depth_z[:, 0] for images in (views, other)]
-        for where in (poses(), None)
+        [model(images, K, where, tokens=tokens).depth_z[:, 0] for images in (views, other)] for where in (poses(), None)
     )
     assert not torch.allclose(*told)  # the other view's pixels count through the sweep
     assert torch.equal(untold[0], untold[1])  # which takes poses
-    with pytest.raises(SettingError, match="pass the images"):
-        model.from_tokens(tokens, 3, SIZE, K)
 
 
 def test_a_sweep_agrees_at_the_depth_of_the_surface() -> None:
-    """A table with a smooth pattern, seen by two cameras: the best of the swept depths is the true one."""
-    size = (24, 32)
-    k = torch.tensor([[30.0, 0, 16], [0, 30, 12], [0, 0, 1]]).expand(1, 2, 3, 3)
-    cam2world = torch.diag(torch.tensor([1.0, -1, -1, 1])).repeat(1, 2, 1, 1)
-    cam2world[0, :, :3, 3] = torch.tensor([[0.0, 0, 0.6], [0.15, 0.05, 0.6]])
-    points = transform(cam2world, unproject(torch.full((1, 2, *size), 0.6), k))
+    """A table with a smooth pattern, seen by three cameras: the best of the swept depths is the true one."""
+    size, heights = (24, 32), (0.6, 0.7, 0.6)
+    k = torch.tensor([[30.0, 0, 16], [0, 30, 12], [0, 0, 1]]).expand(1, 3, 3, 3)
+    cam2world = torch.diag(torch.tensor([1.0, -1, -1, 1])).repeat(1, 3, 1, 1)
+    cam2world[0, :, :3, 3] = torch.tensor([[0.0, 0, heights[0]], [0.15, 0.05, heights[1]], [-0.4, 0, heights[2]]])
+    surfaces = torch.tensor(heights)[None, :, None, None].expand(1, 3, *size)
+    points = transform(cam2world, unproject(surfaces, k))
     waves = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)) * 6
     pattern = torch.cat([(points @ waves).sin(), (points @ waves).cos()], dim=-1)
     features = F.normalize(pattern, dim=-1).permute(0, 1, 4, 2, 3)
+
     depths = torch.tensor([0.4, 0.5, 0.6, 0.75, 1.0])
-    surfaces = torch.full((1, 2, *size), 0.6).log()
-    alike, gap, shares = plane_sweep(features, k, cam2world, size, depths, surfaces)
-    seen = (shares == 1).all(dim=2)
+    alike, gap, shares = plane_sweep(features, k, cam2world, size, depths, surfaces.log())
+    seen = (shares[0, 0] > 0).all(dim=0)
     assert seen.float().mean() > 0.4
-    assert (alike.argmax(dim=2)[seen] == 2).float().mean() > 0.97
-    assert alike[:, :, 2][seen].mean() > 0.95
-    wanted = (depths / 0.6).log().clamp(-GAP, GAP)[:, None, None].expand(5, *size)  # both look straight down
-    torch.testing.assert_close(gap[0, 1][:, seen[0, 1]], wanted[:, seen[0, 1]], atol=1e-5, rtol=0)
-    assert set(shares.unique().tolist()) == {0, 1}
+    assert (alike[0, 0].argmax(dim=0)[seen] == 2).float().mean() > 0.97
+    assert alike[0, 0, 2][seen].mean() > 0.95
+    assert set(shares.unique().tolist()) == {0, 0.5, 1}  # of two other views
     assert not gap[shares == 0].any()
     assert not alike[shares == 0].any()
+    one = shares[0, 1, :, 12, 16] == 0.5  # of view 1's middle, which view 2 does not see
+    behind = torch.tensor([(heights[0] + depth - heights[1]) / heights[0] for depth in depths]).log()
+    torch.testing.assert_close(gap[0, 1, one, 12, 16], behind.clamp(-GAP, GAP)[one], atol=1e-5, rtol=0)
+    assert one.sum() > 2
 
-    own = (surfaces[:, :, None] + torch.tensor([-0.1, 0, 0.1])[:, None, None]).exp()  # depths of each cell's own
-    alike, gap, shares = plane_sweep(features, k, cam2world, size, own, surfaces)
-    assert (alike.argmax(dim=2)[(shares == 1).all(dim=2)] == 1).float().mean() > 0.97
+    own = (surfaces.log()[:, :, None] + torch.tensor([-0.1, 0, 0.1])[:, None, None]).exp()  # depths of each cell's own
+    alike, gap, shares = plane_sweep(features, k, cam2world, size, own, surfaces.log())
+    assert (alike.argmax(dim=2)[(shares > 0).all(dim=2)] == 1).float().mean() > 0.97
+    torch.testing.assert_close(gap[:, :, 1], torch.zeros(1, 3, *size), atol=1e-5, rtol=0)
     assert not plane_sweep(features, k, cam2world, size, own).gap.any()
 
 
@@ -247,6 +267,9 @@ def test_a_folder_gives_the_same_model_back(
     model.save_pretrained(tmp_path / "model")
     again = load_multiview(tmp_path / "model")
     assert again.settings == model.settings
+    assert kind_of(tmp_path / "model") == "multiview"
+    with pytest.raises(CheckpointError, match="does not say of what kind"):
+        kind_of(tmp_path / "encoder")
     for given in ({}, {"cam2world": poses()}):
         torch.testing.assert_close(again(views, K, **given).depth_z, model(views, K, **given).depth_z)
     with pytest.raises(CheckpointError, match="'multiview', not 'depth'"):
@@ -259,6 +282,11 @@ def test_what_cannot_be_is_refused(encoder: Encoder, views: torch.Tensor) -> Non
         model(views[:, :1])
     with pytest.raises(DataError, match=r"\[b v 3 h w\], all of one size"):
         model(views[0])
+    tokens = encoder.intermediate(views.flatten(0, 1), blocks=model.taps)
+    with pytest.raises(DataError, match="Tokens of 6 images, but 1 x 3 views"):
+        model(views[:1], tokens=tokens)
+    with pytest.raises(SettingError, match="Tokens of 2 blocks"):
+        model.correct_poses(views, K, poses(), tokens=[*tokens, *tokens])
     with pytest.raises(SettingError, match="fix the scale"):
         model(views, K, poses(), torch.ones(2))
     with pytest.raises(DataError, match=r"intrinsics must be \[2, 3, 3, 3\]"):
@@ -267,6 +295,8 @@ def test_what_cannot_be_is_refused(encoder: Encoder, views: torch.Tensor) -> Non
         model(views, 0 * K)
     with pytest.raises(DataError, match="no rotation"):
         model(views, K, poses() * torch.tensor([1.2, 1, 1, 1])[:, None])
+    with pytest.raises(DataError, match="single view"):
+        model.correct_poses(views[:, :1], K[:, :1], poses()[:, :1])
     with pytest.raises(SettingError, match="needs intrinsics"):
         model(views, pose_prior=poses())
     with pytest.raises(SettingError, match="stands in for cam2world"):

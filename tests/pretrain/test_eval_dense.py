@@ -20,7 +20,8 @@ from pixio_pretrain.evaluation.stages import stages_of
 from pixio_robot import ENCODERS, Tokens, create_encoder, load_encoder
 from pixio_robot.errors import DataError, PixioRobotError, SettingError
 from pixio_robot.foreign import wrap_model
-from pixio_robot.geometry.heads import DPTHead, LinearHead, taps_of
+from pixio_robot.geometry.heads import DPTHead, LinearHead
+from pixio_robot.geometry.taps import taps_of
 
 SIDE = 32
 SIZES: dict[str, Any] = {"width": 32, "depth": 4, "heads": 2, "patch_size": 8, "image_size": 32, "class_tokens": 2}

@@ -106,6 +106,14 @@ def test_confidence_finds_its_optimum_at_a_fifth_of_the_inverse_error() -> None:
     assert error.grad is None
 
 
+def test_one_pixel_that_is_sure_and_wrong_does_not_decide_on_a_step() -> None:
+    number = torch.tensor([[[12.0, 0.5]]], requires_grad=True)  # as a head says it: a confidence of 160 000
+    confidence_loss(1 + number.exp(), torch.full((1, 1, 2), 0.5), torch.ones(1, 1, 2, dtype=torch.bool)).backward()
+    assert number.grad is not None
+    assert 0 < number.grad.abs().max() <= 0.5
+    assert number.grad.max() < 3 * number.grad.min()
+
+
 def test_the_robust_loss_is_a_parabola_near_nothing_and_a_root_far_away() -> None:
     assert robust(torch.tensor(1e-3)) == pytest.approx(0.5 * (1e-3 / 0.05) ** 2, rel=1e-3)
     assert robust(torch.tensor(400.0)) / robust(torch.tensor(100.0)) == pytest.approx(2, rel=0.05)

@@ -39,7 +39,7 @@ def test_a_gpu_elsewhere_has_bfloat16_and_other_devices_are_not_trusted(natural:
 
 
 def test_settings_hold_what_is_computed_in(natural: str) -> None:
-    """So that a run's identity, its card and a record say it, and a run is taken up as it was begun."""
+    """So that a run's identity, its card and a record say it, and a machine that computes otherwise is refused."""
     run = RunConfig(data="-", folder="-", steps=1)
     assert (run.precision, run.identity()["precision"]) == (natural, natural)
     assert EvalConfig(encoder="-", data="-").precision == natural

@@ -12,7 +12,8 @@ from pixio_pretrain.evaluation.job import Job
 from pixio_pretrain.evaluation.stages import StagesDPTHead, stage_widths, stages_of
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError, UnknownNameError
-from pixio_robot.geometry.heads import DPTHead, LinearHead, taps_of
+from pixio_robot.geometry.heads import DPTHead, LinearHead
+from pixio_robot.geometry.taps import taps_of
 
 HEADS = ("linear", "dpt")
 DPT_TAPS = 4

@@ -1,7 +1,7 @@
 """``pixio-geometry``: train geometry on a frozen encoder, measure it on held-out sets.
 
-"depth" trains a head for one view, "views" the trunk for several, which it compares with a depth head on the same
-frames. A killed run goes on where it stopped when the same command is given again.
+"depth" trains a head for one view; "views" a trunk for several, on such a head (--depth), whose errors it learns. A
+killed run goes on where it stopped when the same command is given again.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from pixio_pretrain.geometry.fitting import FitConfig, fit
 from pixio_pretrain.geometry.mono import DepthTask
 from pixio_pretrain.geometry.sets import RgbdSet, once_per_set, read_held_out
 from pixio_pretrain.geometry.taps import Taps
-from pixio_pretrain.geometry.views import PAIRS_SHOWN, ViewsTask, evaluate_scenes, measure_views
+from pixio_pretrain.geometry.views import CHANCES, DRIFT, PAIRS_SHOWN, ViewsTask, evaluate_scenes, measure_views
 from pixio_pretrain.manual import meanings
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.encoder import Encoder
-from pixio_robot.errors import PixioRobotError
+from pixio_robot.errors import PixioRobotError, SettingError
 from pixio_robot.geometry.depth import Coding, DepthModel, DepthSettings, load_depth
 from pixio_robot.geometry.multiview import MultiViewModel
 from pixio_robot.geometry.storage import WEIGHTS
@@ -122,6 +122,8 @@ def train_views(
     train, held_out = RgbdSet.read(data / "train"), read_held_out(data)
     encoder = load_encoder(encoder_name, device=config.device)
     methods: dict[str, Measure] = {"table plane": table_plane}
+    if depth is None and settings.alone is not None:
+        raise SettingError("settings.alone describes a depth head, but there is none: name its folder as depth.")
     alone = None if depth is None else load_depth(depth, encoder=encoder)
     if alone is not None:
         methods["one view and calibration"] = _measure(alone, posed=True)
@@ -129,7 +131,8 @@ def train_views(
     model = MultiViewModel(encoder, settings, alone=alone, encoder_name=encoder_name)
     task = ViewsTask(model, train, Taps(encoder, train, model.taps, precision=config.precision))
     trunk = dataclasses.asdict(model.settings) | {"alone_sha256": None if depth is None else _digest(Path(depth))}
-    spent = fit(task, config, folder / "trunk", identity=_identity(encoder, train, trunk=trunk))
+    identity = _identity(encoder, train, trunk=trunk, learns={"chances": CHANCES, "drift": DRIFT})
+    spent = fit(task, config, folder / "trunk", identity=identity)
     model.facts = _facts(train, config, spent)
     model.save_pretrained(folder / "model")
     methods["two views and calibration"] = measure_views(model, "all")
@@ -204,7 +207,9 @@ def main(words: Sequence[str] | None = None) -> None:
     depth.add_argument("--no-twin", action="store_true", help="leave the frozen random encoder out of the table")
     planes = "metres; heights of what things stand on in the base frame, such as table and floor"
     depth.add_argument("--support-heights", type=float, nargs="+", default=[0.0], help=f"{planes}, for support")
-    views.add_argument("--support-heights", type=float, nargs="+", default=[], help=planes)
+    views.add_argument(
+        "--support-heights", type=float, nargs="+", default=[], help=f"{planes}; with --depth, its own are taken"
+    )
     views.add_argument("--depth", type=Path, help="folder of a depth head, which several views then improve on")
     args = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -19,10 +19,11 @@ from pixio_robot.geometry.robot_metrics import point_errors
 Measure = Callable[[RgbdSet, Rows], Tensor]
 """Depth [b h w] of some frames of a set, metres."""
 
-SHOWN = ("delta1", "delta1.03", "abs_rel", "rmse", "median_cm", "gripper_median_cm", "object_median_cm")
-"""Columns of the table."""
-
 REGIONS = ("robot", "gripper", "object")
+"""Parts of a scene that are measured by themselves, too; the rest is table, floor and walls."""
+
+SHOWN = ("delta1", "delta1.03", "abs_rel", "rmse", "median_cm", *(f"{part}_median_cm" for part in REGIONS))
+"""Columns of the table."""
 
 _CHUNK = 64
 

@@ -60,13 +60,17 @@ def beyond(prediction: Tensor, truth: Tensor, *, farthest: float) -> Tensor:
 def confidence_loss(confidence: Tensor, error: Tensor, valid: Tensor) -> Tensor:
     """Teach confidence c the size of errors e, as c * e - 0.2 log c, and nothing to what made the errors.
 
+    Each pixel's part is divided by its own c, as a constant (arXiv 2203.09168, equation 6 with beta = 1): the best c is
+    the same, 0.2 / e, but no gradient is larger than e. Without it, a pixel that is very sure and wrong once decides on
+    the step of all that the head learns.
+
     Args:
         confidence: At least 1 [b h w].
         error: At least 0 [b h w]; takes no gradient.
         valid: Bool [b h w].
     """
     c, e = confidence[valid], error.detach()[valid]
-    return (c * e - CONFIDENCE * c.log()).mean()
+    return ((c * e - CONFIDENCE * c.log()) / c.detach()).mean()
 
 
 def robust(error: Tensor, *, c: float = 0.05) -> Tensor:

@@ -45,8 +45,8 @@ POINTS, CAMERAS, MASK = 1.0, 0.1, 0.03
 """Weights of the losses beside depth's, as MapAnything has them: points, each part of a camera, mask."""
 
 DRIFT = 0.2
-"""Weight of the correction of drifted poses, which every step learns beside whatever else it does: without dense heads
-it costs little."""
+"""Weight of the correction of drifted poses, which every step learns beside whatever else it does: it needs no dense
+head of the trunk's."""
 
 
 class ViewsTask:
@@ -78,13 +78,14 @@ class ViewsTask:
         place = torch.rand((), generator=random).item()
         known = list(CHANCES)[int(np.searchsorted(np.cumsum(list(CHANCES.values())), place))]
         frames = rows[:, None] * self._frames.views + pair
-        drift = knocks(len(rows), random)
-        found, truth = self._look(frames, known, drift), self.truth(frames, known)
-        told, images = self._tell(frames, "drifted", drift), self._images(frames)
-        corrected = self.model.correct_poses(self._tokens(frames), 2, self._frames.size, images=images, **told)
-        with no_autocast(found.depth_z.device):
+        drift, tokens = knocks(len(rows), random), self._tokens(frames)
+        found = self._look(frames, tokens, known, drift)
+        truth, said = self.truth(frames, known), found.cam2world
+        if known != "drifted":
+            said = self.model.correct_poses(self._images(frames), **self._tell(frames, "drifted", drift), tokens=tokens)
+        with no_autocast(said.device):
             parts = _losses(found, *truth)
-            parts["drift"] = DRIFT * torch.stack(list(_pose_losses(corrected, self.truth(frames, "drifted")[2]))).sum()
+            parts["drift"] = DRIFT * torch.stack(list(_pose_losses(said, self._calibration(frames)[1]))).sum()
             return {**parts, "loss": parts["loss"] + parts["drift"]}
 
     @torch.no_grad()
@@ -94,21 +95,26 @@ class ViewsTask:
         ``drift`` [b 4 4] is what the second camera's pose is told wrong by, where it is "drifted".
         """
         self.module.eval()
-        return self._look(frames, known, drift)
+        return self._look(frames, self._tokens(frames), known, drift)
 
-    def _look(self, frames: Rows, known: Known, drift: Tensor | None) -> MultiView:
-        told, images = self._tell(frames, known, drift), self._images(frames)
-        return self.model.from_tokens(self._tokens(frames), frames.shape[1], self._frames.size, images=images, **told)
+    def _look(self, frames: Rows, tokens: Sequence[Tokens], known: Known, drift: Tensor | None) -> MultiView:
+        return self.model(self._images(frames), **self._tell(frames, known, drift), tokens=tokens)
 
     def _tokens(self, frames: Rows) -> list[Tokens]:
         return self._taps(frames.ravel(), next(self.module.parameters()).device)
 
-    def _images(self, frames: Rows) -> Tensor | None:
-        return self._frames.images(frames.ravel()).unflatten(0, frames.shape) if self.model.looks else None
+    def _images(self, frames: Rows) -> Tensor:
+        return self._frames.images(frames.ravel()).unflatten(0, frames.shape)
+
+    def _calibration(self, frames: Rows) -> tuple[Tensor, Tensor]:
+        """Intrinsics [b v 3 3] and poses [b v 4 4] as they are."""
+        device = next(self.module.parameters()).device
+        k, poses = (part.to(device).unflatten(0, frames.shape) for part in self._frames.calibration(frames.ravel()))
+        return k, poses
 
     def _tell(self, frames: Rows, known: Known, drift: Tensor | None) -> dict[str, Tensor]:
         """What the model is told of the cameras."""
-        _, k, poses = self.truth(frames, "all")
+        k, poses = self._calibration(frames)
         told: dict[str, Tensor] = {} if known == "nothing" else {"intrinsics": k}
         if known == "all":
             told["cam2world"] = poses
@@ -119,9 +125,8 @@ class ViewsTask:
 
     def truth(self, frames: Rows, known: Known) -> tuple[Tensor, Tensor, Tensor]:
         """Depth [b v h w], intrinsics, and poses in the frame that the model answers in."""
-        device = next(self.module.parameters()).device
-        k, poses = (part.to(device).unflatten(0, frames.shape) for part in self._frames.calibration(frames.ravel()))
-        depth = self._frames.depths(frames.ravel()).to(device).unflatten(0, frames.shape)
+        k, poses = self._calibration(frames)
+        depth = self._frames.depths(frames.ravel()).to(k.device).unflatten(0, frames.shape)
         return depth, k, poses if known in ("all", "drifted") else relative_to_first(poses)
 
 
