@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError, UnknownNameError
@@ -178,7 +177,10 @@ class DepthModel(nn.Module):
         """
         answer = self.numbers(tokens, size, intrinsics, cam2base, images=images, posed=posed)
         with no_autocast(answer.device):
-            depth = self.decode(answer, intrinsics, cam2base).exp()
+            if self.settings.coding == "sigmoid":
+                depth = self.settings.max_depth * answer[:, 0].sigmoid()
+            else:
+                depth = self.log_depth(answer, intrinsics, cam2base).exp()
             return Depth(depth, 1 + answer[:, 1].exp())
 
     def numbers(
@@ -264,11 +266,9 @@ class DepthModel(nn.Module):
         full = torch.cat([base_rays(intrinsics.float(), cam2base.float(), size, tokens.grid), known], dim=1)
         return full if posed is None else torch.where(posed[:, None, None, None], full, empty)
 
-    def decode(self, answer: Tensor, intrinsics: Tensor | None, cam2base: Tensor | None) -> Tensor:
-        """Turn the head's numbers [b c h w] into log metres [b h w]."""
+    def log_depth(self, answer: Tensor, intrinsics: Tensor | None, cam2base: Tensor | None) -> Tensor:
+        """Turn the head's numbers [b c h w] into log metres [b h w], for "canonical" and "support"."""
         settings = self.settings
-        if settings.coding == "sigmoid":
-            return math.log(settings.max_depth) + F.logsigmoid(answer[:, 0])
         assert intrinsics is not None
         k = intrinsics.float()
         focal = (k[:, 0, 0] * k[:, 1, 1]).sqrt()

@@ -150,7 +150,7 @@ class MultiViewModel(nn.Module):
         calibration = [part.flatten(0, 1) for part in told.calibration]
         numbers = self.alone.numbers(tokens, told.size, *calibration, images=images)
         with no_autocast(numbers.device):
-            log_depth = self.alone.decode(numbers, *calibration)
+            log_depth = self.alone.log_depth(numbers, *calibration)
             shift = math.log(told.size[1] / self.alone.settings.focal)  # the trunk counts focal lengths in widths
             numbers = torch.cat([numbers[:, :1] + shift, numbers[:, 1:]], dim=1)
             return Alone(*(part.unflatten(0, (-1, told.views)) for part in (numbers, log_depth)))
