@@ -101,6 +101,14 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
         return first @ second
 
 
+def rotations(axis_angle: Tensor) -> Tensor:
+    """Make rotations [... 3 3] of axes times angles in radians [... 3]."""
+    x, y, z = axis_angle.unbind(-1)
+    none = torch.zeros_like(x)
+    skew = torch.stack([none, -z, y, z, none, -x, -y, x, none], dim=-1)
+    return torch.linalg.matrix_exp(skew.unflatten(-1, (3, 3)))
+
+
 def transform(poses: Tensor, points: Tensor) -> Tensor:
     """Carry points [... h w 3] into the frame that poses [... 4 4] lead to."""
     with no_autocast(points.device):

@@ -65,6 +65,39 @@ class Alone(NamedTuple):
         return F.interpolate(whole.flatten(0, 1), size=size, mode="area")
 
 
+class Cells(nn.Module):
+    """Says of each cell of a grid at a quarter of the picture's size what it looks like, to be compared with others.
+
+    Args:
+        encoder_width: Width of the encoder's tokens.
+        channels: Numbers that say it.
+        detail: Whether cells see the picture; without it they know what the patches around them do.
+    """
+
+    def __init__(self, encoder_width: int, channels: int, *, detail: bool) -> None:
+        super().__init__()
+        self.patches = nn.Linear(encoder_width, channels)
+        self.pixels = _quarter(channels) if detail else None
+
+    def describe(self, tokens: Tokens) -> Tensor:
+        """Say of patches what is compared: maps [b*v c rows columns]."""
+        return rearrange(self.patches(tokens.patches), "b (h w) c -> b c h w", h=tokens.grid[0]).float()
+
+    def forward(self, described: Tensor, pixels: Tensor | None, size: tuple[int, int]) -> Tensor:
+        """Give unit vectors [b*v c h/4 w/4].
+
+        Args:
+            described: What ``describe`` says.
+            pixels: The normalised images [b*v 3 h w], with ``detail``.
+            size: (height, width) of the images in pixels.
+        """
+        seen = F.interpolate(described, size=quarter_of(size), mode="bilinear", align_corners=False)
+        if self.pixels is not None:
+            assert pixels is not None
+            seen = seen + self.pixels(pixels).float()
+        return F.normalize(seen, dim=1)
+
+
 class Matcher(nn.Module):
     """Compares calibrated views along their rays: patches over the whole range of depths, finer cells where it pays.
 
@@ -84,22 +117,17 @@ class Matcher(nn.Module):
         self, encoder_width: int, *, bins: int, nearest: float, farthest: float, detail: bool, alone_channels: int
     ) -> None:
         super().__init__()
-        self.patches = nn.Linear(encoder_width, _CHANNELS)
-        self.pixels = _quarter(_CHANNELS) if detail else None
+        self.cells = Cells(encoder_width, _CHANNELS, detail=detail)
         self.register_buffer("depths", sweep_depths(bins, nearest=nearest, farthest=farthest))
         self.bins = bins
         self.fine = 3 * len(AROUND) + alone_channels if alone_channels else bins if detail else 0
         """Channels of ``compare_cells``; 0 if there is nothing to compare."""
 
-    def describe(self, tokens: Tokens) -> Tensor:
-        """Say of patches what is compared: maps [b*v c rows columns]."""
-        return rearrange(self.patches(tokens.patches), "b (h w) c -> b c h w", h=tokens.grid[0]).float()
-
     def compare_patches(self, described: Tensor, told: Told) -> tuple[Tensor, Tensor]:
         """Give each patch's ray in the common frame [b v n 7], and how alike views are along it [b v n bins].
 
         Args:
-            described: What ``describe`` says.
+            described: What ``cells.describe`` says.
             told: Zeros are the answer if poses are unknown.
         """
         grid, v = (described.shape[-2], described.shape[-1]), told.views
@@ -118,21 +146,17 @@ class Matcher(nn.Module):
         """Give ``fine`` channels at a quarter of the picture's size [b*v fine h/4 w/4]; zeros if poses are unknown.
 
         Args:
-            described: What ``describe`` says.
+            described: What ``cells.describe`` says.
             told: What is known of the cameras.
             pixels: The normalised images [b*v 3 h w], with ``detail``.
             alone: What a depth head says, where there is one and poses are known.
         """
         if not self.fine:
             return None
-        quarter = (math.ceil(told.size[0] / 4), math.ceil(told.size[1] / 4))
+        quarter = quarter_of(told.size)
         if told.calibration is None:
             return described.new_zeros(len(described), self.fine, *quarter)
-        seen = F.interpolate(described, size=quarter, mode="bilinear", align_corners=False)
-        if self.pixels is not None:
-            assert pixels is not None
-            seen = seen + self.pixels(pixels).float()
-        features = rearrange(F.normalize(seen, dim=1), "(b v) c h w -> b v c h w", v=told.views)
+        features = rearrange(self.cells(described, pixels, told.size), "(b v) c h w -> b v c h w", v=told.views)
         assert isinstance(self.depths, Tensor)
         if alone is None:
             return plane_sweep(features, *told.calibration, told.size, self.depths).alike.flatten(0, 1)
@@ -141,6 +165,11 @@ class Matcher(nn.Module):
         depths = (surfaces[:, :, None] + surfaces.new_tensor(AROUND)[:, None, None]).exp()
         sweep = plane_sweep(features, *told.calibration, told.size, depths, surfaces)
         return torch.cat([*(part.flatten(0, 1) for part in sweep), maps], dim=1)
+
+
+def quarter_of(size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of a grid at a quarter of the picture's size."""
+    return math.ceil(size[0] / 4), math.ceil(size[1] / 4)
 
 
 def _quarter(channels: int, width: int = 16) -> nn.Sequential:

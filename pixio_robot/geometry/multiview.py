@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError
-from pixio_robot.geometry.cameras import check_intrinsics, check_poses, compose, invert
+from pixio_robot.geometry.cameras import check_intrinsics, check_poses, compose, invert, transform, unproject
 from pixio_robot.geometry.depth import DepthModel
+from pixio_robot.geometry.drift import DriftFinder, Landmarks, middles_of
 from pixio_robot.geometry.heads import picture
 from pixio_robot.geometry.matching import Alone, Told
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
@@ -34,14 +35,16 @@ class MultiViewModel(nn.Module):
         encoder: The encoder; stays as it is.
         settings: The trunk's; the defaults when absent.
         alone: A trained depth head on the same encoder. It measures each view by itself where poses are known, so that
-            the trunk has only its errors left to find. It stays as it is, and its settings become ``settings.alone``;
-            if only these are given, it has fresh weights, for stored ones to replace.
+            the trunk has only its errors left to find, and view 0 where other poses may have drifted. It stays as it
+            is, and its settings become ``settings.alone``; if only these are given, it has fresh weights, for stored
+            ones to replace.
         encoder_name: What ``load_encoder`` reads to get this encoder; its own name when absent.
         facts: What is known of training.
 
     Attributes:
         taps: The encoder's blocks that are read; the trunk reads the last one.
         trunk: What is trained.
+        finder: What is trained to find drift, if there is a depth head.
         alone: The depth head, if there is one.
 
     Raises:
@@ -68,6 +71,7 @@ class MultiViewModel(nn.Module):
         self.encoder_name = encoder_name or str(encoder.provenance.get("name", ""))
         self.facts = dict(facts or {})
         self.trunk = Trunk(encoder.spec.width, self.settings)
+        self.finder = DriftFinder(encoder.spec.width, self.settings.drift) if alone is not None else None
         self.alone = alone
         self.train(self.training)
 
@@ -96,30 +100,31 @@ class MultiViewModel(nn.Module):
             cam2world: Poses [b v 4 4], metres, if they are known: in any common frame; where a depth head or
                 ``support_heights`` know planes or rays of the base frame, in that one.
             scale: Mean depth of view 0, metres [b], if that is known and poses are not.
-            pose_prior: Poses [b v 4 4] as they once were, if cameras may have been knocked since by some degrees and
-                centimetres. View 0's is taken as it is, the others are corrected; needs ``intrinsics``.
+            pose_prior: Poses [b v 4 4] as they once were, if cameras may have been knocked since by no more than
+                ``settings.drift``. View 0's is taken as it is, the others are corrected; needs ``intrinsics``.
             tokens: Of the blocks ``taps`` [b*v ...], the views of a scene one after the other, if the images were
                 encoded already.
 
         Raises:
             ImageError: Images that cannot be encoded.
             DataError: A single view, a calibration that cannot be, or tokens of other images.
-            SettingError: A scale beside poses, which fix it already; a prior beside poses, or without intrinsics; or
-                tokens of other blocks.
+            SettingError: A scale beside poses, which fix it already; a prior beside poses, without intrinsics or without
+                a depth head in the model; or tokens of other blocks.
         """
         self._check(images, tokens, intrinsics, cam2world, scale, pose_prior)
         flat, size = images.flatten(0, 1), (images.shape[-2], images.shape[-1])
         tokens = self.encoder.intermediate(flat, blocks=self.taps) if tokens is None else tokens
-        poses, exact = (cam2world, True) if pose_prior is None else (pose_prior, False)
-        told = Told(images.shape[1], size, intrinsics, poses, exact)
-        pixels = picture(self.encoder, flat, self.trunk.reference.device) if self.settings.detail else None
+        told = Told(images.shape[1], size, intrinsics, cam2world)
+        if pose_prior is not None:
+            told = told._replace(cam2world=self._correct(tokens, intrinsics, pose_prior, flat), exact=False)
+        pixels = self._picture(flat) if self.settings.detail else None
         dense, found, log_scale = self.trunk(tokens[-1], told, pixels, self._measure_alone(tokens, told, flat))
         return assemble(dense, found, log_scale, told, scale, self.settings)
 
     def correct_poses(
         self, images: Tensor, intrinsics: Tensor, pose_prior: Tensor, *, tokens: Sequence[Tokens] | None = None
     ) -> Tensor:
-        """Correct poses that may have drifted, and nothing else: a check of calibration without the trunk's dense head.
+        """Correct poses that may have drifted, and nothing else: a check of calibration that needs no trunk.
 
         Args:
             images: As for ``forward``.
@@ -133,14 +138,47 @@ class MultiViewModel(nn.Module):
         Raises:
             ImageError: Images that cannot be encoded.
             DataError: A single view, a calibration that cannot be, or tokens of other images.
-            SettingError: Tokens of other blocks.
+            SettingError: Tokens of other blocks, or a model without a depth head.
         """
         self._check(images, tokens, intrinsics, pose_prior=pose_prior)
-        flat, size = images.flatten(0, 1), (images.shape[-2], images.shape[-1])
+        flat = images.flatten(0, 1)
         tokens = self.encoder.intermediate(flat, blocks=self.taps) if tokens is None else tokens
-        told = Told(images.shape[1], size, intrinsics, pose_prior, exact=False)
-        alone = self._measure_alone(tokens, told, flat)
-        return self.trunk.look(tokens[-1], told, alone).cameras.cam2world
+        return self._correct(tokens, intrinsics, pose_prior, flat)
+
+    @torch.no_grad()
+    def landmarks(
+        self, tokens: Sequence[Tokens], intrinsics: Tensor, cam2world: Tensor, images: Tensor
+    ) -> Landmarks:
+        """Give what the depth head sees at the middle of each patch of images whose poses are exact.
+
+        Args:
+            tokens: Of the blocks ``taps`` [b ...].
+            intrinsics: [b 3 3].
+            cam2world: [b 4 4].
+            images: [b 3 h w].
+        """
+        size, grid = (images.shape[-2], images.shape[-1]), tokens[0].grid
+        alone = self._measure_alone(tokens, Told(1, size, intrinsics[:, None], cam2world[:, None]), images)
+        assert alone is not None
+        with no_autocast(images.device):
+            points = transform(cam2world.float(), unproject(alone.log_depth[:, 0].exp(), intrinsics.float()))
+            columns, rows = middles_of(size, grid, like=points).long().unbind(-1)
+            return Landmarks(points[:, rows, columns].flatten(1, 2), alone.numbers[:, 0, 1, rows, columns].flatten(1))
+
+    @torch.no_grad()
+    def _correct(
+        self, tokens: Sequence[Tokens], intrinsics: Tensor | None, pose_prior: Tensor, images: Tensor
+    ) -> Tensor:
+        assert self.finder is not None and intrinsics is not None
+        views = pose_prior.shape[1]
+        told = Told(views, (images.shape[-2], images.shape[-1]), intrinsics, pose_prior, exact=False)
+        first = [one.map(lambda part: part[::views]) for one in tokens]
+        known = self.landmarks(first, intrinsics[:, 0], pose_prior[:, 0], images[::views])
+        found = self.finder(tokens[-1], told, self._picture(images), known)[-1]
+        return torch.cat([pose_prior[:, :1], invert(found.world2cam).unflatten(0, (-1, views - 1)).to(pose_prior)], 1)
+
+    def _picture(self, images: Tensor) -> Tensor:
+        return picture(self.encoder, images, self.trunk.reference.device)
 
     @torch.no_grad()
     def _measure_alone(self, tokens: Sequence[Tokens], told: Told, images: Tensor) -> Alone | None:
@@ -157,7 +195,10 @@ class MultiViewModel(nn.Module):
 
     def _stored(self) -> nn.ModuleDict:
         """Everything but the encoder."""
-        return nn.ModuleDict({"trunk": self.trunk} | ({"alone": self.alone.head} if self.alone else {}))
+        parts: dict[str, nn.Module] = {"trunk": self.trunk}
+        if self.alone is not None and self.finder is not None:
+            parts |= {"finder": self.finder, "alone": self.alone.head}
+        return nn.ModuleDict(parts)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the trunk, its settings and its encoder's name and hash; ``load_multiview`` reads it."""
@@ -193,6 +234,8 @@ class MultiViewModel(nn.Module):
             raise SettingError("Poses are in metres, so they fix the scale: give either poses or scale.")
         if pose_prior is not None and (cam2world is not None or intrinsics is None):
             raise SettingError("pose_prior stands in for cam2world where that is not exact, and needs intrinsics.")
+        if pose_prior is not None and self.finder is None:
+            raise SettingError("Finding drift takes the depth of view 0: train with a depth head (--depth).")
         for name, value, wanted in (
             ("intrinsics", intrinsics, (batch, views, 3, 3)),
             ("cam2world", cam2world, (batch, views, 4, 4)),

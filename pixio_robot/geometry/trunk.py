@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixio_robot.errors import SettingError
-from pixio_robot.geometry.cameras import base_rays, compose
+from pixio_robot.geometry.cameras import base_rays
 from pixio_robot.geometry.depth import DepthSettings
 from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead
 from pixio_robot.geometry.matching import RAYS, Alone, Matcher, Told
@@ -18,7 +18,6 @@ from pixio_robot.nn import NORM_EPS, Block, initialize_blocks, no_autocast
 from pixio_robot.tokens import Tokens
 
 _WIDEST = 2.0  # a predicted focal length is image width times exp of -2 to 2
-_HARDLY = 1e-3  # standard deviation of output layers that correct something which is good already
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +40,7 @@ class MultiViewSettings:
             that sweep anyway; then it only sees more.
         alone: Settings of a depth head that measures each view by itself where poses are known, so that the trunk has
             only its errors left to find: views are compared around what it says, and depth begins there.
+        drift: Degrees and metres that cameras are knocked by at most, for a model that can find where they are now.
     """
 
     width: int = 192
@@ -53,8 +53,10 @@ class MultiViewSettings:
     support_heights: tuple[float, ...] = ()
     detail: bool = False
     alone: DepthSettings | None = None
+    drift: tuple[float, float] = (15.0, 0.05)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "drift", tuple(map(float, self.drift)))
         object.__setattr__(self, "support_heights", tuple(map(float, self.support_heights)))
         if isinstance(self.alone, Mapping):  # JSON knows neither classes nor tuples
             object.__setattr__(self, "alone", DepthSettings(**self.alone))
@@ -65,6 +67,8 @@ class MultiViewSettings:
                 f"width={self.width}, heads={self.heads}, depth={self.depth}: heads must divide the width, and depth "
                 f"must be even and at least {LEVELS}."
             )
+        if len(self.drift) != 2 or not (0 < self.drift[0] <= 90 and self.drift[1] > 0):
+            raise SettingError(f"drift={self.drift} must be degrees, above 0 and up to 90, and metres above 0.")
         if self.head not in DPT_PRESETS or self.bins < 2 or not 0 < self.nearest < self.farthest:
             raise SettingError(
                 f"head={self.head!r} must be of {', '.join(DPT_PRESETS)}; bins={self.bins} at least 2; and nearest="
@@ -87,8 +91,7 @@ class Cameras(NamedTuple):
     """What the trunk makes of the cameras.
 
     Attributes:
-        cam2world: Poses [b v 4 4]: in the frame of view 0, in units of the scene's scale; or, where poses were roughly
-            known, in their frame and in metres.
+        cam2world: Poses [b v 4 4] in the frame of view 0, in units of the scene's scale.
         log_focal: Log of focal length over image width [b v].
     """
 
@@ -103,7 +106,7 @@ class Look(NamedTuple):
         described: What is compared of patches [b*v c rows columns], see ``Matcher``.
         levels: Tokens [b v n d] before the first block and after each.
         calibrated: What known poses say of each patch: how alike views are along its ray, and the ray [b v n c].
-        cameras: Predicted or corrected.
+        cameras: Predicted.
         log_scale: Log of the mean depth of view 0 [b].
     """
 
@@ -156,9 +159,10 @@ class Trunk(nn.Module):
         # Rotation, translation as a share of the scale, focal length.
         self.pose = nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), nn.Linear(d, 10))
         self.scale = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, 1))
-        self.drift = nn.Sequential(nn.Linear(2 * d, d), nn.GELU(), _hardly(nn.Linear(d, 9)))
-        if settings.alone:
-            _hardly(self.dense.out)
+        if settings.alone:  # begin with hardly any correction of what is good already
+            assert self.dense.out.bias is not None
+            nn.init.normal_(self.dense.out.weight, std=1e-3)
+            nn.init.zeros_(self.dense.out.bias)
 
     def forward(
         self, tokens: Tokens, told: Told, pixels: Tensor | None = None, alone: Alone | None = None
@@ -167,11 +171,11 @@ class Trunk(nn.Module):
 
         Args:
             tokens: Of the views [b*v ...].
-            told: What is known of the cameras. Poses that are not exact are corrected, but for view 0's.
+            told: What is known of the cameras.
             pixels: The normalised images [b*v 3 h w], which a trunk with ``detail`` looks at.
             alone: What a depth head says of each view, for a trunk that has one, where poses are known.
         """
-        seen, grid, views = self.look(tokens, told, alone), tokens.grid, told.views
+        seen, grid, views = self._look(tokens, told, alone), tokens.grid, told.views
         count = len(self.blocks)
         taps = []
         for level in (0, count // 2 - 1, count // 2 + 1, count):
@@ -185,13 +189,13 @@ class Trunk(nn.Module):
             dense = dense + torch.cat([depth, torch.zeros_like(depth), rest], dim=2)
         return dense, seen.cameras, seen.log_scale
 
-    def look(self, tokens: Tokens, told: Told, alone: Alone | None = None) -> Look:
-        """See what needs no dense head, such as where cameras are; arguments are those of ``forward``."""
+    def _look(self, tokens: Tokens, told: Told, alone: Alone | None) -> Look:
+        """See what needs no dense head; arguments are those of ``forward``."""
         grid, views = tokens.grid, told.views
         patches = rearrange(tokens.patches, "(b v) n d -> b v n d", v=views)
         source = tokens.classes if tokens.classes.shape[1] else tokens.patches
         summary = rearrange(source.mean(dim=1), "(b v) d -> b v 1 d", v=views).expand_as(patches)
-        described = self.matcher.describe(tokens)
+        described = self.matcher.cells.describe(tokens)
         world, swept = self.matcher.compare_patches(described, told)
         x = self.embed(torch.cat([patches, summary], dim=-1))
         x = x + self.camera_rays(self._camera(patches, grid, told)) + self.world_rays(world)
@@ -203,7 +207,7 @@ class Trunk(nn.Module):
         with no_autocast(x.device):
             pooled = self.norm(levels[-1].float()).mean(dim=2)
             pairs = torch.cat([pooled, pooled[:, :1].expand_as(pooled)], dim=-1)
-            found = self._cameras(pairs, None if told.exact else told.cam2world)
+            found = self._cameras(pairs)
             log_scale = self.scale(self.norm(scale.float()))[:, 0, 0]
         return Look(described, levels, torch.cat([swept, world], dim=-1), found, log_scale)
 
@@ -228,12 +232,12 @@ class Trunk(nn.Module):
         found = torch.cat([found, torch.ones_like(found[:, :1])], dim=1)
         return rearrange(found, "(b v) c h w -> b v (h w) c", v=told.views)
 
-    def _cameras(self, pairs: Tensor, prior: Tensor | None) -> Cameras:
-        """Read cameras from each view's and view 0's mean token [b v 2d]; view 0's is the identity, or the prior's."""
+    def _cameras(self, pairs: Tensor) -> Cameras:
+        """Read cameras from each view's and view 0's mean token [b v 2d]; view 0's pose is the identity."""
         said = self.pose(pairs)
-        poses = _rigid(said) if prior is None else _rigid(self.drift(pairs))
+        poses = _rigid(said)
         poses = torch.cat([torch.eye(4, device=said.device).expand_as(poses[:, :1]), poses[:, 1:]], dim=1)
-        return Cameras(poses if prior is None else compose(prior.float(), poses), _WIDEST * said[..., 9].tanh())
+        return Cameras(poses, _WIDEST * said[..., 9].tanh())
 
 
 def _rigid(said: Tensor) -> Tensor:
@@ -245,14 +249,6 @@ def _rigid(said: Tensor) -> Tensor:
     poses = torch.cat([rotation, said[..., 6:9, None]], dim=-1)
     bottom = repeat(said.new_tensor([0, 0, 0, 1.0]), "k -> b v 1 k", b=said.shape[0], v=said.shape[1])
     return torch.cat([poses, bottom], dim=-2)
-
-
-def _hardly[T: nn.Linear | nn.Conv2d](layer: T) -> T:
-    """Let an output layer begin with hardly any answer."""
-    nn.init.normal_(layer.weight, std=_HARDLY)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def pinhole(log_focal: Tensor, size: tuple[int, int]) -> Tensor:

@@ -57,11 +57,11 @@ class MultiView:
 def assemble(
     dense: Tensor, found: Cameras, log_scale: Tensor, told: Told, scale: Tensor | None, settings: MultiViewSettings
 ) -> MultiView:
-    """Put together what is known, or corrected, and what the trunk says.
+    """Put together what is known, or was corrected, and what the trunk says.
 
     Args:
         dense: The trunk's numbers [b v c h w]: of depth, mask, confidence, and each plane.
-        found: Cameras that it predicts or corrects.
+        found: Cameras that it predicts.
         log_scale: Log of the mean depth of view 0 that it predicts, metres [b].
         told: What is known of the cameras.
         scale: Mean depth of view 0, if it is known and poses are not, metres [b].
@@ -69,7 +69,7 @@ def assemble(
     """
     with no_autocast(dense.device):
         k = pinhole(found.log_focal, told.size) if told.intrinsics is None else told.intrinsics
-        metric = told.cam2world if told.exact else found.cam2world  # poses in metres
+        metric = told.cam2world
         focal = (k[..., 0, 0] * k[..., 1, 1]).sqrt().float()
         log_depth = dense[:, :, 0] + (focal / told.size[1]).log()[..., None, None]
         if metric is not None and settings.support_heights:

@@ -48,7 +48,6 @@ GIVEN = {
     "scale": {"scale": torch.tensor([0.7, 1.3])},
     "intrinsics and poses": {"intrinsics": K, "cam2world": poses()},
     "intrinsics and scale": {"intrinsics": K, "scale": torch.tensor([0.7, 1.3])},
-    "intrinsics and a prior": {"intrinsics": K, "pose_prior": poses()},
 }
 
 
@@ -101,23 +100,6 @@ def test_predicted_poses_are_rigid_and_start_at_view_0(encoder: Encoder, views: 
     torch.testing.assert_close(relative_to_first(poses())[:, 0], torch.eye(4).expand(2, 4, 4), atol=1e-6, rtol=0)
 
 
-def test_a_prior_is_corrected_but_for_view_0(encoder: Encoder, views: torch.Tensor) -> None:
-    model = make(encoder, support_heights=(0.0,))
-    untrained = model(views, K, pose_prior=poses())
-    torch.testing.assert_close(untrained.cam2world, poses(), atol=0.02, rtol=0)  # it begins with hardly any drift
-    assert untrained.source == {"intrinsics": "given", "cam2world": "predicted", "scale": "predicted"}
-    torch.nn.init.zeros_(model.trunk.drift[-1].weight)
-    torch.nn.init.normal_(model.trunk.drift[-1].bias, std=0.1, generator=torch.Generator().manual_seed(0))
-    found = model(views, K, pose_prior=poses()).cam2world
-    torch.testing.assert_close(found[:, 0], poses()[:, 0])
-    moved = torch.linalg.inv(poses()) @ found
-    torch.testing.assert_close(moved[0, 1], moved[1, 2], atol=1e-5, rtol=0)  # a bias moves all alike, each in its frame
-    torch.testing.assert_close(moved[0, 1, :3, 3], model.trunk.drift[-1].bias[6:], atol=1e-5, rtol=0)
-    torch.testing.assert_close(model.correct_poses(views, K, poses()), found)
-    exact = model(views, K, poses()).depth_z
-    assert not torch.allclose(model(views, K, pose_prior=poses()).depth_z, exact)
-
-
 def test_views_talk_to_each_other_and_poses_change_what_they_say(encoder: Encoder, views: torch.Tensor) -> None:
     model, other = make(encoder), views.clone()
     other[:, 2] = 1 - other[:, 2]
@@ -168,8 +150,6 @@ def test_the_trunk_begins_where_the_head_for_single_views_is(encoder: Encoder, v
     found = model(views, *given)
     torch.testing.assert_close(found.depth_z.flatten(0, 1), alone.depth, rtol=0.02, atol=0)
     torch.testing.assert_close(found.confidence.flatten(0, 1), alone.confidence, rtol=0.05, atol=0)
-    moved = model(views, K, pose_prior=poses()).depth_z  # roughly known poses will do
-    torch.testing.assert_close(moved.flatten(0, 1), alone.depth, rtol=0.05, atol=0)
     assert not torch.allclose(
         model(views, K).depth_z, found.depth_z, rtol=0.05
     )  # without poses, the trunk is by itself
@@ -182,7 +162,7 @@ def test_what_another_view_says_by_itself_moves_the_gaps_to_it_alone(encoder: En
     assert said is not None
     nearer = said.log_depth.clone()
     nearer[:, 1:] -= 0.1
-    described = model.trunk.matcher.describe(tokens[-1])
+    described = model.trunk.matcher.cells.describe(tokens[-1])
     before, after = (
         model.trunk.matcher.compare_cells(described, told, None, Alone(said.numbers, depth))
         for depth in (said.log_depth, nearer)
@@ -286,7 +266,7 @@ def test_what_cannot_be_is_refused(encoder: Encoder, views: torch.Tensor) -> Non
     with pytest.raises(DataError, match="Tokens of 6 images, but 1 x 3 views"):
         model(views[:1], tokens=tokens)
     with pytest.raises(SettingError, match="Tokens of 2 blocks"):
-        model.correct_poses(views, K, poses(), tokens=[*tokens, *tokens])
+        model(views, K, poses(), tokens=[*tokens, *tokens])
     with pytest.raises(SettingError, match="fix the scale"):
         model(views, K, poses(), torch.ones(2))
     with pytest.raises(DataError, match=r"intrinsics must be \[2, 3, 3, 3\]"):
@@ -295,14 +275,6 @@ def test_what_cannot_be_is_refused(encoder: Encoder, views: torch.Tensor) -> Non
         model(views, 0 * K)
     with pytest.raises(DataError, match="no rotation"):
         model(views, K, poses() * torch.tensor([1.2, 1, 1, 1])[:, None])
-    with pytest.raises(DataError, match="single view"):
-        model.correct_poses(views[:, :1], K[:, :1], poses()[:, :1])
-    with pytest.raises(SettingError, match="needs intrinsics"):
-        model(views, pose_prior=poses())
-    with pytest.raises(SettingError, match="stands in for cam2world"):
-        model(views, K, poses(), pose_prior=poses())
-    with pytest.raises(DataError, match=r"pose_prior must be \[2, 3, 4, 4\]"):
-        model(views, K, pose_prior=poses()[:1])
     with pytest.raises(DataError, match="above 0"):
         model(views, scale=torch.tensor([1.0, -1]))
     with pytest.raises(SettingError, match="'sigmoid' is for one camera"):

@@ -1,12 +1,17 @@
 """What every suite promises; the fast tests take one task of each, the slow ones all of them."""
 
 import hashlib
+import operator
+import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector.utils import CloudpickleWrapper
 from metaworld.env_dict import MT10_V3
 
 from lerobot_env_pixio import TASKS, ManipulationEnv, collect_demonstrations, find_task, find_tasks, make_env, suites
@@ -98,7 +103,9 @@ def test_every_task_is_the_same_in_one_and_in_two_processes(shift: str | None) -
     jobs = [(*one, shift) for one in EVERY]
     here = {play(job) for job in jobs}
     assert len(here) == len(jobs)
-    assert set(run_jobs(play, jobs, workers=2)) == here
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker cannot import a module of tests
+    calls = [CloudpickleWrapper(partial(play, job)) for job in jobs]
+    assert set(run_jobs(operator.call, calls, workers=2)) == here
 
 
 def test_scenes_differ_by_seed(env: ManipulationEnv) -> None:

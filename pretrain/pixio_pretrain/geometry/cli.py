@@ -18,12 +18,13 @@ from typing import Any, get_args
 import torch
 
 from pixio_pretrain.geometry.baselines import PixelMean, table_plane
+from pixio_pretrain.geometry.drift import DriftTask
 from pixio_pretrain.geometry.evaluation import SHOWN, Measure, evaluate, write_tables
 from pixio_pretrain.geometry.fitting import FitConfig, fit
 from pixio_pretrain.geometry.mono import DepthTask
 from pixio_pretrain.geometry.sets import RgbdSet, once_per_set, read_held_out
 from pixio_pretrain.geometry.taps import Taps
-from pixio_pretrain.geometry.views import CHANCES, DRIFT, PAIRS_SHOWN, ViewsTask, evaluate_scenes, measure_views
+from pixio_pretrain.geometry.views import CHANCES, PAIRS_SHOWN, ViewsTask, evaluate_scenes, measure_views
 from pixio_pretrain.manual import meanings
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.encoder import Encoder
@@ -96,6 +97,7 @@ def train_views(
     settings: MultiViewSettings | None = None,
     config: FitConfig | None = None,
     depth: str | Path | None = None,
+    drift_steps: int = 4000,
 ) -> Path:
     """Train the multi-view model, and measure it beside the table's plane and a depth head with known cameras.
 
@@ -106,7 +108,8 @@ def train_views(
         settings: The trunk's.
         config: Of training; a sample is a moment, seen by two cameras.
         depth: Folder of a depth head on the same encoder. It measures each view by itself, and the trunk learns what
-            it gets wrong; the tables have it by itself, too.
+            it gets wrong; the tables have it by itself, too. Only with it, drifted poses can be corrected.
+        drift_steps: Steps of the training that does, which comes first; its other settings are those of ``config``.
 
     Returns:
         The folder of the model.
@@ -129,11 +132,17 @@ def train_views(
         methods["one view and calibration"] = _measure(alone, posed=True)
     torch.manual_seed(config.seed)
     model = MultiViewModel(encoder, settings, alone=alone, encoder_name=encoder_name)
-    task = ViewsTask(model, train, Taps(encoder, train, model.taps, precision=config.precision))
+    taps = Taps(encoder, train, model.taps, precision=config.precision)
     trunk = dataclasses.asdict(model.settings) | {"alone_sha256": None if depth is None else _digest(Path(depth))}
-    identity = _identity(encoder, train, trunk=trunk, learns={"chances": CHANCES, "drift": DRIFT})
-    spent = fit(task, config, folder / "trunk", identity=identity)
-    model.facts = _facts(train, config, spent)
+    drift: dict[str, Any] = {}
+    if alone is not None:
+        config_of_drift = dataclasses.replace(config, steps=drift_steps)
+        identity = _identity(encoder, train, trunk=trunk)
+        spent = fit(DriftTask(model, train, taps), config_of_drift, folder / "drift", identity=identity)
+        drift = {"steps": drift_steps, "cpu_s": round(spent)}
+    identity = _identity(encoder, train, trunk=trunk, learns={"chances": CHANCES}, drift={"steps": drift_steps})
+    spent = fit(ViewsTask(model, train, taps), config, folder / "trunk", identity=identity)
+    model.facts = _facts(train, config, spent) | {"drift": drift}
     model.save_pretrained(folder / "model")
     methods["two views and calibration"] = measure_views(model, "all")
     tables = (evaluate(held_out, methods), SHOWN), (evaluate_scenes(held_out, model), PAIRS_SHOWN)
@@ -211,6 +220,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "--support-heights", type=float, nargs="+", default=[], help=f"{planes}; with --depth, its own are taken"
     )
     views.add_argument("--depth", type=Path, help="folder of a depth head, which several views then improve on")
+    views.add_argument("--drift-steps", type=int, default=4000, help="with --depth: steps of learning to find drift")
     args = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -228,7 +238,9 @@ def main(words: Sequence[str] | None = None) -> None:
             train_depth(args.data, args.folder, settings=head, twin=not args.no_twin, **shared)
         else:
             trunk = MultiViewSettings(head=args.head, support_heights=tuple(args.support_heights), detail=args.detail)
-            train_views(args.data, args.folder, settings=trunk, depth=args.depth, **shared)
+            train_views(
+                args.data, args.folder, settings=trunk, depth=args.depth, drift_steps=args.drift_steps, **shared
+            )
     except PixioRobotError as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         raise SystemExit(1) from error

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixio_pretrain.geometry.drift import knocks, pose_losses
 from pixio_pretrain.geometry.evaluation import summarize
 from pixio_pretrain.geometry.losses import beyond, confidence_loss, gradient_matching, log_warp, robust, silog
 from pixio_pretrain.geometry.mono import BEYOND, FARTHEST, GRADIENTS, NEAREST, is_valid
@@ -21,7 +22,8 @@ from pixio_robot.nn import no_autocast
 from pixio_robot.tokens import Tokens
 
 Known = Literal["all", "drifted", "intrinsics", "nothing"]
-"""What the model is told of the cameras; "drifted" is intrinsics, and poses as they were before a knock."""
+"""What the model is told of the cameras; "drifted" is intrinsics, and poses as they were before a knock, which a
+model with a depth head corrects."""
 
 CHANCES: dict[Known, float] = {"all": 0.6, "drifted": 0.2, "intrinsics": 0.1, "nothing": 0.1}
 """How often training tells it what. A robot's cameras are calibrated, so that comes most."""
@@ -38,16 +40,8 @@ PAIRS_SHOWN = ("points_rel", "depth_rel", "points_tau", "scale_rel", "pose_auc5"
 PAIRS_SHOWN += ("rotation_deg", "translation_cm")
 """Columns of the table of pairs."""
 
-KNOCK = 15.0, 0.05
-"""Degrees and metres that cameras drift at most."""
-
 POINTS, CAMERAS, MASK = 1.0, 0.1, 0.03
 """Weights of the losses beside depth's, as MapAnything has them: points, each part of a camera, mask."""
-
-DRIFT = 0.2
-"""Weight of the correction of drifted poses, which every step learns beside whatever else it does: it needs no dense
-head of the trunk's."""
-
 
 class ViewsTask:
     """The trunk of a ``MultiViewModel`` learns from pairs of views of the same moment.
@@ -70,23 +64,18 @@ class ViewsTask:
             raise DataError(f"{frames.folder} shows every moment from one camera: render at least two.")
         self.model, self.samples, self._frames = model, len(frames) // frames.views, frames
         self.module: nn.Module = model.trunk
+        self._chances = torch.tensor([p if model.finder or known != "drifted" else 0.0 for known, p in CHANCES.items()])
         self._taps = Taps(model.encoder, frames, model.taps) if taps is None else taps
 
     def loss(self, rows: Rows, random: torch.Generator) -> dict[str, Tensor]:
         """Give the loss of some moments, each seen by the same two cameras, and its parts."""
         pair = torch.randperm(self._frames.views, generator=random)[:2].numpy()
-        place = torch.rand((), generator=random).item()
-        known = list(CHANCES)[int(np.searchsorted(np.cumsum(list(CHANCES.values())), place))]
+        known = list(CHANCES)[int(torch.multinomial(self._chances, 1, generator=random))]
         frames = rows[:, None] * self._frames.views + pair
-        drift, tokens = knocks(len(rows), random), self._tokens(frames)
-        found = self._look(frames, tokens, known, drift)
-        truth, said = self.truth(frames, known), found.cam2world
-        if known != "drifted":
-            said = self.model.correct_poses(self._images(frames), **self._tell(frames, "drifted", drift), tokens=tokens)
-        with no_autocast(said.device):
-            parts = _losses(found, *truth)
-            parts["drift"] = DRIFT * torch.stack(list(_pose_losses(said, self._calibration(frames)[1]))).sum()
-            return {**parts, "loss": parts["loss"] + parts["drift"]}
+        drift = knocks(len(rows), random, *self.model.settings.drift)
+        found = self._look(frames, self._tokens(frames), known, drift)
+        with no_autocast(found.depth_z.device):
+            return _losses(found, *self.truth(frames, known))
 
     @torch.no_grad()
     def predict(self, frames: Rows, known: Known, drift: Tensor | None = None) -> MultiView:
@@ -130,17 +119,6 @@ class ViewsTask:
         return depth, k, poses if known in ("all", "drifted") else relative_to_first(poses)
 
 
-def knocks(count: int, random: torch.Generator) -> Tensor:
-    """Draw what cameras are knocked by, up to ``KNOCK``: angle and way are even, axes anyhow. [count 4 4]."""
-    axes, ways = F.normalize(torch.randn(2, count, 3, generator=random), dim=-1)
-    angles, lengths = torch.rand(2, count, 1, generator=random)
-    turns = torch.linalg.cross(torch.eye(3)[None], (axes * torch.deg2rad(KNOCK[0] * angles))[:, None])
-    drift = torch.eye(4).repeat(count, 1, 1)
-    drift[:, :3, :3] = torch.linalg.matrix_exp(turns)
-    drift[:, :3, 3] = KNOCK[1] * lengths * ways
-    return drift
-
-
 def partners(frames: RgbdSet, rows: Rows) -> Rows:
     """Pair every frame with the next view of its moment: [b 2], the frame itself first."""
     moment, view = rows // frames.views, rows % frames.views
@@ -162,21 +140,26 @@ def measure_views(model: MultiViewModel, known: Known, *, chunk: int = 32) -> An
 def evaluate_scenes(
     sets: Mapping[str, RgbdSet],
     model: MultiViewModel,
-    told: Sequence[Known] = ("nothing", "intrinsics", "all", "drifted"),
+    told: Sequence[Known] | None = None,
 ) -> list[dict[str, Any]]:
     """Take MapAnything's six columns on pairs of views, and centimetres and degrees of the second camera's pose.
+
+    Args:
+        sets: By name.
+        model: The model.
+        told: Of what; everything that the model can make use of when absent.
 
     Returns:
         Rows as ``evaluate`` gives them, for each set and each amount of knowledge; with poses given, columns of poses
         are right by construction, and say nothing. Where cameras drifted, a further row has the poses as they were
         told: what assuming no drift is worth.
     """
-    rows = []
+    rows, told = [], told or [known for known in TOLD if known != "drifted" or model.finder is not None]
     for name, frames in sets.items():
         task = ViewsTask(model, frames)
         pairs = partners(frames, np.arange(0, len(frames), frames.views))
         pairs = pairs[[bool(is_valid(frames.depths(pair)).flatten(1).any(dim=1).all()) for pair in pairs]]
-        drifts = knocks(len(pairs), torch.Generator().manual_seed(0))
+        drifts = knocks(len(pairs), torch.Generator().manual_seed(0), *model.settings.drift)
         scenes = frames.scenes(pairs[:, 0])
         for known in told:
             scores = [_score(task, pair[None], known, drift) for pair, drift in zip(pairs, drifts, strict=True)]
@@ -234,11 +217,5 @@ def _losses(found: MultiView, depth: Tensor, intrinsics: Tensor, poses: Tensor) 
         ratio = found.intrinsics[..., 0, 0] / intrinsics[..., 0, 0]
         parts["focal"] = CAMERAS * robust(ratio.log()).mean()
     if found.source["cam2world"] == "predicted":
-        parts["rotation"], parts["translation"] = (CAMERAS * part for part in _pose_losses(found.cam2world, poses))
+        parts["rotation"], parts["translation"] = (CAMERAS * part for part in pose_losses(found.cam2world[:, 1:], poses[:, 1:]))
     return {"loss": torch.stack(list(parts.values())).sum(), **parts}
-
-
-def _pose_losses(said: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Errors of rotation and translation of all poses [b v 4 4] but view 0's."""
-    wrong = said[:, 1:] - truth[:, 1:]
-    return robust(wrong[..., :3, :3].flatten(-2).norm(dim=-1)).mean(), robust(wrong[..., :3, 3].norm(dim=-1)).mean()
