@@ -29,11 +29,11 @@ class Landmarks(NamedTuple):
 
     Attributes:
         points: In the frame of the poses, metres [b n 3].
-        sure: Log of confidence less 1 [b n].
+        said: All that the head says there, see ``Alone`` [b n c].
     """
 
     points: Tensor
-    sure: Tensor
+    said: Tensor
 
 
 class Sighting(NamedTuple):
@@ -62,6 +62,7 @@ class DriftFinder(nn.Module):
     Args:
         encoder_width: Width of the encoder's tokens.
         reach: Degrees and metres that cameras drift at most.
+        channels: Numbers that the depth head says of a landmark.
         width: Of its own tokens.
         depth: Blocks.
         heads: Attention heads.
@@ -71,7 +72,14 @@ class DriftFinder(nn.Module):
     """
 
     def __init__(
-        self, encoder_width: int, reach: tuple[float, float], *, width: int = 128, depth: int = 2, heads: int = 4
+        self,
+        encoder_width: int,
+        reach: tuple[float, float],
+        *,
+        channels: int,
+        width: int = 128,
+        depth: int = 2,
+        heads: int = 4,
     ) -> None:
         super().__init__()
         # Of a length that is even from 0 to l and a direction that is anyhow, each of three parts deviates by l / 3.
@@ -80,7 +88,7 @@ class DriftFinder(nn.Module):
         self.sharpness = nn.Parameter(torch.tensor(10.0))
         self.landmarks, self.patches = (nn.Linear(2 * encoder_width, width) for _ in range(2))
         self.places = nn.Linear(4 * _WAVES, width)
-        self.rays, self.points = nn.Linear(6, width), nn.Linear(12, width)
+        self.rays, self.points = nn.Linear(6, width), nn.Linear(10 + channels, width)
         self.windows = nn.Sequential(
             nn.Linear(_LEVELS * (2 * _RADIUS + 1) ** 2, width), nn.GELU(), nn.Linear(width, width)
         )
@@ -122,8 +130,8 @@ class DriftFinder(nn.Module):
         for _ in range(_LEVELS - 1):
             volumes.append(F.avg_pool2d(volumes[-1], 2, ceil_mode=True))
         known, its = self._tokens(tokens, told)
-        mine, sure = (repeat(part, "b ... -> (b v) ...", v=others) for part in landmarks)
-        known = known + self.points(self._origin(mine, sure, repeat(poses[:, 0], "b ... -> (b v) ...", v=others)))
+        mine, said, first = (repeat(part, "b ... -> (b v) ...", v=others) for part in (*landmarks, poses[:, 0]))
+        known = known + self.points(_origin(mine, said, first))
         cells = rays(resize_intrinsics(k, size, grid), grid).flatten(1, 2)
         its = its + self.places(_waves(cells[..., :2]))
         found: list[Sighting] = []
@@ -156,19 +164,19 @@ class DriftFinder(nn.Module):
         mine = repeat(self.landmarks(whole[:, 0]), "b n d -> (b v) n d", v=told.views - 1)
         return mine, self.patches(whole[:, 1:].flatten(0, 1))
 
-    def _origin(self, points: Tensor, sure: Tensor, poses: Tensor) -> Tensor:
-        """Say where landmarks come from [p n 12]: points, view 0's rays, log depth there, and how sure it is."""
-        with no_autocast(points.device):
-            depth = transform(invert(poses), points[:, None])[:, 0, :, 2:].clamp(min=0.05)
-            origin = poses[:, None, :3, 3].expand_as(points)
-            ways = F.normalize(points - origin, dim=-1)
-        return torch.cat([points, origin, ways, depth, depth.log(), sure[..., None]], dim=-1)
-
 
 def middles_of(size: tuple[int, int], grid: tuple[int, int], *, like: Tensor) -> Tensor:
     """Give the pixel (x, y) in the middle of each patch [rows columns 2], as its centre's coordinates."""
     middles = pixel_centers(grid, like=like) * like.new_tensor([size[1] / grid[1], size[0] / grid[0]])
     return middles.floor() + 0.5
+
+
+def _origin(points: Tensor, said: Tensor, poses: Tensor) -> Tensor:
+    """Say where landmarks come from: the points, view 0's rays, depth there, and what the depth head says."""
+    with no_autocast(points.device):
+        depth = transform(invert(poses), points[:, None])[:, 0, :, 2:]
+        origin = poses[:, None, :3, 3].expand_as(points)
+        return torch.cat([points, origin, F.normalize(points - origin, dim=-1), depth, said], dim=-1)
 
 
 def _scaled(places: Tensor, size: tuple[int, int]) -> Tensor:

@@ -58,11 +58,15 @@ class Alone(NamedTuple):
     numbers: Tensor
     log_depth: Tensor
 
-    def maps(self, size: tuple[int, int]) -> Tensor:
-        """Log depth, confidence's number, and how surely planes are meant: averages over cells [b*v c rows columns]."""
+    @property
+    def said(self) -> Tensor:
+        """Log depth, confidence's number, and how surely planes are meant [b v c h w]."""
         confidence, planes = self.numbers[:, :, 1:2], self.numbers[:, :, 2:].sigmoid()
-        whole = torch.cat([self.log_depth[:, :, None], confidence, planes], dim=2)
-        return F.interpolate(whole.flatten(0, 1), size=size, mode="area")
+        return torch.cat([self.log_depth[:, :, None], confidence, planes], dim=2)
+
+    def maps(self, size: tuple[int, int]) -> Tensor:
+        """Averages over cells of what is ``said`` [b*v c rows columns]."""
+        return F.interpolate(self.said.flatten(0, 1), size=size, mode="area")
 
 
 class Cells(nn.Module):

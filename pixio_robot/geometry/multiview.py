@@ -71,7 +71,9 @@ class MultiViewModel(nn.Module):
         self.encoder_name = encoder_name or str(encoder.provenance.get("name", ""))
         self.facts = dict(facts or {})
         self.trunk = Trunk(encoder.spec.width, self.settings)
-        self.finder = DriftFinder(encoder.spec.width, self.settings.drift) if alone is not None else None
+        self.finder = None
+        if alone is not None:
+            self.finder = DriftFinder(encoder.spec.width, self.settings.drift, channels=alone.settings.channels)
         self.alone = alone
         self.train(self.training)
 
@@ -108,8 +110,8 @@ class MultiViewModel(nn.Module):
         Raises:
             ImageError: Images that cannot be encoded.
             DataError: A single view, a calibration that cannot be, or tokens of other images.
-            SettingError: A scale beside poses, which fix it already; a prior beside poses, without intrinsics or without
-                a depth head in the model; or tokens of other blocks.
+            SettingError: A scale beside poses, which fix it already; a prior beside poses, without intrinsics, or for a
+                model without a depth head; or tokens of other blocks.
         """
         self._check(images, tokens, intrinsics, cam2world, scale, pose_prior)
         flat, size = images.flatten(0, 1), (images.shape[-2], images.shape[-1])
@@ -146,9 +148,7 @@ class MultiViewModel(nn.Module):
         return self._correct(tokens, intrinsics, pose_prior, flat)
 
     @torch.no_grad()
-    def landmarks(
-        self, tokens: Sequence[Tokens], intrinsics: Tensor, cam2world: Tensor, images: Tensor
-    ) -> Landmarks:
+    def landmarks(self, tokens: Sequence[Tokens], intrinsics: Tensor, cam2world: Tensor, images: Tensor) -> Landmarks:
         """Give what the depth head sees at the middle of each patch of images whose poses are exact.
 
         Args:
@@ -163,13 +163,15 @@ class MultiViewModel(nn.Module):
         with no_autocast(images.device):
             points = transform(cam2world.float(), unproject(alone.log_depth[:, 0].exp(), intrinsics.float()))
             columns, rows = middles_of(size, grid, like=points).long().unbind(-1)
-            return Landmarks(points[:, rows, columns].flatten(1, 2), alone.numbers[:, 0, 1, rows, columns].flatten(1))
+            said = alone.said[:, 0, :, rows, columns].flatten(2).mT
+            return Landmarks(points[:, rows, columns].flatten(1, 2), said)
 
     @torch.no_grad()
     def _correct(
         self, tokens: Sequence[Tokens], intrinsics: Tensor | None, pose_prior: Tensor, images: Tensor
     ) -> Tensor:
-        assert self.finder is not None and intrinsics is not None
+        assert self.finder is not None
+        assert intrinsics is not None
         views = pose_prior.shape[1]
         told = Told(views, (images.shape[-2], images.shape[-1]), intrinsics, pose_prior, exact=False)
         first = [one.map(lambda part: part[::views]) for one in tokens]

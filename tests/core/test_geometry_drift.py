@@ -76,9 +76,7 @@ def test_what_says_nothing_leaves_the_prior_and_what_is_unsure_goes_part_of_the_
     prior = compose(drifted(3), truth)
     unsure = torch.zeros(3, 40, 2)
     torch.testing.assert_close(refine_pose(prior, points, seen, unsure, SPREAD), prior, atol=1e-6, rtol=0)
-    rest = [
-        (refine_pose(prior, points, seen, unsure + weight, SPREAD) - truth).norm() for weight in (1.0, 10.0, 100.0)
-    ]
+    rest = [(refine_pose(prior, points, seen, unsure + weight, SPREAD) - truth).norm() for weight in (1.0, 10.0, 100.0)]
     assert (prior - truth).norm() > rest[0] > rest[1] > rest[2]
 
 
@@ -159,16 +157,19 @@ def test_landmarks_are_what_the_depth_head_sees(model: MultiViewModel, views: to
     torch.testing.assert_close(pixels[:, 0], middles.expand(2, -1, -1), atol=1e-3, rtol=0)
     columns, rows = middles.long().unbind(-1)
     torch.testing.assert_close(far[:, 0], depth.depth[:, rows, columns])
-    torch.testing.assert_close(1 + found.sure.exp(), depth.confidence[:, rows, columns])
+    torch.testing.assert_close(found.said[..., 0].exp(), depth.depth[:, rows, columns])
+    torch.testing.assert_close(1 + found.said[..., 1].exp(), depth.confidence[:, rows, columns])
+    assert found.said.shape[-1] == model.alone.settings.channels
+    assert ((found.said[..., 2:] > 0) & (found.said[..., 2:] < 1)).all()
 
 
 def test_a_finder_that_is_given_matches_finds_the_pose(encoder: Encoder, views: torch.Tensor) -> None:
     """The network replaced by the truth, what is left is geometry: frames, directions and units."""
-    truth, finder = poses(), DriftFinder(encoder.spec.width, (15.0, 0.06)).eval()
+    truth, finder = poses(), DriftFinder(encoder.spec.width, (15.0, 0.06), channels=1).eval()
     told = Told(3, SIZE, K, torch.cat([truth[:, :1], compose(truth[:, 1:], drifted(4).unflatten(0, (2, 2)))], 1), False)
     tokens = encoder.intermediate(views.flatten(0, 1), blocks=[encoder.spec.depth - 1])[-1]
     points = transform(truth[:, 0], 0.8 * rays(K[:, 0], SIZE))[:, 8::16, 8::16].flatten(1, 2)
-    known = Landmarks(points, torch.zeros(points.shape[:2]))
+    known = Landmarks(points, torch.zeros(*points.shape[:2], 1))
     at = look_at(transform(invert(truth[:, 1:]), points[:, None, None]).flatten(0, 1)[:, 0])[0]
     pixels = picture(encoder, views.flatten(0, 1), torch.device("cpu"))
     for sighting in finder(tokens, told, pixels, known):

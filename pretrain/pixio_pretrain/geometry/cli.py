@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -22,9 +22,11 @@ from pixio_pretrain.geometry.drift import DriftTask
 from pixio_pretrain.geometry.evaluation import SHOWN, Measure, evaluate, write_tables
 from pixio_pretrain.geometry.fitting import FitConfig, fit
 from pixio_pretrain.geometry.mono import DepthTask
+from pixio_pretrain.geometry.pairs import SHOWN as PAIRS_SHOWN
+from pixio_pretrain.geometry.pairs import evaluate_scenes, measure_views
 from pixio_pretrain.geometry.sets import RgbdSet, once_per_set, read_held_out
 from pixio_pretrain.geometry.taps import Taps
-from pixio_pretrain.geometry.views import CHANCES, PAIRS_SHOWN, ViewsTask, evaluate_scenes, measure_views
+from pixio_pretrain.geometry.views import CHANCES, ViewsTask
 from pixio_pretrain.manual import meanings
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.encoder import Encoder
@@ -78,11 +80,12 @@ def train_depth(
     if twin:
         random = encoder.redrawn(config.seed).to(config.device)
         model, _ = _train(random, RANDOM, settings, config, train, folder / "random")
-        methods[f"{settings.head} on {RANDOM}"] = _measure(model, posed=True)
+        methods[f"{settings.head} on {RANDOM}"] = _measure(model, _taps_of(model), posed=True)
     model, spent = _train(encoder, encoder_name, settings, config, train, folder / "head")
+    taps_of = _taps_of(model)
     if settings.rays and settings.coding != "support":
-        methods[f"{settings.head} on {encoder_name}, pose withheld"] = _measure(model, posed=False)
-    methods[f"{settings.head} on {encoder_name}"] = _measure(model, posed=True)  # last: less all others
+        methods[f"{settings.head} on {encoder_name}, pose withheld"] = _measure(model, taps_of, posed=False)
+    methods[f"{settings.head} on {encoder_name}"] = _measure(model, taps_of, posed=True)  # last: less all others
     model.facts = _facts(train, config, spent)
     model.save_pretrained(folder / "model")
     write_tables(folder, (evaluate(held_out, methods), SHOWN), **model.facts, encoder=encoder.fingerprint)
@@ -97,7 +100,7 @@ def train_views(
     settings: MultiViewSettings | None = None,
     config: FitConfig | None = None,
     depth: str | Path | None = None,
-    drift_steps: int = 4000,
+    drift_steps: int = 6000,
 ) -> Path:
     """Train the multi-view model, and measure it beside the table's plane and a depth head with known cameras.
 
@@ -128,10 +131,11 @@ def train_views(
     if depth is None and settings.alone is not None:
         raise SettingError("settings.alone describes a depth head, but there is none: name its folder as depth.")
     alone = None if depth is None else load_depth(depth, encoder=encoder)
-    if alone is not None:
-        methods["one view and calibration"] = _measure(alone, posed=True)
     torch.manual_seed(config.seed)
     model = MultiViewModel(encoder, settings, alone=alone, encoder_name=encoder_name)
+    taps_of = _taps_of(model)
+    if alone is not None:
+        methods["one view and calibration"] = _measure(alone, taps_of, posed=True)
     taps = Taps(encoder, train, model.taps, precision=config.precision)
     trunk = dataclasses.asdict(model.settings) | {"alone_sha256": None if depth is None else _digest(Path(depth))}
     drift: dict[str, Any] = {}
@@ -144,8 +148,9 @@ def train_views(
     spent = fit(ViewsTask(model, train, taps), config, folder / "trunk", identity=identity)
     model.facts = _facts(train, config, spent) | {"drift": drift}
     model.save_pretrained(folder / "model")
-    methods["two views and calibration"] = measure_views(model, "all")
-    tables = (evaluate(held_out, methods), SHOWN), (evaluate_scenes(held_out, model), PAIRS_SHOWN)
+    task_of = once_per_set(lambda frames: ViewsTask(model, frames, taps_of(frames)))
+    methods["two views and calibration"] = measure_views(task_of, "all")
+    tables = (evaluate(held_out, methods), SHOWN), (evaluate_scenes(held_out, task_of), PAIRS_SHOWN)
     write_tables(folder, *tables, **model.facts, encoder=encoder.fingerprint)
     return folder / "model"
 
@@ -185,8 +190,13 @@ def _data(train: RgbdSet) -> dict[str, Any]:
     return {key: value for key, value in train.facts.items() if key != "complete"}
 
 
-def _measure(model: DepthModel, *, posed: bool) -> Measure:
-    task_of = once_per_set(lambda frames: DepthTask(model, frames))
+def _taps_of(model: DepthModel | MultiViewModel) -> Callable[[RgbdSet], Taps]:
+    """What the model's encoder says of a set, asked once."""
+    return once_per_set(lambda frames: Taps(model.encoder, frames, model.taps))
+
+
+def _measure(model: DepthModel, taps_of: Callable[[RgbdSet], Taps], *, posed: bool) -> Measure:
+    task_of = once_per_set(lambda frames: DepthTask(model, frames, taps_of(frames)))
     return lambda frames, rows: task_of(frames).predict(rows, posed=posed).depth
 
 
@@ -220,7 +230,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "--support-heights", type=float, nargs="+", default=[], help=f"{planes}; with --depth, its own are taken"
     )
     views.add_argument("--depth", type=Path, help="folder of a depth head, which several views then improve on")
-    views.add_argument("--drift-steps", type=int, default=4000, help="with --depth: steps of learning to find drift")
+    views.add_argument("--drift-steps", type=int, default=6000, help="with --depth: steps of learning to find drift")
     args = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

@@ -13,7 +13,7 @@ from pixio_pretrain.geometry.mono import is_valid
 from pixio_pretrain.geometry.sets import RgbdSet, Rows
 from pixio_pretrain.geometry.taps import Taps
 from pixio_robot.errors import SettingError
-from pixio_robot.geometry.cameras import compose, invert, project, rays, rotations, transform, unproject
+from pixio_robot.geometry.cameras import compose, invert, project, rotations, transform, unproject
 from pixio_robot.geometry.drift import Landmarks, Sighting, middles_of
 from pixio_robot.geometry.heads import picture
 from pixio_robot.geometry.matching import Told
@@ -65,29 +65,29 @@ class DriftTask:
             raise SettingError("Finding drift takes the depth of view 0: give the model a depth head.")
         self.model, self.samples, self._frames = model, len(frames) // frames.views, frames
         self.module: nn.Module = model.finder
+        self._finder = model.finder
         self._taps = Taps(model.encoder, frames, model.taps) if taps is None else taps
         self._landmarks = self._look()
 
     def loss(self, rows: Rows, random: torch.Generator) -> dict[str, Tensor]:
         """Give the loss of some moments, each seen by the same two cameras, and its parts."""
-        finder = self.module
-        assert isinstance(finder, type(self.model.finder)) and self.model.finder is not None
-        device = self.model.finder.sharpness.device
+        device = self._finder.sharpness.device
         pair = torch.randperm(self._frames.views, generator=random)[:2].numpy()
         frames = rows[:, None] * self._frames.views + pair
         k, poses = (part.to(device).unflatten(0, frames.shape) for part in self._frames.calibration(frames.ravel()))
         drift = knocks(len(rows), random, *self.model.settings.drift).to(device)
-        told = Told(2, self._frames.size, k, torch.stack([poses[:, 0], compose(poses[:, 1], drift)], dim=1), exact=False)
+        prior = torch.stack([poses[:, 0], compose(poses[:, 1], drift)], dim=1)
+        told = Told(2, self._frames.size, k, prior, exact=False)
         tokens = self._taps(frames.ravel(), device)[-1]
         pixels = picture(self.model.encoder, self._frames.images(frames.ravel()), device)
         first = torch.from_numpy(frames[:, 0])
         known = Landmarks(*(part[first].to(device) for part in self._landmarks))
-        alike = self.model.finder.compare(tokens, told, pixels)
-        found = self.model.finder.search(alike, tokens, told, known)
+        alike = self._finder.compare(tokens, told, pixels)
+        found = self._finder.search(alike, tokens, told, known)
         with no_autocast(device):
             truth = self._truth(frames, k, poses, (alike.shape[-2], alike.shape[-1]), tokens.grid)
             parts = self._losses(found, truth, poses[:, 1])
-            logits = self.model.finder.sharpness * alike.flatten(2)[truth.shown]
+            logits = self._finder.sharpness * alike.flatten(2)[truth.shown]
             parts["matches"] = MATCHES * F.cross_entropy(logits, truth.cell[truth.shown])
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
@@ -101,9 +101,7 @@ class DriftTask:
             said.append([one.cpu() for one in self.model.landmarks(tokens, k, poses, images)])
         return Landmarks(*(torch.cat(parts) for parts in zip(*said, strict=True)))
 
-    def _truth(
-        self, frames: Rows, k: Tensor, poses: Tensor, cells: tuple[int, int], grid: tuple[int, int]
-    ) -> Truth:
+    def _truth(self, frames: Rows, k: Tensor, poses: Tensor, cells: tuple[int, int], grid: tuple[int, int]) -> Truth:
         size = self._frames.size
         depth = self._frames.depths(frames.ravel()).to(k.device).unflatten(0, frames.shape)
         columns, rows = middles_of(size, grid, like=depth).long().flatten(0, 1).unbind(-1)

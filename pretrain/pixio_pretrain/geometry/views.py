@@ -1,23 +1,20 @@
-"""Training of the multi-view model, with calibrations withheld at random; and what it is worth with and without."""
+"""Training of the multi-view model, with calibrations withheld at random."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixio_pretrain.geometry.drift import knocks, pose_losses
-from pixio_pretrain.geometry.evaluation import summarize
 from pixio_pretrain.geometry.losses import beyond, confidence_loss, gradient_matching, log_warp, robust, silog
 from pixio_pretrain.geometry.mono import BEYOND, FARTHEST, GRADIENTS, NEAREST, is_valid
-from pixio_pretrain.geometry.sets import RgbdSet, Rows, once_per_set
+from pixio_pretrain.geometry.sets import RgbdSet, Rows
 from pixio_pretrain.geometry.taps import Taps
 from pixio_robot.errors import DataError
 from pixio_robot.geometry.cameras import compose, transform, unproject
 from pixio_robot.geometry.multiview import MultiView, MultiViewModel, relative_to_first
-from pixio_robot.geometry.scene_metrics import Views, auc, pose_errors, scene_metrics
 from pixio_robot.nn import no_autocast
 from pixio_robot.tokens import Tokens
 
@@ -28,20 +25,9 @@ model with a depth head corrects."""
 CHANCES: dict[Known, float] = {"all": 0.6, "drifted": 0.2, "intrinsics": 0.1, "nothing": 0.1}
 """How often training tells it what. A robot's cameras are calibrated, so that comes most."""
 
-TOLD: dict[Known, str] = {
-    "nothing": "nothing known",
-    "intrinsics": "intrinsics alone",
-    "all": "calibrated",
-    "drifted": "drift corrected",
-}
-"""Names for the table."""
-
-PAIRS_SHOWN = ("points_rel", "depth_rel", "points_tau", "scale_rel", "pose_auc5", "pose_auc30")
-PAIRS_SHOWN += ("rotation_deg", "translation_cm")
-"""Columns of the table of pairs."""
-
 POINTS, CAMERAS, MASK = 1.0, 0.1, 0.03
 """Weights of the losses beside depth's, as MapAnything has them: points, each part of a camera, mask."""
+
 
 class ViewsTask:
     """The trunk of a ``MultiViewModel`` learns from pairs of views of the same moment.
@@ -75,7 +61,7 @@ class ViewsTask:
         drift = knocks(len(rows), random, *self.model.settings.drift)
         found = self._look(frames, self._tokens(frames), known, drift)
         with no_autocast(found.depth_z.device):
-            return _losses(found, *self.truth(frames, known))
+            return _losses(found, known, *self.truth(frames, known))
 
     @torch.no_grad()
     def predict(self, frames: Rows, known: Known, drift: Tensor | None = None) -> MultiView:
@@ -119,87 +105,8 @@ class ViewsTask:
         return depth, k, poses if known in ("all", "drifted") else relative_to_first(poses)
 
 
-def partners(frames: RgbdSet, rows: Rows) -> Rows:
-    """Pair every frame with the next view of its moment: [b 2], the frame itself first."""
-    moment, view = rows // frames.views, rows % frames.views
-    return np.stack([rows, moment * frames.views + (view + 1) % frames.views], axis=1)
-
-
-def measure_views(model: MultiViewModel, known: Known, *, chunk: int = 32) -> Any:
-    """Give a ``Measure``: the depth of every frame as the model sees it together with the next view."""
-    task_of = once_per_set(lambda frames: ViewsTask(model, frames))
-
-    def measure(frames: RgbdSet, rows: Rows) -> Tensor:
-        task = task_of(frames)
-        parts = np.array_split(partners(frames, rows), -(-len(rows) // chunk))
-        return torch.cat([task.predict(part, known).depth_z[:, 0].cpu() for part in parts])
-
-    return measure
-
-
-def evaluate_scenes(
-    sets: Mapping[str, RgbdSet],
-    model: MultiViewModel,
-    told: Sequence[Known] | None = None,
-) -> list[dict[str, Any]]:
-    """Take MapAnything's six columns on pairs of views, and centimetres and degrees of the second camera's pose.
-
-    Args:
-        sets: By name.
-        model: The model.
-        told: Of what; everything that the model can make use of when absent.
-
-    Returns:
-        Rows as ``evaluate`` gives them, for each set and each amount of knowledge; with poses given, columns of poses
-        are right by construction, and say nothing. Where cameras drifted, a further row has the poses as they were
-        told: what assuming no drift is worth.
-    """
-    rows, told = [], told or [known for known in TOLD if known != "drifted" or model.finder is not None]
-    for name, frames in sets.items():
-        task = ViewsTask(model, frames)
-        pairs = partners(frames, np.arange(0, len(frames), frames.views))
-        pairs = pairs[[bool(is_valid(frames.depths(pair)).flatten(1).any(dim=1).all()) for pair in pairs]]
-        drifts = knocks(len(pairs), torch.Generator().manual_seed(0), *model.settings.drift)
-        scenes = frames.scenes(pairs[:, 0])
-        for known in told:
-            scores = [_score(task, pair[None], known, drift) for pair, drift in zip(pairs, drifts, strict=True)]
-            if known == "drifted":
-                assumed = [_assumed(task, pair[None], drift) for pair, drift in zip(pairs, drifts, strict=True)]
-                rows.append(summarize(name, "poses before the drift", _columns(assumed), scenes))
-            rows.append(summarize(name, f"two views, {TOLD[known]}", _columns(scores), scenes))
-    return rows
-
-
-def _columns(scores: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
-    names = dict.fromkeys(name for score in scores for name in score)
-    return {name: np.array([score.get(name, np.nan) for score in scores]) for name in names}
-
-
-def _score(task: ViewsTask, pair: Rows, known: Known, drift: Tensor) -> dict[str, float]:
-    depth, k, poses = (part[0].cpu() for part in task.truth(pair, known))
-    valid = is_valid(depth)
-    found = task.predict(pair, known, drift[None])
-    points, said_depth, said_poses = (part[0].cpu() for part in (found.points_world, found.depth_z, found.cam2world))
-    truth = Views(transform(poses, unproject(depth, k)), depth, poses)
-    return scene_metrics(Views(points, said_depth, said_poses), truth, valid) | _off(said_poses, poses)
-
-
-def _assumed(task: ViewsTask, pair: Rows, drift: Tensor) -> dict[str, float]:
-    poses = task.truth(pair, "drifted")[2][0].cpu()
-    before = torch.stack([poses[0], compose(poses[1], drift)])
-    errors = np.maximum(*pose_errors(before, poses))
-    return {f"pose_auc{limit}": auc(errors, limit) for limit in (5, 30)} | _off(before, poses)
-
-
-def _off(said: Tensor, poses: Tensor) -> dict[str, float]:
-    """Degrees and centimetres by which the second camera's pose relative to the first is off; poses [2 4 4] each."""
-    turned, _ = pose_errors(said, poses)
-    here, there = (relative_to_first(both[None])[0, 1, :3, 3] for both in (said, poses))
-    return {"rotation_deg": float(turned[0]), "translation_cm": 100 * float((here - there).norm())}
-
-
-def _losses(found: MultiView, depth: Tensor, intrinsics: Tensor, poses: Tensor) -> dict[str, Tensor]:
-    """Compare with the truth whatever was predicted; what was given takes no loss."""
+def _losses(found: MultiView, known: Known, depth: Tensor, intrinsics: Tensor, poses: Tensor) -> dict[str, Tensor]:
+    """Compare with the truth whatever the trunk predicts; what was given, or corrected, takes no loss."""
     valid = is_valid(depth).flatten(0, 1)
     truth, said = depth.flatten(0, 1), found.depth_z.flatten(0, 1).clamp(min=NEAREST / 10)
     error = torch.where(valid, said / torch.where(valid, truth, 1.0), 1.0).log().abs()
@@ -213,9 +120,10 @@ def _losses(found: MultiView, depth: Tensor, intrinsics: Tensor, poses: Tensor) 
         "confidence": confidence_loss(found.confidence.flatten(0, 1), error, valid),
         "mask": MASK * F.binary_cross_entropy(found.mask.flatten(0, 1).clamp(1e-6, 1 - 1e-6), valid.float()),
     }
-    if found.source["intrinsics"] == "predicted":
+    if known == "nothing":
         ratio = found.intrinsics[..., 0, 0] / intrinsics[..., 0, 0]
         parts["focal"] = CAMERAS * robust(ratio.log()).mean()
-    if found.source["cam2world"] == "predicted":
-        parts["rotation"], parts["translation"] = (CAMERAS * part for part in pose_losses(found.cam2world[:, 1:], poses[:, 1:]))
+    if known in ("intrinsics", "nothing"):
+        errors = pose_losses(found.cam2world[:, 1:], poses[:, 1:])
+        parts["rotation"], parts["translation"] = (CAMERAS * error for error in errors)
     return {"loss": torch.stack(list(parts.values())).sum(), **parts}
