@@ -85,6 +85,19 @@ def test_what_is_given_takes_no_loss_and_every_mode_is_met(data: Path, encoder: 
     assert met[frozenset()] > 5
 
 
+def test_a_twin_sees_another_scene_and_is_always_told_where_cameras_are(data: Path, encoder: Encoder) -> None:
+    frames = RgbdSet.read(data / "train")
+    task, twin = (ViewsTask(make(encoder), frames, twin=twin) for twin in (False, True))
+    pairs = partners(frames, np.arange(len(frames)))
+    assert (task._shown(pairs) == pairs).all()
+    shown = twin._shown(pairs)
+    assert (shown[:, 0] == pairs[:, 0]).all()
+    assert (shown[:, 1] % VIEWS == pairs[:, 1] % VIEWS).all()
+    assert (frames.scenes(shown[:, 1]) != frames.scenes(pairs[:, 1])).all()
+    for seed in range(12):
+        assert "rotation" not in twin.loss(np.arange(2), torch.Generator().manual_seed(seed))
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_half_precision_leaves_poses_as_they_are(data: Path, encoder: Encoder, alone: bool) -> None:
     """A pose in bfloat16 is no rotation any more, and its points are off by centimetres."""
@@ -208,7 +221,7 @@ def test_two_views_improve_on_a_depth_head_that_is_wrong(data: Path, encoder: En
         head.save_pretrained(tmp_path / folder)
     config = FitConfig(steps=80, batch_size=8, lr=3e-3, precision="fp32", checkpoint_every=40)
     common: dict[str, Any] = {"encoder_name": name, "settings": TRUNK, "config": config, "drift_steps": 3}
-    model = load_multiview(train_views(data, tmp_path / "run", depth=tmp_path / "wrong", **common))
+    model = load_multiview(train_views(data, tmp_path / "run", depth=tmp_path / "wrong", twin=True, **common))
     assert model.alone is not None
     assert all(torch.equal(mine, its) for mine, its in zip(
         model.alone.head.state_dict().values(), load_depth(tmp_path / "wrong").head.state_dict().values(), strict=True
@@ -217,6 +230,9 @@ def test_two_views_improve_on_a_depth_head_that_is_wrong(data: Path, encoder: En
     errors = {row["method"]: row["metrics"]["abs_rel"]["value"] for row in rows if "abs_rel" in row["metrics"]}
     assert errors["two views and calibration"] < 0.8 * errors["one view and calibration"]
     assert model.facts["drift"]["steps"] == 3
+    assert (
+        errors["a view of another scene beside it"] < 0.8 * errors["one view and calibration"]
+    )  # it may learn as much
     text = (tmp_path / "run" / "evaluation.md").read_text()
     assert text.count("| two views, drift corrected less |") == text.count("| poses before the drift |") // 2 == 1
     with pytest.raises(CheckpointError, match=r"alone_sha256"):

@@ -101,6 +101,7 @@ def train_views(
     config: FitConfig | None = None,
     depth: str | Path | None = None,
     drift_steps: int = 6000,
+    twin: bool = False,
 ) -> Path:
     """Train the multi-view model, and measure it beside the table's plane and a depth head with known cameras.
 
@@ -113,6 +114,8 @@ def train_views(
         depth: Folder of a depth head on the same encoder. It measures each view by itself, and the trunk learns what
             it gets wrong; the tables have it by itself, too. Only with it, drifted poses can be corrected.
         drift_steps: Steps of the training that does, which comes first; its other settings are those of ``config``.
+        twin: Whether to train the same trunk with another scene in place of the second view, too: what it reaches, the
+            second view does not give.
 
     Returns:
         The folder of the model.
@@ -131,18 +134,26 @@ def train_views(
     if depth is None and settings.alone is not None:
         raise SettingError("settings.alone describes a depth head, but there is none: name its folder as depth.")
     alone = None if depth is None else load_depth(depth, encoder=encoder)
-    torch.manual_seed(config.seed)
-    model = MultiViewModel(encoder, settings, alone=alone, encoder_name=encoder_name)
-    taps_of = _taps_of(model)
-    if alone is not None:
-        methods["one view and calibration"] = _measure(alone, taps_of, posed=True)
-    taps = Taps(encoder, train, model.taps, precision=config.precision)
+
+    def drawn() -> MultiViewModel:
+        torch.manual_seed(config.seed)
+        return MultiViewModel(encoder, settings, alone=alone, encoder_name=encoder_name)
+
+    model = drawn()
+    taps, taps_of = Taps(encoder, train, model.taps, precision=config.precision), _taps_of(model)
     trunk = dataclasses.asdict(model.settings) | {"alone_sha256": None if depth is None else _digest(Path(depth))}
+    if twin:
+        control = drawn()
+        identity = _identity(encoder, train, trunk=trunk, learns={"twin": True})
+        fit(ViewsTask(control, train, taps, twin=True), config, folder / "twin", identity=identity)
+        controls = once_per_set(lambda frames: ViewsTask(control, frames, taps_of(frames), twin=True))
+        methods["a view of another scene beside it"] = measure_views(controls, "all")
     drift: dict[str, Any] = {}
     if alone is not None:
-        config_of_drift = dataclasses.replace(config, steps=drift_steps)
+        methods["one view and calibration"] = _measure(alone, taps_of, posed=True)
+        longer = dataclasses.replace(config, steps=drift_steps)
         identity = _identity(encoder, train, trunk=trunk)
-        spent = fit(DriftTask(model, train, taps), config_of_drift, folder / "drift", identity=identity)
+        spent = fit(DriftTask(model, train, taps), longer, folder / "drift", identity=identity)
         drift = {"steps": drift_steps, "cpu_s": round(spent)}
     identity = _identity(encoder, train, trunk=trunk, learns={"chances": CHANCES}, drift={"steps": drift_steps})
     spent = fit(ViewsTask(model, train, taps), config, folder / "trunk", identity=identity)
@@ -230,6 +241,9 @@ def main(words: Sequence[str] | None = None) -> None:
         "--support-heights", type=float, nargs="+", default=[], help=f"{planes}; with --depth, its own are taken"
     )
     views.add_argument("--depth", type=Path, help="folder of a depth head, which several views then improve on")
+    views.add_argument(
+        "--twin", action="store_true", help="train it with another scene in place of the second view, too, as a control"
+    )
     views.add_argument("--drift-steps", type=int, default=6000, help="with --depth: steps of learning to find drift")
     args = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -249,7 +263,13 @@ def main(words: Sequence[str] | None = None) -> None:
         else:
             trunk = MultiViewSettings(head=args.head, support_heights=tuple(args.support_heights), detail=args.detail)
             train_views(
-                args.data, args.folder, settings=trunk, depth=args.depth, drift_steps=args.drift_steps, **shared
+                args.data,
+                args.folder,
+                settings=trunk,
+                depth=args.depth,
+                drift_steps=args.drift_steps,
+                twin=args.twin,
+                **shared,
             )
     except PixioRobotError as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")

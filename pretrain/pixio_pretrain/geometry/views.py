@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,6 +37,8 @@ class ViewsTask:
         model: Its encoder stays as it is.
         frames: The set.
         taps: What the encoder says of its frames; asked here when absent.
+        twin: Show another scene in place of the second view, and always tell everything: what that reaches, the second
+            view does not give.
 
     Attributes:
         module: The trunk.
@@ -45,19 +48,21 @@ class ViewsTask:
         DataError: The set has one view only.
     """
 
-    def __init__(self, model: MultiViewModel, frames: RgbdSet, taps: Taps | None = None) -> None:
+    def __init__(self, model: MultiViewModel, frames: RgbdSet, taps: Taps | None = None, *, twin: bool = False) -> None:
         if frames.views < 2:
             raise DataError(f"{frames.folder} shows every moment from one camera: render at least two.")
         self.model, self.samples, self._frames = model, len(frames) // frames.views, frames
         self.module: nn.Module = model.trunk
-        self._chances = torch.tensor([p if model.finder or known != "drifted" else 0.0 for known, p in CHANCES.items()])
+        self._away = self.samples // 2 * frames.views if twin else 0
+        known = {"all"} if twin else set(CHANCES) if model.finder else set(CHANCES) - {"drifted"}
+        self._chances = torch.tensor([chance if name in known else 0.0 for name, chance in CHANCES.items()])
         self._taps = Taps(model.encoder, frames, model.taps) if taps is None else taps
 
     def loss(self, rows: Rows, random: torch.Generator) -> dict[str, Tensor]:
         """Give the loss of some moments, each seen by the same two cameras, and its parts."""
         pair = torch.randperm(self._frames.views, generator=random)[:2].numpy()
         known = list(CHANCES)[int(torch.multinomial(self._chances, 1, generator=random))]
-        frames = rows[:, None] * self._frames.views + pair
+        frames = self._shown(rows[:, None] * self._frames.views + pair)
         drift = knocks(len(rows), random, *self.model.settings.drift)
         found = self._look(frames, self._tokens(frames), known, drift)
         with no_autocast(found.depth_z.device):
@@ -70,7 +75,11 @@ class ViewsTask:
         ``drift`` [b 4 4] is what the second camera's pose is told wrong by, where it is "drifted".
         """
         self.module.eval()
+        frames = self._shown(frames)
         return self._look(frames, self._tokens(frames), known, drift)
+
+    def _shown(self, frames: Rows) -> Rows:
+        return (frames + np.array([0, self._away])) % len(self._frames)
 
     def _look(self, frames: Rows, tokens: Sequence[Tokens], known: Known, drift: Tensor | None) -> MultiView:
         return self.model(self._images(frames), **self._tell(frames, known, drift), tokens=tokens)
