@@ -4,8 +4,9 @@
 MODEL is a depth head, which measures each camera by itself, or a model of several views, which compares them. Writes
 FOLDER/cloud.ply (what it says) and FOLDER/truth.ply (what the simulator knows), for MeshLab,
 CloudCompare or Open3D; FOLDER/CAMERA.png, depth as 16 bits of millimetres; FOLDER/depth.png, a figure of image, truth,
-prediction and error; and prints how far the cloud is off, in centimetres, without any alignment. With --rerun, the same
-is shown in rerun's viewer, with the cameras.
+prediction and error; and prints how far the cloud is off, in centimetres, without any alignment. With --knock, the
+model is told wrong where all cameras but the first are, and has to find them. With --rerun, the same is shown in
+rerun's viewer, with the cameras.
 """
 
 import argparse
@@ -31,6 +32,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2_900_000, help="the scene, its looks and its cameras")
     parser.add_argument("--steps", type=int, default=40, help="steps of the expert before the picture (40)")
     parser.add_argument("--farthest", type=float, default=2.5, help="metres; what is farther stays out (2.5)")
+    most = ("DEGREES", "METRES")
+    parser.add_argument("--knock", type=float, nargs=2, metavar=most, help="knock cameras by up to so much, as 15 .05")
     parser.add_argument("--rerun", action="store_true", help="show it in rerun's viewer: pip install rerun-sdk")
     args = parser.parse_args()
 
@@ -41,6 +44,7 @@ def main() -> None:
     from pixio_robot.geometry.clouds import write_depth_png, write_ply
     from pixio_robot.geometry.figures import draw_depth
     from pixio_robot.geometry.robot_metrics import f_scores, point_errors
+    from pixio_robot.geometry.scene_metrics import camera_errors
 
     size = (args.size, args.size)
     stage = Stage(
@@ -56,8 +60,9 @@ def main() -> None:
     images = torch.from_numpy(look["color"]).permute(0, 3, 1, 2)
     intrinsics = torch.from_numpy(look["intrinsics"]).float()
     poses = torch.from_numpy(look["cam2world"]).float()
-    depth, confidence = measure(args.model, images, intrinsics, poses)
-    points = transform(poses, unproject(depth, intrinsics))
+    told = poses if args.knock is None else knock(poses, *args.knock, seed=args.seed)
+    depth, confidence, found_poses = measure(args.model, images, intrinsics, told, knocked=args.knock is not None)
+    points = transform(found_poses, unproject(depth, intrinsics))
     true_depth = torch.from_numpy(look["depth"])
     truth = transform(poses, unproject(true_depth, intrinsics))
 
@@ -73,29 +78,51 @@ def main() -> None:
     found = point_errors(points, truth, known, regions=regions) | f_scores(points[near], truth[known])
     print(f"{len(names)} cameras ({', '.join(names)}), {int(near.sum())} points")
     print(", ".join(f"{name} {value:.3g}" for name, value in found.items()))
+    if args.knock is not None:
+        before, after = (np.stack(camera_errors(one, poses)).T for one in (told, found_poses))
+        for name, was, now in zip(names[1:], before, after, strict=True):
+            said = " to ".join(f"{degrees:.1f} degrees and {100 * metres:.1f} cm" for degrees, metres in (was, now))
+            print(f"{name} was knocked, and is corrected from {said}")
     if args.rerun:
         from pixio_robot.geometry.perception import Calibration
         from pixio_robot.geometry.viewer import show
 
-        cameras = {name: Calibration(k, pose) for name, k, pose in zip(names, intrinsics, poses, strict=True)}
+        cameras = {name: Calibration(k, pose) for name, k, pose in zip(names, intrinsics, found_poses, strict=True)}
         pictures = dict(zip(names, images, strict=True))
         show(pictures, cameras, depth=dict(zip(names, depth, strict=True)), points=points[near], colors=colors[near])
 
 
-def measure(folder: Path, images: "Tensor", intrinsics: "Tensor", poses: "Tensor") -> "tuple[Tensor, Tensor]":
-    """Give depth and confidence of calibrated views, each [v h w], by whatever model the folder holds."""
+def knock(poses: "Tensor", degrees: float, metres: float, *, seed: int) -> "Tensor":
+    """Move all cameras but the first; poses [v 4 4]."""
     import torch
 
+    from pixio_pretrain.geometry.drift import knocks
+    from pixio_robot.geometry.cameras import compose
+
+    moved = knocks(len(poses) - 1, torch.Generator().manual_seed(seed), degrees, metres)
+    return torch.cat([poses[:1], compose(poses[1:], moved)])
+
+
+def measure(
+    folder: Path, images: "Tensor", intrinsics: "Tensor", poses: "Tensor", *, knocked: bool
+) -> "tuple[Tensor, Tensor, Tensor]":
+    """Give depth and confidence of views, each [v h w], and poses [v 4 4], by whatever model the folder holds."""
+    import torch
+
+    from pixio_robot.errors import SettingError
     from pixio_robot.geometry.depth import load_depth
     from pixio_robot.geometry.multiview import load_multiview
     from pixio_robot.geometry.storage import kind_of
 
     with torch.no_grad():
         if kind_of(folder) == "multiview":
-            together = load_multiview(folder)(images[None], intrinsics[None], poses[None])
-            return together.depth_z[0], together.confidence[0]
+            told = {"pose_prior" if knocked else "cam2world": poses[None]}
+            together = load_multiview(folder)(images[None], intrinsics[None], **told)
+            return together.depth_z[0], together.confidence[0], together.cam2world[0]
+        if knocked:
+            raise SettingError(f"{folder} holds a depth head for one camera at a time: --knock takes several views.")
         alone = load_depth(folder)(images, intrinsics, poses)
-        return alone.depth, alone.confidence
+        return alone.depth, alone.confidence, poses
 
 
 if __name__ == "__main__":

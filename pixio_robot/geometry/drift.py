@@ -21,7 +21,7 @@ _CHANNELS = 32  # of what is compared
 _LEVELS, _RADIUS = 3, 3  # windows of 7 x 7 cells, of a quarter, an eighth and a sixteenth of the picture's size
 _WAVES = 6  # sines and cosines of a place
 _FAR = 0.3  # what an answer of 1 moves a point by, as a part of the focal length
-_DOUBT = -2.0  # log inverse variance with which training begins, of answers of 10
+_DOUBT = -2.0  # a place begins with an inverse variance of 100 exp(-2): off by a quarter of the focal length
 
 
 class Landmarks(NamedTuple):
@@ -129,29 +129,24 @@ class DriftFinder(nn.Module):
         volumes = [alike]
         for _ in range(_LEVELS - 1):
             volumes.append(F.avg_pool2d(volumes[-1], 2, ceil_mode=True))
-        known, its = self._tokens(tokens, told)
-        mine, said, first = (repeat(part, "b ... -> (b v) ...", v=others) for part in (*landmarks, poses[:, 0]))
-        known = known + self.points(_origin(mine, said, first))
+        mine, its = self._tokens(tokens, told)
+        points, known, first = (repeat(part, "b ... -> (b v) ...", v=others) for part in (*landmarks, poses[:, 0]))
+        mine = mine + self.points(_origin(points, known, first))
         cells = rays(resize_intrinsics(k, size, grid), grid).flatten(1, 2)
         its = its + self.places(_waves(cells[..., :2]))
         found: list[Sighting] = []
         pose = prior
         for _ in range(ROUNDS):
             with no_autocast(alike.device):
-                there = transform(pose, mine[:, None])[:, 0]
-                at = look_at(there)[0]
-                windows = _windows(volumes, at, k, size)
-                back = invert(pose)
-                ways = F.normalize(cells @ back[:, :3, :3].mT, dim=-1)
-                lines = torch.cat([back[:, None, :3, 3].expand_as(ways), ways], dim=-1)
-            x = torch.cat([known + self.places(_waves(at)) + self.windows(windows), its + self.rays(lines)], dim=1)
+                at = look_at(transform(pose, points[:, None])[:, 0])[0]
+                windows, lines = _windows(volumes, at, k, size), _lines(cells, invert(pose))
+            x = torch.cat([mine + self.places(_waves(at)) + self.windows(windows), its + self.rays(lines)], dim=1)
             for block in self.blocks:
                 x = block(x)
             with no_autocast(alike.device):
-                said = self.out(self.norm(x[:, : mine.shape[1]].float()))
-                weights = (2 * said[..., 2:] + _DOUBT).clamp(-14, 8).exp() * 100
-                seen = at + _FAR * said[..., :2]
-                pose = refine_pose(prior, mine, seen, weights, self.spread)
+                off, sure = self.out(self.norm(x[:, : points.shape[1]].float())).split(2, dim=-1)
+                seen, weights = at + _FAR * off, 100 * (2 * sure + _DOUBT).clamp(-14, 8).exp()
+                pose = refine_pose(prior, points, seen, weights, self.spread)
             found.append(Sighting(seen, weights, pose))
             pose = pose.detach()
         return found
@@ -177,6 +172,12 @@ def _origin(points: Tensor, said: Tensor, poses: Tensor) -> Tensor:
         depth = transform(invert(poses), points[:, None])[:, 0, :, 2:]
         origin = poses[:, None, :3, 3].expand_as(points)
         return torch.cat([points, origin, F.normalize(points - origin, dim=-1), depth, said], dim=-1)
+
+
+def _lines(cells: Tensor, cam2world: Tensor) -> Tensor:
+    """Carry rays [p n 3] into the world: origin and unit direction [p n 6]."""
+    ways = F.normalize(cells @ cam2world[:, :3, :3].mT, dim=-1)
+    return torch.cat([cam2world[:, None, :3, 3].expand_as(ways), ways], dim=-1)
 
 
 def _scaled(places: Tensor, size: tuple[int, int]) -> Tensor:

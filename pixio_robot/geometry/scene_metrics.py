@@ -90,18 +90,37 @@ def pose_errors(prediction: Maps, truth: Maps) -> tuple[Floats, Floats]:
         first, second = np.triu_indices(len(poses), 1)
         relative.append(np.linalg.inv(poses[first]) @ poses[second])
     p, t = relative
-    cosine = (np.einsum("nij,nij->n", p[:, :3, :3], t[:, :3, :3]) - 1) / 2
-    rotation = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+    rotation = _angles(p, t)
     a, b = p[:, :3, 3], t[:, :3, 3]
     direction = np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b), axis=1), np.abs((a * b).sum(axis=1))))
     still = np.stack([np.linalg.norm(a, axis=1) < 1e-9, np.linalg.norm(b, axis=1) < 1e-9])
     return rotation, np.where(still.any(axis=0) & ~still.all(axis=0), 90.0, direction)
 
 
+def camera_errors(prediction: Maps, truth: Maps) -> tuple[Floats, Floats]:
+    """Say how far cameras are off as view 0 sees them, the length of the baseline included.
+
+    Args:
+        prediction: cam2world [v 4 4], in any frame.
+        truth: cam2world [v 4 4], in any frame.
+
+    Returns:
+        Of every view but the first: degrees, and the distance in the unit of the poses, each [v - 1].
+    """
+    p, t = (np.linalg.inv(poses[:1]) @ poses[1:] for poses in (as_floats(prediction), as_floats(truth)))
+    return _angles(p, t), np.linalg.norm(p[:, :3, 3] - t[:, :3, 3], axis=1)
+
+
 def auc(errors: Floats, limit: int) -> float:
     """Give the area under the curve of recall over error, in bins of one degree up to ``limit``, per cent."""
     counts, _ = np.histogram(errors, bins=np.arange(limit + 1))
     return float(100 * np.mean(np.cumsum(counts) / len(errors)))
+
+
+def _angles(poses: Floats, others: Floats) -> Floats:
+    """Degrees between the rotations of poses [n 4 4]."""
+    cosine = (np.einsum("nij,nij->n", poses[:, :3, :3], others[:, :3, :3]) - 1) / 2
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
 
 
 class _Normalised(NamedTuple):

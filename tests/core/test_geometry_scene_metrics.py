@@ -3,7 +3,7 @@ import pytest
 
 from pixio_robot.errors import DataError
 from pixio_robot.geometry.robot_metrics import f_scores, inside_box, point_errors, sparsification
-from pixio_robot.geometry.scene_metrics import Views, auc, pose_errors, scene_metrics
+from pixio_robot.geometry.scene_metrics import Views, auc, camera_errors, pose_errors, scene_metrics
 
 random = np.random.default_rng(0)
 
@@ -91,6 +91,16 @@ def test_poses_are_compared_by_angle_in_bins_of_a_degree() -> None:
     wrong[1, :3, 3] = 0
     assert pose_errors(wrong, poses)[1] == pytest.approx([90])
     assert pose_errors(wrong, wrong)[1] == pytest.approx([0])
+
+
+def test_cameras_are_off_by_angle_and_distance_as_view_0_sees_them() -> None:
+    poses = np.array(TRUTH.cam2world)
+    poses[1, :3, :3] = poses[1, :3, :3] @ rotation((0, 1, 0), 7)
+    poses[2, :3, 3] += [0.03, 0, -0.04]
+    for said in (poses, moved(TRUTH._replace(cam2world=poses), turn=rotation((1, 2, 3), 50)).cam2world):
+        turned, off = camera_errors(said, TRUTH.cam2world)
+        np.testing.assert_allclose(turned, [7, 0], atol=1e-4)
+        np.testing.assert_allclose(off, [0, 0.05], atol=1e-9)
 
 
 def test_pixels_that_are_not_valid_do_not_count() -> None:

@@ -44,3 +44,8 @@ def test_a_cloud_is_made_by_either_kind_of_model(tmp_path: Path, kind: str) -> N
         assert np.asarray(depth).max() > 500
     assert (tmp_path / "cloud" / "depth.png").is_file()
     assert "median_cm" in said
+    knocked = subprocess.run([*command, "--knock", "10", "0.03"], check=False, capture_output=True, text=True)
+    if kind == "views":
+        assert " was knocked, and is corrected from " in knocked.stdout
+    else:
+        assert "--knock takes several views" in knocked.stderr

@@ -13,8 +13,7 @@ from pixio_pretrain.geometry.mono import is_valid
 from pixio_pretrain.geometry.sets import RgbdSet, Rows
 from pixio_pretrain.geometry.views import Known, ViewsTask
 from pixio_robot.geometry.cameras import compose, transform, unproject
-from pixio_robot.geometry.multiview import relative_to_first
-from pixio_robot.geometry.scene_metrics import Views, auc, pose_errors, scene_metrics
+from pixio_robot.geometry.scene_metrics import Views, auc, camera_errors, pose_errors, scene_metrics
 
 TOLD: dict[Known, str] = {
     "nothing": "nothing known",
@@ -115,6 +114,5 @@ def _assumed(poses: Tensor, drift: Tensor) -> list[dict[str, float]]:
 
 def _off(said: Tensor, poses: Tensor) -> dict[str, float]:
     """Degrees and centimetres by which the second camera's pose relative to the first is off; poses [2 4 4] each."""
-    turned, _ = pose_errors(said, poses)
-    here, there = (relative_to_first(both[None])[0, 1, :3, 3] for both in (said, poses))
-    return {"rotation_deg": float(turned[0]), "translation_cm": 100 * float((here - there).norm())}
+    turned, moved = camera_errors(said, poses)
+    return {"rotation_deg": float(turned[0]), "translation_cm": 100 * float(moved[0])}
