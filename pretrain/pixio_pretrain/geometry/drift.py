@@ -1,5 +1,6 @@
 """Training of what finds drift: cameras are knocked, and each landmark's true place in the other view is known."""
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -67,7 +68,6 @@ class DriftTask:
         self.module: nn.Module = model.finder
         self._finder = model.finder
         self._taps = Taps(model.encoder, frames, model.taps) if taps is None else taps
-        self._landmarks = self._look()
 
     def loss(self, rows: Rows, random: torch.Generator) -> dict[str, Tensor]:
         """Give the loss of some moments, each seen by the same two cameras, and its parts."""
@@ -91,8 +91,9 @@ class DriftTask:
             parts["matches"] = MATCHES * F.cross_entropy(logits, truth.cell[truth.shown])
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
-    def _look(self) -> Landmarks:
-        """Ask the depth head once about every frame."""
+    @cached_property
+    def _landmarks(self) -> Landmarks:
+        """What the depth head sees in every frame, asked once."""
         device = next(self.module.parameters()).device
         rows, said = np.arange(len(self._frames)), []
         for part in tqdm(np.array_split(rows, -(-len(rows) // _CHUNK)), desc="landmarks", unit="batch", leave=False):
