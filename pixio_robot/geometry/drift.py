@@ -17,6 +17,9 @@ from pixio_robot.tokens import Tokens
 ROUNDS = 2
 """How often points are looked for, each time from where the pose found before puts them."""
 
+REACH = 0.05, 6.0
+"""Metres; landmarks that are nearer or farther are put there. The sky's depth is anything, and large."""
+
 _CHANNELS = 32  # of what is compared
 _LEVELS, _RADIUS = 3, 3  # windows of 7 x 7 cells, of a quarter, an eighth and a sixteenth of the picture's size
 _WAVES = 6  # sines and cosines of a place
@@ -66,9 +69,6 @@ class DriftFinder(nn.Module):
         width: Of its own tokens.
         depth: Blocks.
         heads: Attention heads.
-
-    Attributes:
-        cells: What is compared, and how alike a landmark and its match look is ``sharpness`` times their cosine.
     """
 
     def __init__(
@@ -84,11 +84,10 @@ class DriftFinder(nn.Module):
         super().__init__()
         # Of a length that is even from 0 to l and a direction that is anyhow, each of three parts deviates by l / 3.
         self.spread = math.radians(reach[0]) / 3, reach[1] / 3
-        self.cells = Cells(encoder_width, _CHANNELS, detail=True)
-        self.sharpness = nn.Parameter(torch.tensor(10.0))
+        self.cells = Cells(encoder_width, _CHANNELS, detail=True, around=1)
         self.landmarks, self.patches = (nn.Linear(2 * encoder_width, width) for _ in range(2))
         self.places = nn.Linear(4 * _WAVES, width)
-        self.rays, self.points = nn.Linear(6, width), nn.Linear(10 + channels, width)
+        self.rays, self.points = nn.Linear(6, width), nn.Linear(11 + channels, width)
         self.windows = nn.Sequential(
             nn.Linear(_LEVELS * (2 * _RADIUS + 1) ** 2, width), nn.GELU(), nn.Linear(width, width)
         )
@@ -108,7 +107,38 @@ class DriftFinder(nn.Module):
             pixels: The normalised images [b*v 3 h w].
             landmarks: Of view 0.
         """
-        return self.search(self.compare(tokens, told, pixels), tokens, told, landmarks)
+        alike = self.compare(tokens, told, pixels)
+        assert told.calibration is not None
+        k, poses = told.calibration
+        others, size, grid = told.views - 1, told.size, tokens.grid
+        prior, k = invert(poses[:, 1:].flatten(0, 1)), k[:, 1:].flatten(0, 1)
+        volumes = [alike]
+        for _ in range(_LEVELS - 1):
+            volumes.append(F.avg_pool2d(volumes[-1], 2, ceil_mode=True))
+        mine, its = self._tokens(tokens, told)
+        points, known, first = (repeat(part, "b ... -> (b v) ...", v=others) for part in (*landmarks, poses[:, 0]))
+        origin = _origin(points, known, first)
+        cells = rays(resize_intrinsics(k, size, grid), grid).flatten(1, 2)
+        its = its + self.places(_waves(cells[..., :2]))
+        found: list[Sighting] = []
+        pose = prior
+        for _ in range(ROUNDS):
+            with no_autocast(alike.device):
+                there = transform(pose, points[:, None])[:, 0]
+                at = look_at(there)[0]
+                windows, lines = _windows(volumes, at, k, size), _lines(cells, invert(pose))
+                whole = torch.cat([origin, there[..., 2:].clamp(min=REACH[0]).log()], dim=-1)
+            asked = mine + self.points(whole) + self.places(_waves(at)) + self.windows(windows)
+            x = torch.cat([asked, its + self.rays(lines)], dim=1)
+            for block in self.blocks:
+                x = block(x)
+            with no_autocast(alike.device):
+                off, sure = self.out(self.norm(x[:, : points.shape[1]].float())).split(2, dim=-1)
+                seen, weights = at + _FAR * off, 100 * (2 * sure + _DOUBT).clamp(-14, 8).exp()
+                pose = refine_pose(prior, points, seen, weights, self.spread)
+            found.append(Sighting(seen, weights, pose))
+            pose = pose.detach()
+        return found
 
     def compare(self, tokens: Tokens, told: Told, pixels: Tensor) -> Tensor:
         """Say how alike view 0's landmarks and each cell of the other views look: cosines [p n h/4 w/4]."""
@@ -119,37 +149,6 @@ class DriftFinder(nn.Module):
             mine = F.grid_sample(cells[:, 0], middles.expand(len(cells), -1, -1, -1), align_corners=False)
             alike = torch.einsum("bcrk,bvchw->bvrkhw", mine, cells[:, 1:])
         return rearrange(alike, "b v r k h w -> (b v) (r k) h w")
-
-    def search(self, alike: Tensor, tokens: Tokens, told: Told, landmarks: Landmarks) -> list[Sighting]:
-        """Look for the landmarks where ``alike`` is what ``compare`` says."""
-        assert told.calibration is not None
-        k, poses = told.calibration
-        others, size, grid = told.views - 1, told.size, tokens.grid
-        prior, k = invert(poses[:, 1:].flatten(0, 1)), k[:, 1:].flatten(0, 1)
-        volumes = [alike]
-        for _ in range(_LEVELS - 1):
-            volumes.append(F.avg_pool2d(volumes[-1], 2, ceil_mode=True))
-        mine, its = self._tokens(tokens, told)
-        points, known, first = (repeat(part, "b ... -> (b v) ...", v=others) for part in (*landmarks, poses[:, 0]))
-        mine = mine + self.points(_origin(points, known, first))
-        cells = rays(resize_intrinsics(k, size, grid), grid).flatten(1, 2)
-        its = its + self.places(_waves(cells[..., :2]))
-        found: list[Sighting] = []
-        pose = prior
-        for _ in range(ROUNDS):
-            with no_autocast(alike.device):
-                at = look_at(transform(pose, points[:, None])[:, 0])[0]
-                windows, lines = _windows(volumes, at, k, size), _lines(cells, invert(pose))
-            x = torch.cat([mine + self.places(_waves(at)) + self.windows(windows), its + self.rays(lines)], dim=1)
-            for block in self.blocks:
-                x = block(x)
-            with no_autocast(alike.device):
-                off, sure = self.out(self.norm(x[:, : points.shape[1]].float())).split(2, dim=-1)
-                seen, weights = at + _FAR * off, 100 * (2 * sure + _DOUBT).clamp(-14, 8).exp()
-                pose = refine_pose(prior, points, seen, weights, self.spread)
-            found.append(Sighting(seen, weights, pose))
-            pose = pose.detach()
-        return found
 
     def _tokens(self, tokens: Tokens, told: Told) -> tuple[Tensor, Tensor]:
         """Embed view 0's patches and each other view's [p n d]."""

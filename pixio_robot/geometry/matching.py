@@ -76,12 +76,17 @@ class Cells(nn.Module):
         encoder_width: Width of the encoder's tokens.
         channels: Numbers that say it.
         detail: Whether cells see the picture; without it they know what the patches around them do.
+        around: Convolutions of 3 x 3 cells beyond those that lead to them: with each, a cell sees more of its
+            surroundings.
     """
 
-    def __init__(self, encoder_width: int, channels: int, *, detail: bool) -> None:
+    def __init__(self, encoder_width: int, channels: int, *, detail: bool, around: int = 0) -> None:
         super().__init__()
         self.patches = nn.Linear(encoder_width, channels)
         self.pixels = _quarter(channels) if detail else None
+        if self.pixels is not None:
+            for _ in range(around):
+                self.pixels.extend([nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)])
 
     def describe(self, tokens: Tokens) -> Tensor:
         """Say of patches what is compared: maps [b*v c rows columns]."""

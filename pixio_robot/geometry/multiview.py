@@ -13,7 +13,7 @@ from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError
 from pixio_robot.geometry.cameras import check_intrinsics, check_poses, compose, invert, transform, unproject
 from pixio_robot.geometry.depth import DepthModel
-from pixio_robot.geometry.drift import DriftFinder, Landmarks, middles_of
+from pixio_robot.geometry.drift import REACH, DriftFinder, Landmarks, middles_of
 from pixio_robot.geometry.heads import picture
 from pixio_robot.geometry.matching import Alone, Told
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
@@ -161,7 +161,8 @@ class MultiViewModel(nn.Module):
         alone = self._measure_alone(tokens, Told(1, size, intrinsics[:, None], cam2world[:, None]), images)
         assert alone is not None
         with no_autocast(images.device):
-            points = transform(cam2world.float(), unproject(alone.log_depth[:, 0].exp(), intrinsics.float()))
+            depth = alone.log_depth[:, 0].exp().clamp(*REACH)
+            points = transform(cam2world.float(), unproject(depth, intrinsics.float()))
             columns, rows = middles_of(size, grid, like=points).long().unbind(-1)
             said = alone.said[:, 0, :, rows, columns].flatten(2).mT
             return Landmarks(points[:, rows, columns].flatten(1, 2), said)

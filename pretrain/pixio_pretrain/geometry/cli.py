@@ -100,7 +100,7 @@ def train_views(
     settings: MultiViewSettings | None = None,
     config: FitConfig | None = None,
     depth: str | Path | None = None,
-    drift_steps: int = 6000,
+    drift_steps: int = 4000,
     twin: bool = False,
 ) -> Path:
     """Train the multi-view model, and measure it beside the table's plane and a depth head with known cameras.
@@ -244,7 +244,7 @@ def main(words: Sequence[str] | None = None) -> None:
     views.add_argument(
         "--twin", action="store_true", help="train it with another scene in place of the second view, too, as a control"
     )
-    views.add_argument("--drift-steps", type=int, default=6000, help="with --depth: steps of learning to find drift")
+    views.add_argument("--drift-steps", type=int, default=4000, help="with --depth: steps of learning to find drift")
     args = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

@@ -1,7 +1,6 @@
 """Training of what finds drift: cameras are knocked, and each landmark's true place in the other view is known."""
 
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,35 +13,19 @@ from pixio_pretrain.geometry.mono import is_valid
 from pixio_pretrain.geometry.sets import RgbdSet, Rows
 from pixio_pretrain.geometry.taps import Taps
 from pixio_robot.errors import SettingError
-from pixio_robot.geometry.cameras import compose, invert, project, rotations, transform, unproject
-from pixio_robot.geometry.drift import Landmarks, Sighting, middles_of
+from pixio_robot.geometry.cameras import compose, invert, rotations, transform, unproject
+from pixio_robot.geometry.drift import Landmarks, middles_of
 from pixio_robot.geometry.heads import picture
 from pixio_robot.geometry.matching import Told
 from pixio_robot.geometry.multiview import MultiViewModel
+from pixio_robot.geometry.pnp import look_at
 from pixio_robot.nn import no_autocast
 
-MATCHES, PLACES = 0.5, 0.5
-"""Weights of which cell shows a landmark, and of where it is, beside the pose."""
+PLACES = 0.5
+"""Weight of where landmarks are seen, beside the pose."""
 
-_SAME = 0.05  # log depth that a landmark may be off by and still be what is seen
 _WITHIN = 1.5  # of rays with z = 1; places farther out are not learnt
 _CHUNK = 64
-
-
-class Truth(NamedTuple):
-    """Where the landmarks of view 0 are in view 1.
-
-    Attributes:
-        at: As (x, y) of rays with z = 1 [b n 2].
-        counts: Whether there is such a place, not far out of the picture [b n].
-        cell: Which of the cells at a quarter of the picture's size shows it [b n].
-        shown: Whether it does: it is inside, and nothing is before it [b n].
-    """
-
-    at: Tensor
-    counts: Tensor
-    cell: Tensor
-    shown: Tensor
 
 
 class DriftTask:
@@ -66,14 +49,13 @@ class DriftTask:
             raise SettingError("Finding drift takes the depth of view 0: give the model a depth head.")
         self.model, self.samples, self._frames = model, len(frames) // frames.views, frames
         self.module: nn.Module = model.finder
-        self._finder = model.finder
         self._taps = Taps(model.encoder, frames, model.taps) if taps is None else taps
 
     def loss(self, rows: Rows, random: torch.Generator) -> dict[str, Tensor]:
-        """Give the loss of some moments, each seen by the same two cameras, and its parts."""
-        device = self._finder.sharpness.device
-        pair = torch.randperm(self._frames.views, generator=random)[:2].numpy()
-        frames = rows[:, None] * self._frames.views + pair
+        """Give the loss of some moments, each seen by two of its cameras, and its parts."""
+        device = next(self.module.parameters()).device
+        pairs = torch.stack([torch.randperm(self._frames.views, generator=random)[:2] for _ in rows]).numpy()
+        frames = rows[:, None] * self._frames.views + pairs
         k, poses = (part.to(device).unflatten(0, frames.shape) for part in self._frames.calibration(frames.ravel()))
         drift = knocks(len(rows), random, *self.model.settings.drift).to(device)
         prior = torch.stack([poses[:, 0], compose(poses[:, 1], drift)], dim=1)
@@ -81,15 +63,15 @@ class DriftTask:
         tokens = self._taps(frames.ravel(), device)[-1]
         pixels = picture(self.model.encoder, self._frames.images(frames.ravel()), device)
         first = torch.from_numpy(frames[:, 0])
-        known = Landmarks(*(part[first].to(device) for part in self._landmarks))
-        alike = self._finder.compare(tokens, told, pixels)
-        found = self._finder.search(alike, tokens, told, known)
+        found = self.module(tokens, told, pixels, Landmarks(*(part[first].to(device) for part in self._landmarks)))
         with no_autocast(device):
-            truth = self._truth(frames, k, poses, (alike.shape[-2], alike.shape[-1]), tokens.grid)
-            parts = self._losses(found, truth, poses[:, 1])
-            logits = self._finder.sharpness * alike.flatten(2)[truth.shown]
-            parts["matches"] = MATCHES * F.cross_entropy(logits, truth.cell[truth.shown])
-        return {"loss": torch.stack(list(parts.values())).sum(), **parts}
+            at, counts = self._truth(frames[:, 0], poses, tokens.grid)
+            parts = []
+            for sighting in found:
+                off = robust((sighting.seen - at).norm(dim=-1)[counts], c=0.03).mean()
+                parts.append(torch.stack([PLACES * off, *pose_losses(invert(sighting.world2cam), poses[:, 1])]))
+            mean = torch.stack(parts).mean(dim=0)
+        return {"loss": mean.sum(), **dict(zip(("places", "rotation", "translation"), mean, strict=True))}
 
     @cached_property
     def _landmarks(self) -> Landmarks:
@@ -102,30 +84,25 @@ class DriftTask:
             said.append([one.cpu() for one in self.model.landmarks(tokens, k, poses, images)])
         return Landmarks(*(torch.cat(parts) for parts in zip(*said, strict=True)))
 
-    def _truth(self, frames: Rows, k: Tensor, poses: Tensor, cells: tuple[int, int], grid: tuple[int, int]) -> Truth:
-        size = self._frames.size
-        depth = self._frames.depths(frames.ravel()).to(k.device).unflatten(0, frames.shape)
-        columns, rows = middles_of(size, grid, like=depth).long().flatten(0, 1).unbind(-1)
-        points = transform(poses[:, 0], unproject(depth[:, 0], k[:, 0]))[:, rows, columns]
-        there = transform(invert(poses[:, 1]), points[:, None])
-        at = there[:, 0, :, :2] / there[:, 0, :, 2:].clamp(min=0.05)
-        pixels, far = (part[:, 0] for part in project(there, k[:, 1]))
-        counts = is_valid(depth[:, 0, rows, columns]) & (far > 0.1) & (at.abs() < _WITHIN).all(dim=-1)
-        limits = pixels.new_tensor([size[1], size[0]])
-        inside = counts & (pixels >= 0).all(dim=-1) & (pixels < limits).all(dim=-1)
-        x, y = pixels.nan_to_num().clamp(min=0).minimum(limits - 1).long().unbind(-1)
-        seen = depth[:, 1].flatten(1).gather(1, y * size[1] + x)
-        shown = inside & ((seen / far.clamp(min=0.1)).log().abs() < _SAME)
-        cell = (y * cells[0] // size[0]) * cells[1] + x * cells[1] // size[1]
-        return Truth(at, counts, cell, shown)
+    def _truth(self, frames: Rows, poses: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Say where view 1 would see what is at the landmarks of view 0, and which of these places count.
 
-    def _losses(self, found: list[Sighting], truth: Truth, poses: Tensor) -> dict[str, Tensor]:
-        """Mean over the rounds of errors of places, of rotations, and of translations."""
-        parts = []
-        for sighting in found:
-            off = robust((sighting.seen - truth.at).norm(dim=-1)[truth.counts], c=0.03).mean()
-            parts.append(torch.stack([PLACES * off, *pose_losses(invert(sighting.world2cam), poses)]))
-        return dict(zip(("places", "rotation", "translation"), torch.stack(parts).mean(dim=0), strict=True))
+        Args:
+            frames: Of view 0 [b].
+            poses: Of both views [b 2 4 4].
+            grid: (rows, columns) of landmarks.
+
+        Returns:
+            (x, y) of rays with z = 1 [b n 2], and bool [b n]: there is such a place, not far out of the picture.
+        """
+        depth, k = (
+            part.to(poses.device) for part in (self._frames.depths(frames), self._frames.calibration(frames)[0])
+        )
+        columns, rows = middles_of(self._frames.size, grid, like=depth).long().flatten(0, 1).unbind(-1)
+        points = transform(compose(invert(poses[:, 1]), poses[:, 0]), unproject(depth, k))[:, rows, columns]
+        at = look_at(points)[0]
+        counts = is_valid(depth[:, rows, columns]) & (points[..., 2] > 0.1) & (at.abs() < _WITHIN).all(dim=-1)
+        return at, counts
 
 
 def knocks(count: int, random: torch.Generator, degrees: float, metres: float) -> Tensor:
