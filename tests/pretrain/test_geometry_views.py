@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -228,6 +229,11 @@ def test_two_views_improve_on_a_depth_head_that_is_wrong(data: Path, encoder: En
     assert errors["two views and calibration"] < 0.8 * errors["one view and calibration"]
     assert model.facts["drift"]["steps"] == 3
     assert errors["a view of another scene beside it"] < 0.8 * errors["one view and calibration"]
+    shutil.rmtree(tmp_path / "run" / "model")  # a run that is done gives its model and tables again
+    before = (tmp_path / "run" / "evaluation.md").read_text()
+    train_views(data, tmp_path / "run", depth=tmp_path / "wrong", twin=True, **common)
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    assert (tmp_path / "run" / "evaluation.md").read_text().splitlines()[4:] == before.splitlines()[4:]
     text = (tmp_path / "run" / "evaluation.md").read_text()
     assert text.count("| two views, drift corrected less |") == text.count("| poses before the drift |") // 2 == 1
     with pytest.raises(CheckpointError, match=r"alone_sha256"):
