@@ -8,7 +8,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixio_robot.geometry.cameras import invert, pixel_centers, rays, resize_intrinsics, transform
+from pixio_robot.geometry.cameras import base_rays, invert, pixel_centers, rays, resize_intrinsics, transform
 from pixio_robot.geometry.matching import Cells, Told
 from pixio_robot.geometry.pnp import look_at, refine_pose
 from pixio_robot.nn import NORM_EPS, Block, initialize_blocks, no_autocast
@@ -126,7 +126,8 @@ class DriftFinder(nn.Module):
             with no_autocast(alike.device):
                 there = transform(pose, points[:, None])[:, 0]
                 at = look_at(there)[0]
-                windows, lines = _windows(volumes, at, k, size), _lines(cells, invert(pose))
+                windows = _windows(volumes, at, k, size)
+                lines = base_rays(k, invert(pose), size, grid).flatten(2).mT
                 whole = torch.cat([origin, there[..., 2:].clamp(min=REACH[0]).log()], dim=-1)
             asked = mine + self.points(whole) + self.places(_waves(at)) + self.windows(windows)
             x = torch.cat([asked, its + self.rays(lines)], dim=1)
@@ -171,12 +172,6 @@ def _origin(points: Tensor, said: Tensor, poses: Tensor) -> Tensor:
         depth = transform(invert(poses), points[:, None])[:, 0, :, 2:]
         origin = poses[:, None, :3, 3].expand_as(points)
         return torch.cat([points, origin, F.normalize(points - origin, dim=-1), depth, said], dim=-1)
-
-
-def _lines(cells: Tensor, cam2world: Tensor) -> Tensor:
-    """Carry rays [p n 3] into the world: origin and unit direction [p n 6]."""
-    ways = F.normalize(cells @ cam2world[:, :3, :3].mT, dim=-1)
-    return torch.cat([cam2world[:, None, :3, 3].expand_as(ways), ways], dim=-1)
 
 
 def _scaled(places: Tensor, size: tuple[int, int]) -> Tensor:

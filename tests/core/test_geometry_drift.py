@@ -122,13 +122,13 @@ def test_a_prior_is_corrected_but_for_view_0(model: MultiViewModel, views: torch
 
 def test_each_view_is_corrected_by_itself(model: MultiViewModel, views: torch.Tensor) -> None:
     assert model.finder is not None
-    torch.nn.init.normal_(model.finder.out.weight, std=0.5, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(model.finder.out.weight, std=0.05, generator=torch.Generator().manual_seed(0))
     told = poses()
     whole, first = (model.correct_poses(views[:, :n], K[:, :n], told[:, :n]) for n in (3, 2))
     torch.testing.assert_close(whole[:, :2], first)
     assert not torch.allclose(whole[:, 1:], told[:, 1:], atol=1e-3)
     other = model.correct_poses(views[[1, 0]], K, told[[1, 0]])
-    torch.testing.assert_close(other[[1, 0]], whole, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(other[[1, 0]], whole, atol=1e-4, rtol=1e-3)
 
 
 def test_views_are_compared_where_a_landmark_is(model: MultiViewModel, views: torch.Tensor) -> None:
