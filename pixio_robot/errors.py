@@ -12,7 +12,8 @@ PixioRobotError
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class PixioRobotError(Exception):
@@ -66,3 +67,18 @@ class ExportError(PixioRobotError, ValueError):
 
 class RenderError(PixioRobotError, RuntimeError):
     """This machine cannot render."""
+
+
+@contextmanager
+def told_on_one_line(program: str) -> Iterator[None]:
+    """End a program with what the user got wrong on one line, and exit code 1, rather than with a traceback.
+
+    A context, or a decorator of what runs the program.
+
+    Args:
+        program: Its name, which the line begins with.
+    """
+    try:
+        yield
+    except PixioRobotError as error:
+        raise SystemExit(f"{program}: {error}") from error

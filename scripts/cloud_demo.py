@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pixio_robot.errors import told_on_one_line
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+@told_on_one_line("cloud_demo")
 def main() -> None:
     """Read the command line, look, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -4,7 +4,10 @@
 import argparse
 from pathlib import Path
 
+from pixio_robot.errors import told_on_one_line
 
+
+@told_on_one_line("collect_demos")
 def main() -> None:
     """Read the command line and collect."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)

@@ -40,7 +40,7 @@ from pixio_pretrain import probe
 from pixio_pretrain.data import Frames, open_frames, split_episodes
 from pixio_pretrain.probe.table import NONE
 from pixio_robot import Encoder, EncoderSpec, load_encoder
-from pixio_robot.errors import DataError, PixioRobotError, SettingError
+from pixio_robot.errors import DataError, SettingError, told_on_one_line
 from pixio_robot.machine import machine_name
 
 TRAINING = ("steps", "batch_size", "seed")
@@ -219,6 +219,7 @@ def write_results(folder: Path, trial: Trial, records: list[probe.ProbeRecord], 
     os.replace(draft, folder / "results.md")
 
 
+@told_on_one_line("compare_encoders")
 def main() -> None:
     """Read the command line and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -239,18 +240,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        arms, frames = parse_arms(options.arms), open_frames(options.store)
-        train, held_out = split_episodes(frames.episodes, options.held_out)
-        truth = probe.Truth.read(options.store)
-        sizes = {"grid": options.grid, "most_depth": options.depth_frames}
-        trial = Trial(frames=frames, truth=truth, train=train, held_out=held_out, **sizes)
-        records = []
-        for one in tqdm(list_candidates(arms, options), desc="measure", unit="encoder"):
-            records += measure(one, trial, options.folder)
-        write_results(options.folder, trial, records, options)
-    except PixioRobotError as error:
-        raise SystemExit(f"compare_encoders: {error}") from error
+    arms, frames = parse_arms(options.arms), open_frames(options.store)
+    train, held_out = split_episodes(frames.episodes, options.held_out)
+    truth = probe.Truth.read(options.store)
+    sizes = {"grid": options.grid, "most_depth": options.depth_frames}
+    trial = Trial(frames=frames, truth=truth, train=train, held_out=held_out, **sizes)
+    records = []
+    for one in tqdm(list_candidates(arms, options), desc="measure", unit="encoder"):
+        records += measure(one, trial, options.folder)
+    write_results(options.folder, trial, records, options)
     print(options.folder / "results.md")
 
 

@@ -56,6 +56,7 @@ from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import Trainer, make_policy, make_processors, train
 from pixio_robot import Encoder, build_cache, load_encoder
+from pixio_robot.errors import told_on_one_line
 from pixio_robot.machine import machine_name
 
 SUITE, CAMERAS, SIZE = "metaworld", ("corner2", "gripperPOV"), 128
@@ -112,6 +113,7 @@ class Cell:
     loss: float
 
 
+@told_on_one_line("compare_policies")
 def main() -> None:
     """Fill in the cells that are asked for, then write the table of all that are there."""
     options = parse_options()

@@ -12,7 +12,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from pixio_robot.errors import told_on_one_line
 
+
+@told_on_one_line("perception_cost")
 def main() -> None:
     """Read the command line, measure, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)

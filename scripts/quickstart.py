@@ -10,7 +10,10 @@ import argparse
 import os
 from pathlib import Path
 
+from pixio_robot.errors import told_on_one_line
 
+
+@told_on_one_line("quickstart")
 def main() -> None:
     """Read the command line and run. Imports wait until then: worker processes import this file, too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

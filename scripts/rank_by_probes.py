@@ -27,7 +27,7 @@ from scipy.stats import rankdata
 
 from pixio_pretrain import probe
 from pixio_pretrain.probe.resampling import interval, resampled_means
-from pixio_robot.errors import DataError, PixioRobotError, UnknownNameError
+from pixio_robot.errors import DataError, UnknownNameError, told_on_one_line
 
 Draws = NDArray[np.float64]
 """A figure and its resamples, as ``resampled_means`` gives them."""
@@ -171,6 +171,7 @@ def draw(
     figure.savefig(path, dpi=110)
 
 
+@told_on_one_line("rank_by_probes")
 def main() -> None:
     """Read the command line, compare, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,14 +181,11 @@ def main() -> None:
     parser.add_argument("--condition", default=CLEAN, help="clean, or a shift of the benchmark (default: clean)")
     parser.add_argument("--picture", type=Path, help="file to draw success against error in")
     options = parser.parse_args()
-    try:
-        config = read_benchmark(options.benchmark)
-        rates, errors = read_rates(config, options.policy, options.condition), read_errors(options.probes)
-        print(f"{tabulate(errors, rates)}\n\n{READING}")
-        if options.picture:
-            draw(options.picture, errors, rates)
-    except PixioRobotError as error:
-        raise SystemExit(f"rank_by_probes: {error}") from error
+    config = read_benchmark(options.benchmark)
+    rates, errors = read_rates(config, options.policy, options.condition), read_errors(options.probes)
+    print(f"{tabulate(errors, rates)}\n\n{READING}")
+    if options.picture:
+        draw(options.picture, errors, rates)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,14 @@ calibration. That makes a set to probe encoders with, which wants many scenes an
 import argparse
 from pathlib import Path
 
+from pixio_robot.errors import told_on_one_line
+
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the lines of the description, and tells defaults."""
 
 
+@told_on_one_line("render_frames")
 def main() -> None:
     """Read the command line and render."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)

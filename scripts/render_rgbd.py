@@ -9,6 +9,8 @@ training set never shows: "seen" nothing more, "scenes" other tasks and other th
 import argparse
 from pathlib import Path
 
+from pixio_robot.errors import told_on_one_line
+
 HELD_OUT = ("coffee-button", "faucet-open", "assembly", "shelf-place")
 
 
@@ -16,6 +18,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     """Keeps the lines of the description, and tells defaults."""
 
 
+@told_on_one_line("render_rgbd")
 def main() -> None:
     """Read the command line and render."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)

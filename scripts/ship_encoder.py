@@ -12,6 +12,7 @@ import torch
 
 from pixio_robot import load_encoder
 from pixio_robot.checkpoints import SHIPPED
+from pixio_robot.errors import told_on_one_line
 
 CARD = "README.md"
 
@@ -36,6 +37,7 @@ def ship(source: Path, name: str, *, notes: list[str]) -> Path:
     return folder
 
 
+@told_on_one_line("ship_encoder")
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pixio_robot.checkpoints import load_encoder
-from pixio_robot.errors import PixioRobotError
+from pixio_robot.errors import told_on_one_line
 from pixio_robot.export.adapters import load_adapter
 from pixio_robot.export.backends import BACKENDS, PRECISIONS
 from pixio_robot.export.folder import read_facts
@@ -23,17 +23,14 @@ from pixio_robot.geometry.depth import load_depth
 COMMANDS = ("write", "verify", "latency")
 
 
+@told_on_one_line("pixio-export")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, or 1 for an error or an export that is not sound."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] not in (*COMMANDS, "-h", "--help"):
         given.insert(0, "write")
     options = _parser().parse_args(given)
-    try:
-        _say(options.run(options))
-    except PixioRobotError as error:
-        print(f"pixio-export: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+    _say(options.run(options))
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,16 @@ from pixio_robot.cache.reader import progress, token_files
 from pixio_robot.cache.verify import TOLERANCE
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.encoder import Encoder
-from pixio_robot.errors import CacheError, PixioRobotError
+from pixio_robot.errors import CacheError, told_on_one_line
 
 console = Console(soft_wrap=True)
 
 
+@told_on_one_line("pixio-cache")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, or 1 for an error or a cache that is not sound."""
     options = _parser().parse_args(arguments)
-    try:
-        return options.run(options)
-    except PixioRobotError as error:
-        print(f"pixio-cache: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+    return options.run(options)
 
 
 def build(options: argparse.Namespace) -> int:

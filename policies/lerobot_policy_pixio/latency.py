@@ -23,7 +23,7 @@ from torch import nn
 
 from lerobot_policy_pixio.modeling_pixio import PixioPolicy
 from lerobot_policy_pixio.options import PixioOptions
-from pixio_robot.errors import CheckpointError, PixioRobotError, SettingError
+from pixio_robot.errors import CheckpointError, SettingError, told_on_one_line
 from pixio_robot.machine import device_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -51,6 +51,7 @@ class Latency:
     per_action: list[float]
 
 
+@told_on_one_line("pixio-latency")
 def main() -> None:
     """Run the command."""
     options = _parse(sys.argv[1:])
@@ -58,12 +59,9 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     console = Console()
-    try:
-        found = [measure(options.checkpoint, dtype=dtype, **_what(options)) for dtype in options.dtype]
-        facts = describe(options.checkpoint, options.device, options.camera_size)
-        facts |= {"compiled": options.compile, "repeats": options.repeats}
-    except PixioRobotError as error:
-        sys.exit(f"pixio-latency: {error}")
+    found = [measure(options.checkpoint, dtype=dtype, **_what(options)) for dtype in options.dtype]
+    facts = describe(options.checkpoint, options.device, options.camera_size)
+    facts |= {"compiled": options.compile, "repeats": options.repeats}
     console.print(_table(found, facts))
     if options.json:
         options.json.write_text(json.dumps(facts | {"latency_ms": [asdict(row) for row in found]}, indent=2) + "\n")

@@ -1,7 +1,6 @@
 """``pixio-train``: the command line of ``training.train``, in the words of ``lerobot-train``."""
 
 import logging
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from lerobot_policy_pixio.training import train
 from pixio_robot.cache import FeatureCache, build_cache
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.encoder import Encoder
-from pixio_robot.errors import CacheError, PixioRobotError, SettingError
+from pixio_robot.errors import CacheError, SettingError, told_on_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -113,14 +112,12 @@ class PixioTrainConfig:
         return ["policy"]
 
 
+@told_on_one_line("pixio-train")
 def main() -> None:
     """Run the command."""
     register_third_party_plugins()
     init_logging()
-    try:
-        run()  # type: ignore[call-arg]  # the parser makes the argument
-    except PixioRobotError as error:
-        sys.exit(f"pixio-train: {error}")
+    run()  # type: ignore[call-arg]  # the parser makes the argument
 
 
 @parser.wrap()

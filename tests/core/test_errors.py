@@ -30,3 +30,13 @@ def test_a_name_far_from_all_others_gets_no_suggestion() -> None:
     error = errors.UnknownNameError("camera", "xyz", ["corner2"])
     assert error.nearest is None
     assert "Did you mean" not in str(error)
+
+
+def test_a_program_ends_with_one_line() -> None:
+    @errors.told_on_one_line("paint")
+    def main() -> None:
+        raise errors.ImageError("too dark")
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == "paint: too dark"  # printed by Python, which then exits with 1

@@ -48,4 +48,5 @@ def test_a_cloud_is_made_by_either_kind_of_model(tmp_path: Path, kind: str) -> N
     if kind == "views":
         assert " was knocked, and is corrected from " in knocked.stdout
     else:
+        assert knocked.stderr.startswith("cloud_demo: ")
         assert "--knock takes several views" in knocked.stderr

@@ -28,9 +28,12 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("COLUMNS", "400")
 
     def call(*arguments: object) -> Said:
-        code = cache_cli.main([str(argument) for argument in arguments])
+        try:
+            code, told = cache_cli.main([str(argument) for argument in arguments]), ""
+        except SystemExit as ended:
+            code, told = 1, str(ended)
         out, err = capsys.readouterr()
-        return Said(code, " ".join(out.split()), err)
+        return Said(code, " ".join(out.split()), told + err)
 
     return call
 

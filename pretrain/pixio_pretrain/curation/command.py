@@ -18,19 +18,17 @@ from pixio_pretrain.curation.trained import load_objective
 from pixio_pretrain.data import open_source
 from pixio_pretrain.data.shards import TarShards
 from pixio_pretrain.precision import PRECISIONS
-from pixio_robot.errors import PixioRobotError, SettingError
+from pixio_robot.errors import SettingError, told_on_one_line
 
 logger = logging.getLogger(__name__)
 
 
+@told_on_one_line("pixio-pretrain score")
 def main(argv: Sequence[str]) -> None:
     """Do what the words say; what the user got wrong is one line, not a traceback."""
     words = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        _score(words, command=shlex.join(["pixio-pretrain", "score", *argv]))
-    except PixioRobotError as error:
-        raise SystemExit(f"pixio-pretrain score: {error}") from error
+    _score(words, command=shlex.join(["pixio-pretrain", "score", *argv]))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -30,7 +30,7 @@ from pixio_pretrain.geometry.views import CHANCES, ViewsTask
 from pixio_pretrain.manual import meanings
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.encoder import Encoder
-from pixio_robot.errors import PixioRobotError, SettingError
+from pixio_robot.errors import SettingError, told_on_one_line
 from pixio_robot.geometry.depth import Coding, DepthModel, DepthSettings, load_depth
 from pixio_robot.geometry.multiview import MultiViewModel
 from pixio_robot.geometry.storage import WEIGHTS
@@ -211,6 +211,7 @@ def _measure(model: DepthModel, taps_of: Callable[[RgbdSet], Taps], *, posed: bo
     return lambda frames, rows: task_of(frames).predict(rows, posed=posed).depth
 
 
+@told_on_one_line("pixio-geometry")
 def main(words: Sequence[str] | None = None) -> None:
     """Read the command line, train, print the table."""
     parser = argparse.ArgumentParser(
@@ -247,31 +248,27 @@ def main(words: Sequence[str] | None = None) -> None:
     views.add_argument("--drift-steps", type=int, default=4000, help="with --depth: steps of learning to find drift")
     args = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        config = FitConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(FitConfig)})
-        shared: dict[str, Any] = {"encoder_name": args.encoder, "config": config}
-        if args.command == "depth":
-            head = DepthSettings(
-                head=args.head,
-                coding=args.coding,
-                rays=args.rays,
-                detail=args.detail,
-                max_depth=args.max_depth,
-                support_heights=tuple(args.support_heights),
-            )
-            train_depth(args.data, args.folder, settings=head, twin=not args.no_twin, **shared)
-        else:
-            trunk = MultiViewSettings(head=args.head, support_heights=tuple(args.support_heights), detail=args.detail)
-            train_views(
-                args.data,
-                args.folder,
-                settings=trunk,
-                depth=args.depth,
-                drift_steps=args.drift_steps,
-                twin=args.twin,
-                **shared,
-            )
-    except PixioRobotError as error:
-        sys.stderr.write(f"{parser.prog}: {error}\n")
-        raise SystemExit(1) from error
+    config = FitConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(FitConfig)})
+    shared: dict[str, Any] = {"encoder_name": args.encoder, "config": config}
+    if args.command == "depth":
+        head = DepthSettings(
+            head=args.head,
+            coding=args.coding,
+            rays=args.rays,
+            detail=args.detail,
+            max_depth=args.max_depth,
+            support_heights=tuple(args.support_heights),
+        )
+        train_depth(args.data, args.folder, settings=head, twin=not args.no_twin, **shared)
+    else:
+        trunk = MultiViewSettings(head=args.head, support_heights=tuple(args.support_heights), detail=args.detail)
+        train_views(
+            args.data,
+            args.folder,
+            settings=trunk,
+            depth=args.depth,
+            drift_steps=args.drift_steps,
+            twin=args.twin,
+            **shared,
+        )
     sys.stdout.write((args.folder / "evaluation.md").read_text())
