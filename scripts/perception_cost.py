@@ -81,6 +81,8 @@ def main() -> None:
     runs["one view, depth and points, tiny with detail"] = answer(head="tiny", detail=True)
     runs[bare_two] = lambda: encoder(two)
     runs |= {f"two views, {name}": partial(trunk, two[None], k_two, apart) for name, trunk in trunks.items()}
+    *_, knocked = trunks.values()
+    runs["two views, where the second camera is"] = partial(knocked.correct_poses, two[None], k_two, apart)
     with torch.inference_mode():
         for run in runs.values():
             run()  # the first call of each allocates
