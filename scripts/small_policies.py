@@ -16,8 +16,10 @@ ACT_HEAD = {
     "dim_feedforward": 256,
     "n_encoder_layers": 2,
     "use_vae": False,
+    "dropout": 0.0,
 }
-"""An ACT that plans 16 actions, does 8, and looks again."""
+"""An ACT that plans 16 actions, does 8, and looks again. It drops nothing out: on a CPU those random numbers are two
+fifths of a step, and of pick-and-place it made as much without (31 of 50 scenes either way, one training each)."""
 
 DIFFUSION_HEAD = {
     "n_obs_steps": 1,
