@@ -120,7 +120,7 @@ def _configure(cell: Cell, frames: DatasetFrames, sight: Sight, config: Benchmar
         if name != ACTION and (feature.type is not FeatureType.VISUAL or name in frames.cameras)
     }
     steps = config.training[cell.policy].steps
-    policy = configure(cell.policy, sight, features, steps=steps, device=config.device)
+    policy = configure(cell.policy, sight, features, suite=cell.task.suite, steps=steps, device=config.device)
     return policy if sight.trained else replace(policy, encoder_dtype=config.encoder_dtype)
 
 

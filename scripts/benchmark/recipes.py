@@ -18,9 +18,13 @@ from lerobot_policy_pixio.options import PixioOptions
 GRID = 8
 """All patches of a picture of 128 pixels; what other read-outs cost is told in docs/benchmark.md."""
 
+ACT_CHUNKS = {"aloha": {"chunk_size": 100, "n_action_steps": 50}}
+"""Suite to how far ACT plans, and acts before it looks again, where ``small_act`` does not go as far. At 50 steps per
+second a chunk of 16 is a third of a second, and policies drift; ACT's authors plan 100 (arXiv 2304.13705)."""
+
 
 def configure(
-    policy: str, sight: Sight, features: Mapping[str, PolicyFeature], *, steps: int, device: str
+    policy: str, sight: Sight, features: Mapping[str, PolicyFeature], *, suite: str, steps: int, device: str
 ) -> PixioOptions:
     """Set a policy up for an arm.
 
@@ -28,11 +32,13 @@ def configure(
         policy: "act", "diffusion" or "mlp".
         sight: What the arm sees through.
         features: The data set's; an arm reads those that are its own.
+        suite: What it acts in.
         steps: Length of the training.
         device: Where it runs.
     """
     if policy == "act":
         config: Any = small_act(sight.source or None, steps=steps, device=device)
+        config = replace(config, **ACT_CHUNKS.get(suite, {}))
     elif policy == "diffusion":
         config = small_diffusion(sight.source, steps=steps, device=device)
     else:

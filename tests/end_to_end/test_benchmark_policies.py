@@ -86,10 +86,10 @@ def config(arms: dict[str, str], folder: Path, **settings: Any) -> Benchmark:
     return Benchmark(folder=str(folder / "benchmark"), arms=arms, size=SIDE, **settings)
 
 
-def settings(policy: str, sight: Sight, frames: DatasetFrames) -> Any:
+def settings(policy: str, sight: Sight, frames: DatasetFrames, suite: str = "metaworld") -> Any:
     features = dataset_to_policy_features(frames.dataset.features)
     del features["action"]
-    return configure(policy, sight, features, steps=4, device="cpu")
+    return configure(policy, sight, features, suite=suite, steps=4, device="cpu")
 
 
 def observe(frames: DatasetFrames, rows: list[int]) -> dict[str, Any]:
@@ -277,6 +277,11 @@ def test_a_fresh_cnn_follows_its_seed_and_its_statistics_are_those_of_the_frames
     means = {name: value for name, value in first.backbone.state_dict().items() if name.endswith("running_mean")}
     assert means
     assert all((value != 0).any() for value in means.values())
+
+
+def test_act_plans_farther_where_control_is_finer(frames: DatasetFrames) -> None:
+    near, far = (settings("act", Sight(state=True), frames, suite) for suite in ("metaworld", "aloha"))
+    assert (near.chunk_size, near.n_action_steps, far.chunk_size, far.n_action_steps) == (16, 8, 100, 50)
 
 
 def test_what_hardly_varies_is_not_blown_up(frames: DatasetFrames) -> None:
