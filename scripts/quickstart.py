@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("outputs/quickstart"), help="where everything goes")
     parser.add_argument("--rollouts", type=int, default=60, help="held-out episodes per policy (default: 60)")
-    parser.add_argument("--steps", type=int, default=2000, help="training steps per policy (default: 2000)")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps per policy (default: 1500)")
     parser.add_argument("--demonstrations", type=int, default=25, help="expert episodes per task (default: 25)")
     parser.add_argument(
         "--pick-place",
