@@ -20,6 +20,8 @@ _FARTHEST = 0.03  # metres that steering leaves the plan for: beyond, a part has
 _LENGTH = 0.12  # metres, of peg and socket: where their middles are that far apart, their ends meet
 _TOGETHER = 0.095  # metres between the middles of peg and socket to push for; the pin stops them at 0.1
 _DAMPING = 0.03  # of the least squares: keeps steps short where the arm is stretched out
+_FOREARM = 3  # among the six joints, its roll
+_UNTWISTED = 0.05  # how dear a radian of the forearm's roll is: see ``_Arm``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,11 @@ class AlohaExpert:
 
 
 class _Arm:
-    """One arm: from a pose of its hand to its joint angles, by damped least squares on a copy of the state."""
+    """One arm: from a pose of its hand to its joint angles, by damped least squares on a copy of the state.
+
+    With the wrist straight, forearm and hand roll about one axis, and as the wrist passes there, the forearm may as
+    well stay or make half a turn either way. It is kept from turning: from three ways at random nobody could learn.
+    """
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, side: str) -> None:
         self._model, self._data, self._trial = model, data, mujoco.MjData(model)
@@ -170,11 +176,13 @@ class _Arm:
             actual = Rotation.from_matrix(trial.xmat[self._hand].reshape(3, 3))
             point = trial.xpos[self._hand] + actual.apply(_GRASP)
             missing = np.concatenate([position - point, 0.3 * (turn * actual.inv()).as_rotvec()])
-            if np.abs(missing).max() < 1e-4:
-                break
             mujoco.mj_jac(self._model, trial, moved, turned, point, self._hand)
             slope = np.concatenate([moved[:, self._columns], 0.3 * turned[:, self._columns]])
-            change = slope.T @ np.linalg.solve(slope @ slope.T + _DAMPING**2 * np.eye(6), missing)
+            twist = _UNTWISTED**2 * (np.arange(6) == _FOREARM)
+            normal = slope.T @ slope + np.diag(_DAMPING**2 + twist)
+            change = np.linalg.solve(normal, slope.T @ missing - twist * angles)
+            if np.abs(change).max() < 1e-4:
+                break
             angles = np.clip(angles + change, self._low, self._high)
         self._solution = angles
         return angles
