@@ -20,8 +20,7 @@ _FARTHEST = 0.03  # metres that steering leaves the plan for: beyond, a part has
 _LENGTH = 0.12  # metres, of peg and socket: where their middles are that far apart, their ends meet
 _TOGETHER = 0.095  # metres between the middles of peg and socket to push for; the pin stops them at 0.1
 _DAMPING = 0.03  # of the least squares: keeps steps short where the arm is stretched out
-_FOREARM = 3  # among the six joints, its roll
-_UNTWISTED = 0.05  # how dear a radian of the forearm's roll is: see ``_Arm``
+_UNTWISTED = 0.05 * (np.arange(6) == 3)  # how dear a radian of each joint is: only of the forearm's roll, see ``_Arm``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +132,7 @@ class _Arm:
     """One arm: from a pose of its hand to its joint angles, by damped least squares on a copy of the state.
 
     With the wrist straight, forearm and hand roll about one axis, and as the wrist passes there, the forearm may as
-    well stay or make half a turn either way. It is kept from turning: from three ways at random nobody could learn.
+    well stay or make half a turn either way. It is kept from turning, so that all demonstrations show the same way.
     """
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, side: str) -> None:
@@ -178,9 +177,8 @@ class _Arm:
             missing = np.concatenate([position - point, 0.3 * (turn * actual.inv()).as_rotvec()])
             mujoco.mj_jac(self._model, trial, moved, turned, point, self._hand)
             slope = np.concatenate([moved[:, self._columns], 0.3 * turned[:, self._columns]])
-            twist = _UNTWISTED**2 * (np.arange(6) == _FOREARM)
-            normal = slope.T @ slope + np.diag(_DAMPING**2 + twist)
-            change = np.linalg.solve(normal, slope.T @ missing - twist * angles)
+            normal = slope.T @ slope + np.diag(_DAMPING**2 + _UNTWISTED**2)
+            change = np.linalg.solve(normal, slope.T @ missing - _UNTWISTED**2 * angles)
             if np.abs(change).max() < 1e-4:
                 break
             angles = np.clip(angles + change, self._low, self._high)

@@ -38,12 +38,11 @@ def configure(
     """
     if policy == "act":
         config: Any = small_act(sight.source or None, steps=steps, device=device)
-        config = replace(config, **ACT_CHUNKS.get(suite, {}))
     elif policy == "diffusion":
         config = small_diffusion(sight.source, steps=steps, device=device)
     else:
         config = PixioMLPConfig(encoder=sight.source, n_obs_steps=HISTORY["mlp"], device=device)
-    changes: dict[str, Any] = {
+    changes: dict[str, Any] = (ACT_CHUNKS.get(suite, {}) if policy == "act" else {}) | {
         "blind": sight.encoder is None,
         "input_features": {name: one for name, one in features.items() if _is_read(name, one, sight)},
         "normalization_mapping": {"ENV": NormalizationMode.MEAN_STD} | config.normalization_mapping,
