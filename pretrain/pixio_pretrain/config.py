@@ -42,15 +42,18 @@ class ViewsConfig:
 
 @dataclass(kw_only=True)
 class LoadingConfig:
-    """How samples get into memory; none of it changes what a run learns, but for the buffer of a stream.
+    """How samples get into memory; only ``resident`` and the buffer of a stream change what a run learns.
 
     Attributes:
+        resident: Keep all frames in the memory of the device that trains, and cut their crops there: for a GPU that
+            waits for its CPU. Frames of one size; other chance, and so another run.
         workers: Processes per training process that prepare batches; 0 prepares them in the training process.
         shuffle_buffer: Samples of a stream, per process and worker, among which the order is random; other sources
             shuffle everything.
         max_skipped: Samples that may turn out unreadable before the run gives up; below 1, their share.
     """
 
+    resident: bool = False
     workers: int = 0
     shuffle_buffer: int = 2048
     max_skipped: float = 100

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from pixio_pretrain.checkpoint import check_identity, checkpoints, load_checkpoint, read_facts, save_checkpoint
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.curation.selection import Curation
-from pixio_pretrain.data import Loader, Source, open_source
+from pixio_pretrain.data import Loader, ResidentFrames, Source, open_source
 from pixio_pretrain.data.samples import Batch
 from pixio_pretrain.distributed import World, spread
 from pixio_pretrain.evaluate import take
@@ -128,6 +128,9 @@ def start(config: RunConfig, world: World) -> Run:
     measured = list(take(Loader(held_out, samples, batch_size=part, seed=0), config.views.held_out_views))
     flops = count_flops(model, measured[0])
     shared = spread(model, config.parallel, world)
+    scale, resident = config.views.crop_scale, None
+    if config.loading.resident:
+        resident = ResidentFrames(train, model.batches(crop_scale=scale), seed=config.seed, device=world.device)
     run = Run(
         config=config,
         identity=identity,
@@ -136,16 +139,17 @@ def start(config: RunConfig, world: World) -> Run:
         train=train,
         loader=Loader(
             train,
-            model.samples(crop_scale=config.views.crop_scale),
+            model.samples(crop_scale=scale),
             batch_size=part,
             seed=config.seed,
             rank=world.rank,
             world=world.size,
-            workers=config.loading.workers,
+            workers=0 if resident else config.loading.workers,
             keep=curation.keep if curation else None,
             buffer=config.loading.shuffle_buffer,
             max_skipped=config.loading.max_skipped,
-            pin_memory=world.device.type == "cuda",
+            pin_memory=world.device.type == "cuda" and not resident,
+            resident=resident,
         ),
         held_out=measured,
         model=model,

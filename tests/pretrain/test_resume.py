@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from pixio_pretrain import RunConfig, train, training
 from pixio_pretrain.checkpoint import checkpoints, read_facts
-from pixio_pretrain.config import OptimizerConfig, ParallelConfig, ViewsConfig
+from pixio_pretrain.config import LoadingConfig, OptimizerConfig, ParallelConfig, ViewsConfig
 from pixio_pretrain.objectives.base import EncoderConfig
 from pixio_pretrain.objectives.distill import DistillConfig
 from pixio_robot import create_encoder
@@ -104,8 +104,12 @@ def assert_equal_ends(whole: RunConfig, resumed: RunConfig, folders: tuple[Path,
     assert weights[0] == weights[1]
 
 
-def test_a_run_killed_at_any_moment_ends_bit_equal_to_an_unbroken_one(make_config: MakeConfig, tmp_path: Path) -> None:
-    whole = make_config(steps=20, evaluate_every=10, checkpoint_every=7)
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_run_killed_at_any_moment_ends_bit_equal_to_an_unbroken_one(
+    resident: bool, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    loading = LoadingConfig(resident=resident)
+    whole = make_config(steps=20, evaluate_every=10, checkpoint_every=7, loading=loading)
     killed = replace(whole, folder=str(tmp_path / "killed"))
     train_and_record(whole, tmp_path / "whole_keys")
     process = start_process(killed, tmp_path)

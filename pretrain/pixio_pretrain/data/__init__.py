@@ -3,6 +3,7 @@
 from pixio_pretrain.data.chance import Keep
 from pixio_pretrain.data.loader import Loaded, Loader
 from pixio_pretrain.data.locations import open_frames, open_source
+from pixio_pretrain.data.resident import ResidentFrames
 from pixio_pretrain.data.skips import Skipped
 from pixio_pretrain.data.source import Frames, Source, Stream, split_episodes
 
@@ -11,6 +12,7 @@ __all__ = [
     "Keep",
     "Loaded",
     "Loader",
+    "ResidentFrames",
     "Skipped",
     "Source",
     "Stream",

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from pixio_pretrain.data.chance import Keep
 from pixio_pretrain.data.lanes import Mark
 from pixio_pretrain.data.order import Place, requests
+from pixio_pretrain.data.resident import ResidentFrames
 from pixio_pretrain.data.samples import Batch, SampleMaker
 from pixio_pretrain.data.skips import Skipped
 from pixio_pretrain.data.source import Frames, Source, Stream
@@ -54,6 +55,8 @@ class Loader:
         max_skipped: How many samples may be unreadable; below 1, which share of those given out so far, and ten in any
             case.
         pin_memory: Put batches where a GPU copies them from fastest.
+        resident: The source's frames on the device that trains, which makes the batches there; instead of ``samples``
+            and ``workers``, and one by one readable.
 
     Attributes:
         skipped: Samples that could not be read: key to reason.
@@ -76,6 +79,7 @@ class Loader:
         buffer: int = 2048,
         max_skipped: float = 100,
         pin_memory: bool = False,
+        resident: ResidentFrames | None = None,
     ) -> None:
         if min(batch_size, buffer) < 1 or workers < 0 or not 0 <= rank < world:
             raise SettingError(
@@ -90,6 +94,7 @@ class Loader:
         self.keep = keep
         self.buffer = buffer
         self.pin_memory = pin_memory
+        self.resident = resident
         self.skipped = Skipped(max_skipped)
         self._given = 0  # samples of all ranks
         self._place = Place()
@@ -153,6 +158,8 @@ class Loader:
             world=self.world,
             keep=self.keep,
         )
+        if self.resident:
+            return self._workers(self.resident, sampler=asked)
         worker = FramesWorker(frames, self.samples, seed=self.seed, keep=self.keep, limit=self.skipped.limit)
         return self._workers(worker, sampler=asked)
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pixio_pretrain.data.samples import Batch, SampleMaker
+from pixio_pretrain.data.samples import Batch, BatchMaker, SampleMaker
 from pixio_pretrain.data.source import Source
 from pixio_robot.encoder import ENCODERS, Encoder, EncoderSpec
 from pixio_robot.errors import SettingError, UnknownNameError
@@ -140,6 +140,15 @@ class Objective(nn.Module, ABC):
         Args:
             crop_scale: Smallest area of a crop as a share of the image; 1 takes whole images, for measuring.
         """
+
+    def batches(self, *, crop_scale: float) -> BatchMaker:
+        """Say how images that lie on a device become a batch there; arguments as for ``samples``.
+
+        Raises:
+            SettingError: If the objective makes its samples one by one only.
+        """
+        del crop_scale
+        raise SettingError(f"loading.resident=true: {self.config.name} makes its samples on the CPU. Leave it out.")
 
     def prepare(self, source: Source) -> Source:
         """Say what samples are made of: single images, unless the objective wants more.

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pixio_pretrain.data.companions import Companion, accompany, check_companion
-from pixio_pretrain.data.samples import Batch, SampleMaker
+from pixio_pretrain.data.samples import Batch, BatchMaker, SampleMaker
 from pixio_pretrain.data.source import Source
 from pixio_pretrain.objectives.base import EncoderConfig, Objective, ObjectiveConfig
 from pixio_pretrain.objectives.guesses import guess_patches
@@ -32,6 +32,7 @@ from pixio_pretrain.objectives.masking import (
     View,
     check_mask,
     count_visible,
+    crop_all_with_noise,
     crop_with_noise,
     draw_view,
     encode_visible,
@@ -178,6 +179,14 @@ class MaskedAutoencoder(Objective):
             crop_scale=crop_scale,
             mirror=self.config.mirror,
             companion=self.config.companion != "none",
+        )
+
+    def batches(self, *, crop_scale: float) -> BatchMaker:
+        """Crops and noise, where the images lie; errors as for every objective."""
+        if self.config.companion != "none":
+            raise SettingError("loading.resident=true: companions are cut out on the CPU. Leave one of them out.")
+        return crop_all_with_noise(
+            self.image_size, blocks=self.mask_blocks, crop_scale=crop_scale, mirror=self.config.mirror
         )
 
     def prepare(self, source: Source) -> Source:

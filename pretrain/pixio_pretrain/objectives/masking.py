@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pixio_pretrain.data.crops import crop_image, draw_box
-from pixio_pretrain.data.samples import Sample, SampleMaker
+from pixio_pretrain.data.crops import crop_image, crop_images, draw_box, place_boxes
+from pixio_pretrain.data.samples import Batch, BatchMaker, Sample, SampleMaker
 from pixio_robot.encoder import EncoderSpec
 from pixio_robot.errors import ImageError, SettingError
 from pixio_robot.images import check_images, normalize
@@ -181,5 +181,21 @@ def crop_with_noise(
             sample["companion"] = cut(image if other is None else other)
             sample["companion_noise"] = random.random(blocks, dtype=np.float32)
         return sample
+
+    return make
+
+
+def crop_all_with_noise(side: int, *, blocks: int, crop_scale: float, mirror: bool = False) -> BatchMaker:
+    """Say how images on a device become crops and noise there; arguments as for ``crop_with_noise``."""
+
+    def make(images: Tensor, random: np.random.Generator) -> Batch:
+        count, (height, width), device = len(images), images.shape[2:], images.device
+        boxes = place_boxes(random.random((count, 4)), (width, height), crop_scale)
+        crops = crop_images(images, torch.from_numpy(boxes).to(device), side)
+        if mirror and crop_scale < 1:
+            flip = torch.from_numpy(random.random(count) < 0.5).to(device)
+            crops = torch.where(flip[:, None, None, None], crops.flip(3), crops)
+        noise = random.random((count, blocks), dtype=np.float32)
+        return {"images": crops, "noise": torch.from_numpy(noise).to(device)}
 
     return make
