@@ -12,47 +12,12 @@ command again after a kill, or start it several times to share out the work. fol
 report.html and results.md.
 """
 
-import os
-import sys
-from pathlib import Path
-
-import hydra
-from benchmark import manual
-from benchmark.settings import Benchmark
-from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from pixio_robot.errors import PixioRobotError
-
-ConfigStore.instance().store(name="schema", node=Benchmark)
-HERE = Path(__file__).parent.absolute()
-
-
-@hydra.main(version_base="1.3", config_path="benchmark/conf", config_name="config")
-def _run(settings: DictConfig) -> None:
-    """Run, as the settings say."""
-    from benchmark.running import run  # after --help; and worker processes import this file
-
-    config = OmegaConf.to_object(settings)
-    assert isinstance(config, Benchmark), "the schema sees to it"
-    run(config, command=manual.command())
-
 
 def main() -> None:
-    """Read the command line and run; what the user got wrong is one line, not a traceback."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(manual.help_text(__doc__ or ""))
-        return
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, instead of being printed
-    paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # for the jobs of a cluster
-    try:
-        _run()
-    except (HydraException, OmegaConfBaseException, PixioRobotError) as error:
-        raise SystemExit(f"run_benchmark: {manual.explain(error)}") from error
+    """Run. Imports wait until then: worker processes import this file, and would take ten seconds to begin."""
+    from benchmark.command import start
+
+    start(__doc__ or "")
 
 
 if __name__ == "__main__":

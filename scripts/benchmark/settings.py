@@ -11,7 +11,6 @@ from omegaconf import MISSING
 from lerobot_env_pixio import Task, find_task, seeds
 from lerobot_env_pixio.provenance import package_versions, refuse_other_settings
 from lerobot_env_pixio.shifts import SHIFTS
-from lerobot_policy_pixio.options import EncoderDtype
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
 
 CLEAN = "clean"
@@ -145,6 +144,8 @@ class Benchmark:
             UnknownNameError: A suite, task, policy, control or shift that does not exist; carries the nearest name.
             SettingError: Names given twice, numbers below 1, or entries for what is not run.
         """
+        from lerobot_policy_pixio.options import EncoderDtype  # loads LeRobot, which --help need not wait for
+
         for kind, given, known in (
             ("policy", self.policies, POLICIES),
             ("control arm", self.without, CONTROLS),
