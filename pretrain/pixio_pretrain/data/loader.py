@@ -55,8 +55,8 @@ class Loader:
         max_skipped: How many samples may be unreadable; below 1, which share of those given out so far, and ten in any
             case.
         pin_memory: Put batches where a GPU copies them from fastest.
-        resident: The source's frames on the device that trains, which makes the batches there; instead of ``samples``
-            and ``workers``, and one by one readable.
+        resident: The source's frames on the device that trains, which makes the batches there, in place of ``samples``
+            and ``workers``.
 
     Attributes:
         skipped: Samples that could not be read: key to reason.
