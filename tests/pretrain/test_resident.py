@@ -79,12 +79,6 @@ def test_resident_frames_come_in_the_order_of_the_others_with_crops_of_their_own
     assert 0 < flipped < 96
 
 
-def test_the_objective_learns_from_resident_frames_what_it_learns_from_others(store: Path) -> None:
-    objective = pixio()
-    batch = next(iter(load(open_source(str(store)), objective, resident=True))).batch
-    assert objective(**batch).loss.isfinite()
-
-
 def test_what_cannot_lie_on_a_device_is_refused(tmp_path: Path) -> None:
     cut, cpu = pixio().batches(crop_scale=0.3), torch.device("cpu")
     for name, side in (("a", 32), ("b", 48)):
