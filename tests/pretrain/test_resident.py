@@ -40,7 +40,7 @@ def assert_alike(ours: torch.Tensor, theirs: NDArray[np.uint8]) -> None:
     """Equal but for roundings: one grey level, in few places."""
     apart = np.abs(ours.numpy().astype(int) - theirs)
     assert apart.max() <= 1
-    assert (apart > 0).mean() < 0.01
+    assert (apart > 0).mean() < 0.05
 
 
 @settings(max_examples=25, deadline=None)

@@ -62,8 +62,13 @@ def crop_images(images: Tensor, boxes: Tensor, side: int) -> Tensor:
     """
     rows = _bicubic(boxes[:, 1], boxes[:, 3], images.shape[2], side)
     columns = _bicubic(boxes[:, 0], boxes[:, 2], images.shape[3], side)
-    lines = (images.float() @ columns.unsqueeze(1).transpose(2, 3)).round().clamp(0, 255)  # as Pillow keeps them
-    return (rows.unsqueeze(1) @ lines).round().clamp(0, 255).to(torch.uint8)
+    lines = _level(images.float() @ columns.unsqueeze(1).transpose(2, 3))  # as Pillow keeps them
+    return _level(rows.unsqueeze(1) @ lines).to(torch.uint8)
+
+
+def _level(grey: Tensor) -> Tensor:
+    """The nearest grey level; halves go up, as in Pillow."""
+    return (grey + 0.5).floor().clamp(0, 255)
 
 
 def _bicubic(start: Tensor, end: Tensor, length: int, side: int) -> Tensor:
