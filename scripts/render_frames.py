@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Render pictures of Meta-World for pre-training: 30 000 of 128 px by default, a few minutes on two cores.
+"""Render pictures for pre-training: 30 000 of Meta-World of 128 px by default, a few minutes on two cores.
 
 With --truth the exact answers stand beside them: where hand, object and goal are, how far everything is, the
 calibration. That makes a set to probe encoders with, which wants many scenes and few pictures of each:
@@ -25,10 +25,11 @@ def main() -> None:
     parser.add_argument(
         "folder", type=Path, nargs="?", default=Path("outputs/frames"), help="where the zarr group goes"
     )
-    parser.add_argument("--tasks", nargs="+", help="tasks of Meta-World; all 50 if left out")
+    parser.add_argument("--suite", default="metaworld", help="adroit, aloha, dmcontrol or metaworld")
+    parser.add_argument("--tasks", nargs="+", help="tasks of the suite; all if left out")
     parser.add_argument("--episodes-per-task", type=int, default=20, help="scenes of each task")
     parser.add_argument("--frames-per-episode", type=int, default=15, help="points in time of each scene")
-    parser.add_argument("--cameras", nargs="+", default=["corner2", "gripperPOV"], help="cameras that look each time")
+    parser.add_argument("--cameras", nargs="+", help="cameras that look each time; the tasks' own if left out")
     parser.add_argument("--size", type=int, default=128, help="pixels of a side")
     parser.add_argument("--render", default="fast", help="fast or full")
     parser.add_argument("--shift", default="strong", help="change of looks between scenes: none, mild or strong")

@@ -9,6 +9,7 @@ On request the exact answers stand beside them, float32: ``hand``, ``object``, `
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -173,11 +174,15 @@ def _open(folder: Path, settings: _Settings) -> Any:
 
 
 def _fill(folder: Path, group: Any, settings: _Settings, *, workers: int) -> None:
-    """Render the episodes that are missing, one task per job so that each scene is compiled once."""
+    """Render the missing episodes, a task's in as few jobs as keep all workers busy, since each compiles its scene."""
     done = np.asarray(group["episode"][:: settings.rows]) >= 0
-    per_task = done.reshape(len(settings.tasks), settings.episodes_per_task)
+    missing = [np.flatnonzero(~row) for row in done.reshape(len(settings.tasks), settings.episodes_per_task)]
+    parts = math.ceil(workers / max(1, sum(len(numbers) > 0 for numbers in missing)))
     jobs = [
-        (folder, settings, task, np.flatnonzero(~row).tolist()) for task, row in enumerate(per_task) if not row.all()
+        (folder, settings, task, part.tolist())
+        for task, numbers in enumerate(missing)
+        for part in np.array_split(numbers, parts)
+        if len(part)
     ]
     with tqdm(total=done.size, initial=int(done.sum()), desc="render", unit="episode") as progress:
         for rendered in run_jobs(_render_task, jobs, workers=workers):

@@ -165,14 +165,18 @@ def _facts(run: Run, model: Objective, command: str) -> dict[str, Any]:
 
 def _images(source: Source) -> str:
     """What the data says of itself, as far as it is short, in one line."""
-    described = source.describe()
-    facts = [f"{key} {value}" for key, value in described.items() if isinstance(value, str | int | float)]
-    lists = {key: value for key, value in described.items() if isinstance(value, list)}
-    facts += [f"{key} {' and '.join(map(str, value))}" for key, value in lists.items() if len(value) <= SHORT]
-    facts += [f"{len(value)} {key}" for key, value in lists.items() if len(value) > SHORT]
+    facts = _short_facts(source.describe())
     if isinstance(source, Frames):
         facts += [f"{len(np.unique(source.episodes))} episodes"]
     return ", ".join(facts)
+
+
+def _short_facts(described: Mapping[str, Any]) -> list[str]:
+    facts = [f"{key} {value}" for key, value in described.items() if isinstance(value, str | int | float)]
+    lists = {key: value for key, value in described.items() if isinstance(value, list) and key != "parts"}
+    facts += [f"{key} {' and '.join(map(str, value))}" for key, value in lists.items() if len(value) <= SHORT]
+    facts += [f"{len(value)} {key}" for key, value in lists.items() if len(value) > SHORT]
+    return facts + [f"({', '.join(_short_facts(part))})" for part in described.get("parts", ())]
 
 
 def _probe(encoder: Encoder, name: str, run: Run) -> str:

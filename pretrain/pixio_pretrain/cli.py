@@ -1,4 +1,4 @@
-"""The door: ``pixio-pretrain [train] run=NAME data=PATH``, ``pixio-pretrain plan ...``, ``pixio-pretrain score``."""
+"""The door: ``pixio-pretrain [train] run=NAME data=PATH``, and the other commands: ``pixio-pretrain --help``."""
 
 import logging
 import os
@@ -69,6 +69,12 @@ def _with_hydra(task: Callable[[], None], manual: Callable[[], str]) -> Callable
     return start
 
 
+def _export(words: Sequence[str]) -> None:
+    from pixio_pretrain.export import main as export
+
+    export(words)
+
+
 class Command(NamedTuple):
     """A word after ``pixio-pretrain``.
 
@@ -84,6 +90,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("train an encoder on your own frames (the default)", _with_hydra(_train, train_help)),
     "plan": Command("say what a run would cost: size, memory, hours", _with_hydra(_plan, lambda: plan_help(_doc()))),
+    "export": Command("write the encoder of a run that has not ended", _export),
     "score": Command("score images, so that training can pick among them", _score),
 }
 

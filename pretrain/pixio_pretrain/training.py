@@ -160,9 +160,10 @@ def _leave_out(run: Run, buffers: list[torch.Tensor], loss: float, norm: float) 
 @torch.no_grad()
 def _look(run: Run, logs: Silence) -> float:
     """Measure the held-out loss, and keep a picture."""
-    loss = mean_loss(run.model, run.held_out, run.autocast())
+    with torch.compiler.set_stance("force_eager"):  # compiling evaluation, too, would cost more than it saves
+        loss = mean_loss(run.model, run.held_out, run.autocast())
     run.model.eval()
-    with gathered(run.model):
+    with gathered(run.model), torch.compiler.set_stance("force_eager"):
         picture = run.model.picture({key: value[:PICTURES] for key, value in run.held_out[0].items()})
     if picture:
         logs.show(picture, run.step)

@@ -92,7 +92,7 @@ def test_mistakes_are_answered_in_one_line(tmp_path: Path) -> None:
         (["tier=smoke", "seads=[0]"], "run_benchmark: No setting is called 'seads'. Did you mean 'seeds'?"),
         (["tier=smoke", "tasks=[adroit/pen]"], "run_benchmark: adroit/pen has no scripted expert."),
         (["tier=smoke", "tasks=[adroit/pen]", f"+datasets={{adroit/pen: {tmp_path}}}"], "There is no LeRobotDataset"),
-        (["tier=smoke", "+cameras={metaworld/button-press-topdown: [cornr]}"], "Did you mean 'corner'?"),
+        (["tier=smoke", "+cameras={metaworld/reach: [cornr]}"], "Did you mean 'corner'?"),
     ):
         printed = run(*wrong, f"folder={tmp_path / 'nothing'}", fails=True)
         assert answer in printed, printed

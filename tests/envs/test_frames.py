@@ -84,6 +84,22 @@ def test_a_killed_run_is_finished_to_the_same_pictures(
     np.testing.assert_array_equal(again["episode"][:], whole["episode"][:])
 
 
+def test_more_workers_than_tasks_share_the_episodes_of_a_task(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: list[Any] = []
+
+    def note(function: Callable[[Any], Any], jobs: list[Any], *, workers: int) -> Iterator[Any]:
+        shared.extend(jobs)
+        return here(function, jobs, workers=workers)
+
+    monkeypatch.setattr(frames, "run_jobs", note)
+    render_frames(tmp_path / "set", workers=5, **SETTINGS)
+    assert [job[2:] for job in shared] == [(0, [0]), (0, [1]), (1, [0]), (1, [1])]
+    ours, theirs = (zarr.open_group(place, mode="r")["frames"][:] for place in (tmp_path / "set", folder))
+    assert np.array_equal(ours, theirs)
+
+
 def test_a_complete_set_is_left_alone_and_another_is_refused(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("c/*")}
     render_frames(folder, **SETTINGS)

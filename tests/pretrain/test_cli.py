@@ -123,7 +123,7 @@ def test_help_lists_the_commands_a_line_each(
 ) -> None:
     call(monkeypatch, *words)
     said = capsys.readouterr().out
-    assert [line.split()[0] for line in said.splitlines()[2:]] == ["train", "plan", "score"]
+    assert [line.split()[0] for line in said.splitlines()[2:]] == ["train", "plan", "export", "score"]
 
 
 def test_the_help_of_train_names_every_run_and_every_setting(

@@ -15,10 +15,10 @@ from torch import nn
 
 from pixio_pretrain.checkpoint import save_checkpoint
 from pixio_pretrain.curation import ReconstructionLoss, histogram_score
-from pixio_pretrain.curation.trained import load_objective
 from pixio_pretrain.distributed import World
 from pixio_pretrain.objectives import create_objective
 from pixio_pretrain.objectives.masked import MaskedAutoencoder
+from pixio_pretrain.trained import load_objective
 from pixio_robot.errors import CheckpointError, SettingError
 
 THRESHOLD = 4.5

@@ -1,4 +1,5 @@
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,36 @@ def test_a_part_keeps_keys_episodes_and_tasks(store: Path) -> None:
         whole = int(held_out.key(index).split("/")[1])
         assert np.array_equal(np.asarray(held_out.image(index)), np.asarray(frames.image(whole)))
         assert held_out.episodes[index] == frames.episodes[whole]
+
+
+def test_joined_sources_keep_images_apart_by_source(store: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "images", "a/0.png", "a/1.png", "b/0.png")
+    twice = open_frames(f"{store}+{store}")
+    assert twice.describe() == {"kind": "joined sources", "frames": 96, "parts": [open_frames(store).describe()] * 2}
+    assert twice.task_names == ["red", "green", "blue"] * 2
+    assert twice.tasks is not None
+    assert twice.tasks.tolist() == [*twice.tasks[:48], *twice.tasks[:48] + 3]
+    assert len(np.unique(twice.episodes)) == 24
+    assert [twice.key(index) for index in (0, 47, 48, 95)] == ["0:0/0", "0:11/47", "1:0/0", "1:11/47"]
+    assert np.array_equal(twice.image(48 + 5), open_frames(store).image(5))
+    mixed = open_frames(f"{store}+{tmp_path / 'images'}")
+    assert mixed.tasks is None
+    assert mixed.places is None
+    assert [mixed.key(index) for index in (47, 48, 50)] == ["0:11/47", "1:a/0.png", "1:b/0.png"]
+    assert np.asarray(mixed.image(50)).shape == (20, 20, 3)
+    assert len(np.unique(mixed.episodes)) == 14
+
+
+def test_a_source_that_is_read_in_runs_cannot_be_joined_nor_one_that_is_not_there(store: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "images", "0.png")
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        tar.add(tmp_path / "images" / "0.png", "0.png")
+    with pytest.raises(DataError, match=r"joined by '\+' if they have random access, and tar shards are read in runs"):
+        open_source(f"{store}+{tmp_path / 'shard.tar'}")
+    with pytest.raises(DataError, match=r"There is nothing at .*nowhere"):
+        open_source(f"{store}+{tmp_path / 'nowhere'}")
+    write_images(tmp_path / "one+another", "0.png", "1.png")
+    assert len(open_frames(tmp_path / "one+another")) == 2  # a folder of that name is no sum
 
 
 def test_held_out_episodes_are_whole_and_disjoint_from_those_trained_on() -> None:

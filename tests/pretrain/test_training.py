@@ -79,6 +79,31 @@ def test_the_model_card_tells_what_was_measured(make_config: MakeConfig) -> None
             assert image.width > 100
 
 
+def test_the_model_card_of_joined_sources_names_both(make_config: MakeConfig, store: Path) -> None:
+    card = (train(make_config(steps=2, data=f"{store}+{store}")) / "README.md").read_text()
+    part = "(kind frame store, frames 48, suite squares, tasks red and green and blue)"
+    assert f"kind joined sources, frames 96, {part}, {part}, 24 episodes" in card.replace(", complete True", "")
+    assert "Which of 6 tasks" in card
+
+
+def test_steps_are_compiled_and_looks_are_not(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    learning: list[bool] = []
+
+    def note(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., object]:
+        learning.append(torch.is_grad_enabled())
+        return graph.forward
+
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_(module, backend=note))
+    config = make_config(steps=3, evaluate_every=1, parallel=ParallelConfig(compile=True))
+    train(config)
+    assert len(learning) >= 1
+    assert all(learning)
+    train(replace(config, folder=f"{config.folder}-plain", parallel=ParallelConfig()))
+    plain = log_of(replace(config, folder=f"{config.folder}-plain"))
+    assert [row["held_out_loss"] for row in log_of(config)] == pytest.approx([row["held_out_loss"] for row in plain])
+
+
 def test_pictures_of_the_same_samples_are_kept_while_training(make_config: MakeConfig) -> None:
     config = make_config(steps=4, evaluate_every=2)
     train(config)

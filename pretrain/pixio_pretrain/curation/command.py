@@ -14,10 +14,10 @@ from pixio_pretrain.curation.scores import ReconstructionLoss
 from pixio_pretrain.curation.scoring import score_source
 from pixio_pretrain.curation.selection import CurationConfig
 from pixio_pretrain.curation.table import read_identity, read_table
-from pixio_pretrain.curation.trained import load_objective
 from pixio_pretrain.data import open_source
 from pixio_pretrain.data.shards import TarShards
 from pixio_pretrain.precision import PRECISIONS
+from pixio_pretrain.trained import load_objective
 from pixio_robot.errors import SettingError, told_on_one_line
 
 logger = logging.getLogger(__name__)

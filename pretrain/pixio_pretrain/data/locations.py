@@ -8,6 +8,7 @@ from pathlib import Path
 import huggingface_hub
 
 from pixio_pretrain.data.folder import ImageFolder
+from pixio_pretrain.data.joined import Joined
 from pixio_pretrain.data.shards import TarShards
 from pixio_pretrain.data.source import Frames, Source
 from pixio_pretrain.data.store import FrameStore
@@ -20,7 +21,8 @@ KINDS = """Data may be:
   a tar shard, or several: "train-*.tar", "train-{000..127}.tar", any URL that fsspec opens
   the folder of a LeRobotDataset with videos, or "lerobot:user/name" from the hub
   the zarr group that scripts/render_frames.py writes
-  "synthetic:10000000", so many generated images; "synthetic:10000000x256" with their side"""
+  "synthetic:10000000", so many generated images; "synthetic:10000000x256" with their side
+  several of these that have random access (folders of images, zarr groups), joined by a plus: "one+another\""""
 
 
 def open_source(location: str | Path, *, cameras: Sequence[str] | None = None, stride: int = 1) -> Source:
@@ -48,6 +50,8 @@ def open_source(location: str | Path, *, cameras: Sequence[str] | None = None, s
         return _open_folder(folder)
     if "://" in written or re.search(r"[*?\[{]", written) or folder.is_file():
         return TarShards.find(written)
+    if "+" in written:
+        return Joined([open_source(part) for part in written.split("+")])
     raise DataError(f"There is nothing at {folder.absolute()}.{_nearest(folder)} {KINDS}")
 
 
