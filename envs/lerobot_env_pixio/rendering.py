@@ -27,6 +27,8 @@ from lerobot_env_pixio.distractors import Distractor
 from lerobot_env_pixio.gl import advise
 from pixio_robot.errors import RenderError, SettingError, UnknownNameError
 
+_UNSEEN = 5  # a group of geoms that MuJoCo does not draw unless asked to
+
 NO_BODY = -1
 """What a segmentation shows where no body of the model is: in the sky, and on distractors."""
 
@@ -156,13 +158,32 @@ class Cameras:
         if size not in self._renderers:
             self._renderers[size] = self._create(size)
         renderer = self._renderers[size]
+        groups = self._model.geom_group.copy()
+        if not (self._preset.shadows or self._preset.reflections):  # which show what is out of view
+            self._model.geom_group[self._out_of_view(name)] = _UNSEEN
         renderer.update_scene(self._data, camera=name)
+        self._model.geom_group[:] = groups
         flags = renderer.scene.flags
         flags[mujoco.mjtRndFlag.mjRND_SHADOW] = self._preset.shadows
         flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = self._preset.reflections
         for distractor in self.distractors:
             distractor.draw(renderer.scene)
         return renderer
+
+    def _out_of_view(self, name: str) -> NDArray[np.bool_]:
+        """Find the geoms whose bounding spheres lie outside of a camera's view [n].
+
+        MuJoCo sends all to OpenGL, which works on every corner of every mesh before it finds that none is in the
+        picture: of a wrist camera's time, that is nearly half.
+        """
+        (height, width), pose = self.sizes[name], self.cam2world(name)
+        focal, radius = self.intrinsics(name)[0, 0], self._model.geom_rbound  # 0: a plane, which has no end
+        centre = (self._data.geom_xpos - pose[:3, 3]) @ pose[:3, :3]
+        outside = centre[:, 2] < -radius  # behind the camera
+        for axis, half in ((0, width / 2), (1, height / 2)):
+            distance = (focal * np.abs(centre[:, axis]) - half * centre[:, 2]) / np.hypot(focal, half)
+            outside |= distance > radius  # beyond the nearer of two sides of the pyramid of sight
+        return outside & (radius > 0)
 
     def _create(self, size: tuple[int, int]) -> mujoco.Renderer:
         height, width = size

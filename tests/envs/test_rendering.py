@@ -34,6 +34,32 @@ def test_cameras_are_right_side_up(suite: str, task: str, cameras: tuple[str, ..
 
 
 @pytest.mark.parametrize(
+    ("suite", "task", "cameras"), [*UPRIGHT, ("metaworld", "door-open", ("corner2", "gripperPOV"))]
+)
+def test_leaving_out_what_is_out_of_view_changes_no_pixel(
+    suite: str, task: str, cameras: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_out: set[str] = set()
+    env = make_env(suite, task, cameras=cameras, size=(48, 72), shift="strong")
+    simulation, random = env.simulation, np.random.default_rng(0)
+    groups = simulation.model.geom_group.copy()
+    for seed in range(2):
+        env.reset(seed=seed)
+        for _ in range(10):
+            env.act((simulation.rest + simulation.noise * random.normal(size=env.action_size)).astype(np.float32))
+        for camera in cameras:
+            ours, depth = env.cameras.color(camera), env.cameras.depth(camera)
+            left_out |= {camera} if env.cameras._out_of_view(camera).any() else set()
+            with monkeypatch.context() as patched:
+                patched.setattr(env.cameras, "_out_of_view", lambda _: np.zeros(len(groups), bool))
+                assert np.array_equal(ours, env.cameras.color(camera)), camera
+                assert np.array_equal(depth, env.cameras.depth(camera)), camera
+    assert np.array_equal(env.simulation.model.geom_group, groups)
+    assert left_out >= {camera for camera in cameras if camera in ("gripperPOV", "left_wrist", "right_wrist")}
+    env.close()
+
+
+@pytest.mark.parametrize(
     ("suite", "task", "body"),
     [
         ("metaworld", "pick-place", "obj"),
