@@ -30,8 +30,6 @@ from lerobot_env_pixio import make_env, rollout, seeds
 from lerobot_env_pixio.provenance import package_versions
 from pixio_robot.machine import machine_name
 
-# PyTorch and LeRobot are imported where they are used: simulator processes import this file.
-
 CAMERA, SIZE = "corner2", 480  # LeRobot's, which cannot be chosen there
 PRESETS = ("fast", "full")
 CONSOLE = Console()

@@ -15,7 +15,7 @@ from pixio_robot.errors import told_on_one_line
 
 @told_on_one_line("quickstart")
 def main() -> None:
-    """Read the command line and run. Imports wait until then: worker processes import this file, too."""
+    """Read the command line and run. Imports wait until then, so that --help is quick."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("outputs/quickstart"), help="where everything goes")
     parser.add_argument("--rollouts", type=int, default=60, help="held-out episodes per policy (default: 60)")

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes")
     args = parser.parse_args()
 
-    from lerobot_env_pixio.frames import render_frames  # after --help; and worker processes import this file
+    from lerobot_env_pixio.frames import render_frames  # after --help
 
     settings = vars(args)
     settings["shift"] = None if args.shift == "none" else args.shift

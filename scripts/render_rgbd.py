@@ -37,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from lerobot_env_pixio import find_task, find_tasks
-    from lerobot_env_pixio.rgbd import render_rgbd  # after --help; and worker processes import this file
+    from lerobot_env_pixio.rgbd import render_rgbd  # after --help
     from lerobot_env_pixio.rgbd_stage import ASPECTS
 
     held_out_names = [find_task(args.suite, name).name for name in args.held_out_tasks]

@@ -14,7 +14,7 @@ report.html and results.md.
 
 
 def main() -> None:
-    """Run. Imports wait until then: worker processes import this file, and would take ten seconds to begin."""
+    """Run. Imports wait until then, so that --help is quick."""
     from benchmark.command import start
 
     start(__doc__ or "")

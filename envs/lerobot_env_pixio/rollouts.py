@@ -44,8 +44,8 @@ def rollout(
     seed. Chunks of actions are carried out with eyes shut. Which scenes share a batch does not depend on the number
     of workers, so neither does the result. An environment that raises, dies or hangs is recorded as an error.
 
-    Workers are spawned, and a spawned process imports the script that started it: keep heavy imports of such a script
-    inside its ``main()``.
+    Workers are spawned. They import the script that calls this only if ``make`` is defined there; put it into a module,
+    or keep what else the script does behind ``if __name__ == "__main__"``.
 
     Args:
         policy: Any callable from a batch of observations to actions or chunks of actions.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lerobot_env_pixio.environment import ManipulationEnv, Observation
-from lerobot_env_pixio.processes import SPAWN, settle_in
+from lerobot_env_pixio.processes import SPAWN, settle_in, without_main_script
 from lerobot_env_pixio.videos import side_by_side, write_video
 from pixio_robot.errors import RenderError
 
@@ -161,7 +161,8 @@ class _Worker:
     def __init__(self, make: Callable[[], ManipulationEnv]) -> None:
         self.pipe, far = SPAWN.Pipe()
         self._process = SPAWN.Process(target=_serve, args=(far, make), daemon=True)
-        self._process.start()
+        with without_main_script(make):
+            self._process.start()
         far.close()  # the pipe ends when the process does
 
     def wait_until_ready(self) -> None:
