@@ -25,6 +25,7 @@ model card go to folder=FOLDER; a run that was stopped there goes on if the same
   pixio-pretrain -m run=NAME objective.mask_block=1,2,4 ...    a sweep, here and one after the other
   pixio-pretrain launcher=slurm run=NAME ...                   a job, or a sweep of jobs, on a SLURM cluster
   pixio-pretrain run=NAME ... --cfg job                        show the settings, train nothing
+  pixio-pretrain export FOLDER                                 the encoder of a run that has not ended
 """
 
 PLAN = """usage: pixio-pretrain plan run=NAME [gpus=N] [gpu=KIND] [utilisation=SHARE] [SETTING=VALUE ...]

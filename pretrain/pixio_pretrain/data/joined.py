@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixio_pretrain.data.source import Frames, Places
+from pixio_pretrain.data.source import Frames, Places, Source
 from pixio_robot.errors import DataError
 
 
@@ -24,14 +24,14 @@ class Joined(Frames):
         DataError: If one is read in runs.
     """
 
-    def __init__(self, parts: Sequence[Any]) -> None:
+    def __init__(self, parts: Sequence[Source]) -> None:
         for part in parts:
             if not isinstance(part, Frames):
                 raise DataError(
                     f"Sources are joined by '+' if they have random access, and {part.describe()['kind']} are read in "
                     "runs: pack all images into shards, or take folders and what scripts/render_frames.py writes."
                 )
-        self.parts: list[Frames] = list(parts)
+        self.parts = [part for part in parts if isinstance(part, Frames)]
         self._ends = np.cumsum([len(part) for part in self.parts])
         self._episodes = _behind([part.episodes for part in self.parts])
 
