@@ -25,13 +25,14 @@ class Joined(Frames):
     """
 
     def __init__(self, parts: Sequence[Source]) -> None:
+        self.parts: list[Frames] = []
         for part in parts:
             if not isinstance(part, Frames):
                 raise DataError(
                     f"Sources are joined by '+' if they have random access, and {part.describe()['kind']} are read in "
                     "runs: pack all images into shards, or take folders and what scripts/render_frames.py writes."
                 )
-        self.parts = [part for part in parts if isinstance(part, Frames)]
+            self.parts.append(part)
         self._ends = np.cumsum([len(part) for part in self.parts])
         self._episodes = _behind([part.episodes for part in self.parts])
 
