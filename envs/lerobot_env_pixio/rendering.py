@@ -173,8 +173,8 @@ class Cameras:
     def _out_of_view(self, name: str) -> NDArray[np.bool_]:
         """Find the geoms whose bounding spheres lie outside of a camera's view [n].
 
-        MuJoCo sends all to OpenGL, which works on every corner of every mesh before it finds that none is in the
-        picture: of a wrist camera's time, that is nearly half.
+        MuJoCo sends all to OpenGL, whose software renderer works on every corner of every mesh before it finds that
+        none is in the picture. A wrist camera sees few of them.
         """
         (height, width), pose = self.sizes[name], self.cam2world(name)
         focal, radius = self.intrinsics(name)[0, 0], self._model.geom_rbound  # 0: a plane, which has no end

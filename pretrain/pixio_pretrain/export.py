@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pixio_pretrain.trained import load_objective, read_run
+from pixio_pretrain.trained import load_trained
 from pixio_robot.errors import told_on_one_line
 
 
@@ -35,12 +35,12 @@ def export_encoders(run: str | Path, to: str | Path | None = None) -> list[Path]
         The encoders' folders, for ``load_encoder``.
 
     Raises:
-        CheckpointError: As ``load_objective``.
+        CheckpointError: As ``load_trained``.
     """
-    facts, checkpoint = read_run(run)
-    folder = Path(to) if to else checkpoint.parent.parent / "exported" / checkpoint.name
+    objective, facts, place = load_trained(run)
+    folder = Path(to) if to else place.parent.parent / "exported" / place.name
     written = []
-    for name, encoder in load_objective(run).encoders.items():
+    for name, encoder in objective.encoders.items():
         encoder.provenance |= {
             "weights": f"trained, step {facts['step']} of {facts['identity']['steps']}",
             "settings": {key: value for key, value in facts["identity"].items() if key != "frames"},

@@ -1,34 +1,29 @@
 """The objective of a run, with the weights of its last checkpoint."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pixio_pretrain.checkpoint import checkpoints, load_weights, read_facts
 from pixio_pretrain.objectives import Objective, create_objective
 from pixio_robot.errors import CheckpointError
 
 
-def read_run(folder: str | Path) -> tuple[dict[str, Any], Path]:
-    """Read what a run's last checkpoint says of itself.
+class Trained(NamedTuple):
+    """What a run's checkpoint holds.
 
-    Args:
-        folder: The run's.
-
-    Returns:
-        Its facts ("identity": the run's settings by dotted name; "step" and other counters), and its place.
-
-    Raises:
-        CheckpointError: If there is no checkpoint, or it is damaged.
+    Attributes:
+        objective: With the checkpoint's weights; to be looked at, not to be trained on.
+        facts: "identity": the run's settings by dotted name; "step" and other counters.
+        place: The checkpoint.
     """
-    folder = Path(folder).expanduser()
-    found = checkpoints(folder / "checkpoints")
-    if not found:
-        raise CheckpointError(f"There is no checkpoint in {folder.absolute()}; give the folder of a pre-training run.")
-    return read_facts(found[-1]), found[-1]
+
+    objective: Objective
+    facts: dict[str, Any]
+    place: Path
 
 
-def load_objective(folder: str | Path, *, device: str = "cpu") -> Objective:
-    """Build the objective of a run at its last checkpoint, to be looked at, not to be trained on.
+def load_trained(folder: str | Path, *, device: str = "cpu") -> Trained:
+    """Build the objective of a run at its last checkpoint, and say which that was: a run may go on meanwhile.
 
     Args:
         folder: The run's.
@@ -37,9 +32,18 @@ def load_objective(folder: str | Path, *, device: str = "cpu") -> Objective:
     Raises:
         CheckpointError: If there is no checkpoint, or it is damaged or foreign.
     """
-    facts, place = read_run(folder)
+    folder = Path(folder).expanduser()
+    found = checkpoints(folder / "checkpoints")
+    if not found:
+        raise CheckpointError(f"There is no checkpoint in {folder.absolute()}; give the folder of a pre-training run.")
+    facts = read_facts(found[-1])
     identity = facts["identity"]
     settings = {key.removeprefix("objective."): identity[key] for key in identity if key.startswith("objective.")}
     objective = create_objective(settings.pop("name"), **settings)
-    load_weights(place, objective)
-    return objective.eval().requires_grad_(False).to(device)
+    load_weights(found[-1], objective)
+    return Trained(objective.eval().requires_grad_(False).to(device), facts, found[-1])
+
+
+def load_objective(folder: str | Path, *, device: str = "cpu") -> Objective:
+    """The objective alone; arguments and errors as for ``load_trained``."""
+    return load_trained(folder, device=device).objective
