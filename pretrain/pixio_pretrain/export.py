@@ -42,6 +42,7 @@ def export_encoders(run: str | Path, to: str | Path | None = None) -> list[Path]
     written = []
     for name, encoder in objective.encoders.items():
         encoder.provenance |= {
+            "licence": facts.get("licence", "unknown"),
             "weights": f"trained, step {facts['step']} of {facts['identity']['steps']}",
             "settings": {key: value for key, value in facts["identity"].items() if key != "frames"},
             "data": facts["identity"]["frames"],

@@ -88,7 +88,7 @@ class Run:
             self.model,
             self.optimizer,
             step=self.step,
-            facts={"identity": self.identity, **counters},
+            facts={"identity": self.identity, "licence": self.config.licence, **counters},
             own=self.loader.state_dict(),
             world=self.world,
         )

@@ -24,6 +24,7 @@ def test_an_encoder_of_a_stopped_run_is_the_one_that_the_run_would_have_ended_wi
     assert exported == Path(config.folder, "exported", "step-00000006", "encoder")
     encoder = load_encoder(exported)
     assert encoder.provenance["weights"] == "trained, step 6 of 6"
+    assert encoder.provenance["licence"] == config.licence != "unknown"
     assert encoder.provenance["settings"]["batch_size"] == config.batch_size
     assert encoder.provenance["data"]["suite"] == "squares"
     assert encoder.fingerprint == load_encoder(train(config)).fingerprint
