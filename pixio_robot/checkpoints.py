@@ -46,7 +46,8 @@ def load_encoder(
 
             - "shipped:pixio_vitt16": an encoder that comes with this package;
             - a folder written by ``Encoder.save_pretrained`` or by transformers: Pixio, ViTMAE, or a model type in
-              ``foreign.READERS`` (DINOv2, DINOv3, SigLIP, ViT, ResNet, timm), which needs the extra "transformers";
+              ``foreign.READERS`` (DINOv2, DINOv3, SigLIP, ViT, ResNet, timm), which needs the extra "transformers"; or
+              one that such a folder lies in, alone, as in a finished run of ``pixio-pretrain``;
             - a ``.pth`` file in Meta's layout of Pixio or MAE;
             - a name of the Hugging Face Hub, such as "facebook/pixio-vitb16", or its short form "pixio_vitb16";
             - "timm:NAME", a model of timm, such as "timm:vit_small_patch16_224.augreg_in21k".
@@ -134,10 +135,24 @@ def _download(name: str) -> Path:
         ) from error
 
 
+def _find_folder(folder: Path) -> Path:
+    """The folder itself, or the one inside it, that holds an encoder."""
+    if (folder / "config.json").is_file():
+        return folder
+    inside = sorted(file.parent for file in folder.glob("*/config.json"))
+    if not inside:
+        raise CheckpointError(
+            f"{folder} holds no config.json; an encoder folder has one beside its safetensors. A pre-training run that "
+            "has not ended gets one by `pixio-pretrain export RUN`."
+        )
+    if len(inside) > 1:
+        raise CheckpointError(f"{folder} holds several encoders; name one: {', '.join(map(str, inside))}.")
+    return inside[0]
+
+
 def _read_folder(folder: Path, provenance: Mapping[str, Any]) -> Encoder:
+    folder = _find_folder(folder)
     config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise CheckpointError(f"{folder} holds no config.json; an encoder folder has one beside its safetensors.")
     try:
         config = json.loads(config_file.read_text())
     except ValueError as error:

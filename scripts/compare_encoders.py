@@ -116,8 +116,7 @@ def list_candidates(arms: dict[str, list[Path]], options: argparse.Namespace) ->
     for arm, paths in arms.items():
         _, _, side = arm.partition("@")
         for seed, path in enumerate(paths):
-            folder = path / "encoder" if (path / "encoder").is_dir() else path
-            encoder = load_encoder(str(folder), device=options.device)
+            encoder = load_encoder(path, device=options.device)
             sizes[encoder.spec] = encoder, max(len(paths), sizes.get(encoder.spec, (encoder, 0))[1])
             settings = encoder.provenance.get("settings", {})
             facts = {"name": encoder.provenance.get("name")} | {key: settings.get(key) for key in TRAINING}

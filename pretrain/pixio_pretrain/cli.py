@@ -59,7 +59,7 @@ def _with_hydra(task: Callable[[], None], manual: Callable[[], str]) -> Callable
             sys.stdout.write(manual())
             return
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, instead of being printed
-        sys.argv[1:] = words
+        sys.argv[1:] = map(_quote_braces, words)
         try:
             task()
         except (HydraException, OmegaConfBaseException, PixioRobotError) as error:
@@ -67,6 +67,12 @@ def _with_hydra(task: Callable[[], None], manual: Callable[[], str]) -> Callable
             raise SystemExit(FAILED if isinstance(error, PixioRobotError) else WRONG_WORDS) from error
 
     return start
+
+
+def _quote_braces(word: str) -> str:
+    """Put the quotes around a location that hydra wants where braces are meant, and no dictionary."""
+    key, _, value = word.partition("=")
+    return f'{key}="{value}"' if key == "data" and "{" in value and value[0] not in "\"'" else word
 
 
 def _export(words: Sequence[str]) -> None:

@@ -46,7 +46,7 @@ class LoadingConfig:
 
     Attributes:
         resident: Keep all frames in the memory of the device that trains, and cut their crops there: for a GPU that
-            waits for its CPU. Frames of one size; other chance, and so another run.
+            waits for its CPU. Frames of one size, all of them readable; other chance, and so another run.
         workers: Processes per training process that prepare batches; 0 prepares them in the training process.
         shuffle_buffer: Samples of a stream, per process and worker, among which the order is random; other sources
             shuffle everything.

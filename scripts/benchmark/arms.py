@@ -11,6 +11,7 @@ from transformers import ResNetConfig, ResNetModel
 
 from benchmark.settings import Benchmark
 from pixio_robot import Encoder, load_encoder
+from pixio_robot.errors import PixioRobotError, SettingError
 from pixio_robot.foreign import wrap_model
 from pixio_robot.images import normalize
 
@@ -59,6 +60,19 @@ def label(config: Benchmark, arm: str) -> tuple[str, str]:
     if arm in CONTROL_LABELS:
         return CONTROL_LABELS[arm]
     return arm, COLORS[list(config.arms).index(arm) % len(COLORS)]
+
+
+def check_arms(config: Benchmark) -> None:
+    """Refuse encoders that cannot be read, before any cell is run.
+
+    Raises:
+        SettingError: There is one.
+    """
+    for name, source in config.arms.items():
+        try:
+            load_encoder(source)
+        except PixioRobotError as error:
+            raise SettingError(f"arms.{name}={source}: {error}") from error
 
 
 def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[], torch.Tensor], shared: Path) -> Sight:

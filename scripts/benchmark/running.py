@@ -31,9 +31,11 @@ def run(config: Benchmark, *, command: str) -> None:
     cells, worked = plan_cells(config), Worked(failed={}, elsewhere=[])
     if not config.report_only:
         check_rendering()
-        from benchmark.measuring import filler  # takes ten seconds to import
+        from benchmark.arms import check_arms  # these take ten seconds to import
+        from benchmark.measuring import filler
         from benchmark.tasks import check_tasks
 
+        check_arms(config)
         check_tasks(config)
         claim(config)
         worked = work(config.folder, cells, filler(config))

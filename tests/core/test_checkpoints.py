@@ -165,6 +165,16 @@ def test_missing_checkpoints_are_told_apart(tmp_path):
         load_encoder("shipped:pixio_vitg16")
 
 
+def test_a_folder_that_holds_one_encoder_names_it(encoder, tmp_path):
+    with pytest.raises(CheckpointError, match="pixio-pretrain export"):
+        load_encoder(tmp_path)
+    encoder.save_pretrained(tmp_path / "student")
+    assert load_encoder(tmp_path).fingerprint == encoder.fingerprint
+    encoder.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(CheckpointError, match=r"several encoders; name one: .*student, .*teacher"):
+        load_encoder(tmp_path)
+
+
 def test_an_unreachable_hub_is_told(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="hub cannot be reached"):

@@ -108,6 +108,13 @@ def test_a_typo_is_answered_with_the_nearest_name(make_config: Any, wrong: dict[
     assert caught.value.nearest == nearest
 
 
+def test_an_encoder_that_cannot_be_read_is_refused_before_anything_runs(make_config: Any) -> None:
+    config = make_config(arms={"pixio": "shipped:pixio_vitt16", "mine": "nowhere/model.pth"})
+    with pytest.raises(SettingError, match=r"arms\.mine=nowhere/model\.pth: There is no checkpoint at"):
+        running.run(config, command="")
+    assert not Path(config.folder).exists()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -84,6 +84,7 @@ def test_plan_prints_what_a_run_would_cost(monkeypatch: pytest.MonkeyPatch, caps
         ),
         (["run=vitt16_metaworld", "steps=[1,2"], "no viable alternative at input '[1,2'", 2),
         (["run=vitt16_metaworld", "data=/nowhere"], "There is nothing at /nowhere", 1),
+        (["run=vitt16_metaworld", "data=/no/a-{0..9}.tar"], "There are no tar shards at /no/a-0.tar", 1),
         (["run=vitt16_metaworld", "data=/nowhere", "steps=0"], "steps must be at least 1", 1),
         (["run=vitt16_metaworld", "objective.name=mea", "data=x"], "No objective is called 'mea'", 1),
         (["run=vitt16_metaworld"], "data is missing: add data=...", 1),
