@@ -130,4 +130,22 @@ def _compile(path: Any) -> mujoco.MjModel:
     wood = spec.add_material(name="table", rgba=spec.geom("table").rgba, texrepeat=[2, 2])
     wood.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "table"
     spec.geom("table").material, spec.geom("table").rgba = "table", [0.5, 0.5, 0.5, 1]  # the grey that lets it show
-    return spec.compile()
+    model = spec.compile()
+    _screw_on(model)
+    return model
+
+
+def _screw_on(model: mujoco.MjModel) -> None:
+    """Fix every camera to its body as it is at rest.
+
+    The library has them aim at a body, with the world's z for up: one that looks straight down, as a wrist's may, then
+    turns round with the least step aside, no turn of its own has any effect, and front_close follows the left hand.
+    """
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    for camera, body in enumerate(model.cam_bodyid):
+        inverse, aimed = np.empty(4), np.empty(4)
+        mujoco.mju_negQuat(inverse, data.xquat[body])
+        mujoco.mju_mat2Quat(aimed, data.cam_xmat[camera])
+        mujoco.mju_mulQuat(model.cam_quat[camera], inverse, aimed)
+    model.cam_mode[:] = mujoco.mjtCamLight.mjCAMLIGHT_FIXED

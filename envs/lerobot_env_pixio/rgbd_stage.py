@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lerobot_env_pixio.draws import Draws
 from lerobot_env_pixio.rendering import Cameras
-from lerobot_env_pixio.shifts import VisualShift
+from lerobot_env_pixio.shifts import CAMERA, VisualShift
 from lerobot_env_pixio.suites import load_simulation
 from pixio_robot.errors import SettingError, UnknownNameError
 
@@ -28,7 +28,7 @@ _SHIFTS = {  # level of SHIFTS: the aspect that it belongs to, and what it chang
     "textures": ("textures", ()),
     "colors": ("textures", ("mat_rgba", "geom_rgba")),
     "lights": ("lights", ("light_diffuse", "light_pos")),
-    "cameras": ("cameras", ("cam_pos", "cam_quat", "cam_fovy")),
+    "cameras": ("cameras", CAMERA),
 }
 _PLACES = 4  # stream of randomness of free cameras, beside those in `shifts`
 

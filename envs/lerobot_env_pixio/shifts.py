@@ -26,7 +26,7 @@ class ShiftLevel:
 
     Attributes:
         light: Largest relative change of a lamp's strength.
-        lamp: Largest displacement of a lamp, metres.
+        lamp: Largest displacement of a lamp, metres; one that is infinitely far away, as most are, shines the same.
         color: Share of each surface's colour that is replaced by a random one, at most.
         camera: Largest displacement of a camera along each axis, metres; one on the hand moves a tenth of it.
         angle: Largest turn of a camera, degrees; one on the hand turns as far.
@@ -58,7 +58,10 @@ SHIFTS = {
     ),
 }
 
-_VISUAL = ("light_diffuse", "light_pos", "mat_rgba", "geom_rgba", "cam_pos", "cam_quat", "cam_fovy")
+_PLACES, _TURNS = ("cam_pos", "cam_pos0", "cam_poscom0"), ("cam_quat", "cam_mat0")
+CAMERA = (*_PLACES, *_TURNS, "cam_fovy")
+"""What a model knows of its cameras; those that follow a body without turning with it have poses of their own."""
+_VISUAL = ("light_diffuse", "light_pos", "mat_rgba", "geom_rgba", *CAMERA)
 _TEXTURES, _DISTRACTORS = 1, 2  # streams of randomness of their own, so that "strong" is the same within "all"
 
 
@@ -116,10 +119,14 @@ class VisualShift:
         model.cam_fovy[:] *= draws.uniform(1 - level.zoom, 1 + level.zoom, size=model.ncam)
         on_hand = model.cam_bodyid > 0
         reach = np.where(on_hand, level.camera / 10, level.camera)[:, None]
-        model.cam_pos[:] += draws.uniform(-reach, reach, size=model.cam_pos.shape)
-        for quaternion in model.cam_quat:
+        step = draws.uniform(-reach, reach, size=model.cam_pos.shape)
+        for name in _PLACES:
+            getattr(model, name)[:] += step
+        for quaternion, matrix in zip(*(getattr(model, name) for name in _TURNS), strict=True):
             axis = draws.random.normal(size=3)
-            turn = np.empty(4)
+            turn, turned = np.empty(4), np.empty(9)
             angle = np.deg2rad(float(draws.uniform(0, level.angle)))
             mujoco.mju_axisAngle2Quat(turn, axis / np.linalg.norm(axis), angle)
             mujoco.mju_mulQuat(quaternion, quaternion.copy(), turn)
+            mujoco.mju_quat2Mat(turned, turn)
+            matrix[:] = (matrix.reshape(3, 3) @ turned.reshape(3, 3)).ravel()

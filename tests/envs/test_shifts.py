@@ -134,6 +134,26 @@ def test_splits_cut_every_range_into_stripes_that_cover_it_from_end_to_end() -> 
     assert patterns["train"] | patterns["test"] == set(PATTERNS)
 
 
+@pytest.mark.parametrize("suite", TASKS)
+def test_every_camera_moves_and_turns_as_far_as_its_level_says(suite: str) -> None:
+    task, level = next(iter(TASKS[suite])), SHIFTS["cameras"]
+    plain, shifted = make_env(suite, task, size=8), make_env(suite, task, size=8, shift="cameras")
+    for seed in range(4):
+        plain.reset(seed=seed)
+        shifted.reset(seed=seed)
+        model, here, there = plain.simulation.model, plain.simulation.data, shifted.simulation.data
+        moved = np.linalg.norm(there.cam_xpos - here.cam_xpos, axis=1)
+        turns = here.cam_xmat.reshape(-1, 3, 3).transpose(0, 2, 1) @ there.cam_xmat.reshape(-1, 3, 3)
+        angles = np.rad2deg(np.arccos((np.trace(turns, axis1=1, axis2=2) - 1) / 2))
+        reach = np.where(model.cam_bodyid > 0, level.camera / 10, level.camera)
+        assert (moved > 0).all()
+        assert (moved <= np.sqrt(3) * reach).all()
+        assert (angles > 0.01).all()
+        assert (angles <= level.angle).all()
+    plain.close()
+    shifted.close()
+
+
 def test_a_split_needs_a_shift_and_a_name() -> None:
     with pytest.raises(SettingError, match="Name a shift"):
         make_env("metaworld", "reach", split="test")
