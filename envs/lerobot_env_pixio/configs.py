@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsFloat
 
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
@@ -86,14 +86,30 @@ class PixioEnvConfig(EnvConfig):
         the same step and credit the finished episode with the reward of the next one's first step.
         """
         name = f"{self.package_name}:{self.gym_id}"  # a worker process imports the package first
-        one = freeze_after_episode_end(
-            partial(gymnasium.make, name, disable_env_checker=self.disable_env_checker, **self.gym_kwargs)
-        )
+        settings = {"disable_env_checker": self.disable_env_checker, **self.gym_kwargs}
+        one = freeze_after_episode_end(partial(_make_judged_at_the_end, name, **settings))
         if use_async_envs and n_envs > 1:
             vector = AsyncVectorEnv([one] * n_envs, autoreset_mode=AutoresetMode.NEXT_STEP, context="spawn")
         else:
             vector = SyncVectorEnv([one] * n_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
         return {self.suite: {0: vector}}
+
+
+class _JudgedAtTheEnd(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Tells of no success before the episode has ended.
+
+    LeRobot counts an episode as a success if any step of it was one. A task that is to be done well all the time is
+    judged by its mean so far, which may be high after the first step and low when the time is up.
+    """
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        info["is_success"] = info["is_success"] and (terminated or truncated)
+        return observation, reward, terminated, truncated, info
+
+
+def _make_judged_at_the_end(name: str, **settings: Any) -> _JudgedAtTheEnd:
+    return _JudgedAtTheEnd(gymnasium.make(name, **settings))
 
 
 @EnvConfig.register_subclass("pixio_metaworld")

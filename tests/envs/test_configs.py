@@ -1,15 +1,17 @@
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import SyncVectorEnv
 from lerobot.envs.configs import EnvConfig
 from lerobot.envs.utils import check_env_attributes_and_types, env_to_policy_features, preprocess_observation
 
 from lerobot_env_pixio import TASKS, find_task
-from lerobot_env_pixio.configs import PixioEnvConfig, PixioMetaWorldConfig
+from lerobot_env_pixio.configs import PixioControlSuiteConfig, PixioEnvConfig, PixioMetaWorldConfig
 from pixio_robot.errors import UnknownNameError
 
 
@@ -75,6 +77,22 @@ def test_an_ended_episode_stands_still_for_the_rest_of_the_rollout(config: Pixio
     for step in steps[3:]:
         np.testing.assert_array_equal(step[0]["agent_pos"], steps[2][0]["agent_pos"])
     assert all("is_success" in step[4] or "is_success" in step[4].get("final_info", {}) for step in steps[:3])
+
+
+@pytest.mark.parametrize(("rewards", "successes"), [((1, 0, 0), (0, 0, 0)), ((1, 1, 1), (0, 0, 1))])
+def test_a_task_to_be_done_well_all_the_time_succeeds_at_its_end_or_not_at_all(
+    rewards: tuple[float, ...], successes: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PixioControlSuiteConfig(task="walker-stand", height=16, width=16, episode_length=3)
+    vector = config.create_envs(1)["dmcontrol"][0]
+    assert isinstance(vector, SyncVectorEnv)
+    vector.reset(seed=[1])
+    earned: Any = iter(rewards)
+    env: Any = vector.envs[0].unwrapped
+    monkeypatch.setattr(env.simulation, "step", lambda action: (next(earned), False))
+    told = [vector.step(np.zeros((1, 6), np.float32))[4] for _ in rewards]
+    vector.close()
+    assert tuple(one["is_success"].item() for one in told) == successes
 
 
 def test_a_typo_on_the_command_line_is_answered_with_the_nearest_task() -> None:
