@@ -9,7 +9,7 @@ training set never shows: "seen" nothing more, "scenes" other tasks and other th
 import argparse
 from pathlib import Path
 
-from pixio_robot.errors import told_on_one_line
+from pixio_robot.errors import SettingError, told_on_one_line
 
 HELD_OUT = ("coffee-button", "faucet-open", "assembly", "shelf-place")
 
@@ -36,12 +36,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes")
     args = parser.parse_args()
 
-    from lerobot_env_pixio import find_task, find_tasks
+    from lerobot_env_pixio import find_tasks
     from lerobot_env_pixio.rgbd import render_rgbd  # after --help
     from lerobot_env_pixio.rgbd_stage import ASPECTS
 
-    held_out_names = [find_task(args.suite, name).name for name in args.held_out_tasks]
-    train = args.tasks or [task.name for task in find_tasks(args.suite) if task.name not in held_out_names]
+    held_out_tasks = [task.name for task in find_tasks(args.suite, args.held_out_tasks)]
+    train = [task.name for task in find_tasks(args.suite, args.tasks or "all")]
+    if args.tasks is None:
+        train = [name for name in train if name not in held_out_tasks]
+    if both := [name for name in train if name in held_out_tasks]:
+        raise SettingError(f"{', '.join(both)}: in --tasks and in --held-out-tasks. Name others in one of them.")
     size = args.size[0] if len(args.size) == 1 else tuple(args.size)
     shared = {"suite": args.suite, "cameras": args.cameras, "free": args.free, "size": size, "workers": args.workers}
     shared |= {"moments": args.moments}
@@ -49,7 +53,7 @@ def main() -> None:
     print(render_rgbd(args.folder / "train", tasks=train, scenes_per_task=count, first_seed=first, **shared))
     first += len(train) * count
     for name in ("seen", *ASPECTS, "all"):
-        tasks = args.held_out_tasks if name in ("scenes", "all") else train
+        tasks = held_out_tasks if name in ("scenes", "all") else train
         held_out = {"seen": (), "all": ASPECTS}.get(name, (name,))
         count = -(-args.held_out_scenes // len(tasks))
         where = args.folder / "held_out" / name
