@@ -70,13 +70,15 @@ def rollout(
             something else than actions.
         RenderError: The machine cannot render. Any other error of ``make`` comes through as it is.
     """
+    seeds = [int(seed) for seed in seeds]  # NumPy's integers are none to gymnasium, nor to JSON
     _check(make, seeds=seeds, workers=workers, slots=slots, videos=videos, video_folder=video_folder)
     slots = min(slots, len(seeds))
     workers = min(workers, slots)
-    settings = make().settings  # errors of settings fail here; nothing is rendered in this process
+    env = make()  # errors of settings fail here; nothing is rendered in this process
+    settings = env.settings
     refuse_too_many(settings["suite"], slots=slots, workers=workers)
     with Fleet(make, workers=workers, patience=patience) as fleet:
-        outcomes = _play(policy, fleet, seeds=seeds, slots=slots)
+        outcomes = _play(policy, fleet, seeds=seeds, slots=slots, axes=env.action_size)
         played = dict(tqdm(outcomes, total=len(seeds), desc=f"roll out {arm}".strip(), unit="episode"))
         wanted = _choose_films(played, seeds=seeds, count=videos)
         films = _film(fleet, wanted, slots=slots, folder=Path(video_folder or ""), name=arm or "episode")
@@ -123,7 +125,9 @@ def _check(
         ) from error
 
 
-def _play(policy: Policy, fleet: Fleet, *, seeds: Sequence[int], slots: int) -> Iterator[tuple[int, Outcome]]:
+def _play(
+    policy: Policy, fleet: Fleet, *, seeds: Sequence[int], slots: int, axes: int
+) -> Iterator[tuple[int, Outcome]]:
     """Yield each seed with its outcome as it ends."""
     waiting = deque(seeds)
     playing: dict[int, int] = {}  # slot to seed
@@ -133,7 +137,7 @@ def _play(policy: Policy, fleet: Fleet, *, seeds: Sequence[int], slots: int) -> 
             if slot not in playing and waiting:
                 playing[slot] = waiting.popleft()
         requests: list[Request] = [Start(slot=slot, seed=playing[slot]) for slot in playing.keys() - seen.keys()]
-        requests += [Advance(slot=slot, actions=chunk) for slot, chunk in decide(policy, seen).items()]
+        requests += [Advance(slot=slot, actions=chunk) for slot, chunk in decide(policy, seen, axes=axes).items()]
         seen = {}
         for slot, answer in fleet.ask(sorted(requests, key=lambda request: request.slot)).items():
             if isinstance(answer, Outcome):
@@ -175,11 +179,11 @@ def _word(outcome: Outcome) -> str:
     return "success" if outcome.success else "failure"
 
 
-def decide(policy: Policy, seen: dict[int, Observation]) -> dict[int, NDArray[np.float32]]:
+def decide(policy: Policy, seen: dict[int, Observation], *, axes: int) -> dict[int, NDArray[np.float32]]:
     """Ask the policy once for all slots; give each one's chunk [k a].
 
     Raises:
-        SettingError: The policy gave something else than actions.
+        SettingError: The policy gave something else than actions of ``axes`` numbers.
     """
     if not seen:
         return {}
@@ -188,9 +192,10 @@ def decide(policy: Policy, seen: dict[int, Observation]) -> dict[int, NDArray[np
     batch["pixels"] = {name: np.stack([one["pixels"][name] for one in ordered]) for name in ordered[0]["pixels"]}
     actions = np.asarray(policy(batch), np.float32)
     chunks = actions[:, None] if actions.ndim == 2 else actions  # b k a
-    if chunks.ndim != 3 or len(chunks) != len(ordered) or not np.isfinite(chunks).all():
+    shaped = chunks.ndim == 3 and chunks.shape[::2] == (len(ordered), axes) and chunks.shape[1] > 0
+    if not shaped or not np.isfinite(chunks).all():
         raise SettingError(
             f"The policy gave actions of shape {list(actions.shape)} for {len(ordered)} observations, or NaN. "
-            f"Give finite ones of shape [{len(ordered)} a] or, as chunks, [{len(ordered)} k a]."
+            f"Give finite ones of shape [{len(ordered)} {axes}] or, as chunks, [{len(ordered)} k {axes}]."
         )
     return dict(zip(sorted(seen), chunks, strict=True))

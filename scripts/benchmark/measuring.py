@@ -155,23 +155,30 @@ def _train(
 def _measure(
     actor: Actor, cell: Cell, home: Path, condition: str, shift: str | None, sight: Sight, config: Benchmark
 ) -> list[EpisodeRecord]:
-    """Play one condition's scenes, unless their records are there."""
+    """Play one condition's scenes, unless their records are there.
+
+    An episode that broke off is played once more before its record is final: a worker that was killed for memory, or
+    hung, would cost every arm its scene.
+    """
     path = home / f"records_{condition}.jsonl"
     if path.exists():
         return read_records(path)
-    torch.manual_seed(cell.seed)  # a diffusion policy draws its noise here
-    records = rollout(
+    play = partial(
+        rollout,
         actor,
         environment(config, cell.task, shift=shift, state=sight.state, policy=cell.policy),
-        seeds=seeds.draw(SCENES[config.scenes], config.episodes),
         workers=config.workers,
         slots=config.slots,
         arm=cell.arm,
         policy_seed=cell.seed,
         encoder=sight.encoder.fingerprint if sight.encoder else None,
-        videos=config.videos,
         video_folder=home / "videos" / condition,
     )
+    torch.manual_seed(cell.seed)  # a diffusion policy draws its noise here
+    records = play(seeds=seeds.draw(SCENES[config.scenes], config.episodes), videos=config.videos)
+    if broken := [record.env_seed for record in records if record.error]:
+        again = {record.env_seed: record for record in play(seeds=broken)}
+        records = [again.get(record.env_seed, record) for record in records]
     draft = path.with_suffix(".writing")
     draft.unlink(missing_ok=True)
     write_records(draft, records)

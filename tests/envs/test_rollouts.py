@@ -185,11 +185,21 @@ def test_bad_arguments_are_refused_before_any_process_starts(arguments: dict, ma
         rollout(stand, **{"make": MAKE, "seeds": [1], **arguments})
 
 
-@pytest.mark.parametrize("actions", [np.zeros(4), np.zeros((2, 4)), np.full((1, 4), np.nan)])
+@pytest.mark.parametrize(
+    "actions", [np.zeros(4), np.zeros((2, 4)), np.full((1, 4), np.nan), np.zeros((1, 7)), np.zeros((1, 0, 4))]
+)
 def test_a_policy_that_gives_no_actions_is_told(actions: np.ndarray) -> None:
     seen = {0: {"pixels": {"corner2": np.zeros((8, 8, 3), np.uint8)}, "agent_pos": np.zeros(4, np.float32)}}
-    with pytest.raises(SettingError, match="The policy gave"):
-        decide(lambda _: actions, seen)
+    with pytest.raises(SettingError, match=r"The policy gave .* \[1 4\] or, as chunks, \[1 k 4\]"):
+        decide(lambda _: actions, seen, axes=4)
+
+
+def test_scenes_may_be_counted_in_numpy_and_a_policy_of_another_robot_is_told_at_once() -> None:
+    make = partial(make_env, "metaworld", "reach-v3", size=16, max_episode_steps=4)
+    records = rollout(stand, make, seeds=np.arange(2))  # pyright: ignore[reportArgumentType]
+    assert [(type(record.env_seed), record.error) for record in records] == [(int, None)] * 2
+    with pytest.raises(SettingError, match=r"shape \[1, 7\] for 1 observations"):
+        rollout(lambda seen: np.zeros((len(seen["agent_pos"]), 7)), make, seeds=[1])
 
 
 def test_a_policy_sees_the_whole_state_where_the_environment_gives_it() -> None:

@@ -1,0 +1,39 @@
+"""How a cell's policy is measured, with rollouts that are made up."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+
+from benchmark import measuring
+from benchmark.arms import Sight
+from benchmark.cells import Cell
+from benchmark.settings import Benchmark
+
+from lerobot_env_pixio import EpisodeRecord, find_task, read_records
+
+
+def test_an_episode_that_broke_off_is_played_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four scenes the second is lost at first, and the third each time."""
+    asked: list[list[int]] = []
+
+    def roll_out(*_: Any, seeds: list[int], arm: str, policy_seed: int, **_named: Any) -> list[EpisodeRecord]:
+        asked.append(seeds)
+        lost = {1: asked[0][1:3], 2: asked[0][2:3]}[len(asked)]
+        settings: dict[str, Any] = {"suite": "metaworld", "task": "reach-v3", "arm": arm, "encoder": None}
+        settings |= {"policy_seed": policy_seed, "total_reward": 0.0, "steps": 1, "settings": {}, "versions": {}}
+        played = [EpisodeRecord(env_seed=seed, success=True, **settings) for seed in seeds]
+        return [replace(one, success=None, error="killed") if one.env_seed in lost else one for one in played]
+
+    monkeypatch.setattr(measuring, "rollout", roll_out)
+    cell = Cell(task=find_task("metaworld", "reach"), policy="act", arm="blind", seed=0)
+    config = Benchmark(folder=str(tmp_path), episodes=4, size=16, slots=2, videos=1)
+    actor: Any = None
+    records = measuring._measure(actor, cell, tmp_path, "clean", None, Sight(), config)
+    assert asked == [[record.env_seed for record in records], asked[0][1:3]]
+    assert [record.success for record in records] == [True, True, None, True]
+    assert read_records(tmp_path / "records_clean.jsonl") == records
