@@ -6,7 +6,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from page import to_svg
 
-from benchmark.results import Estimate, Panel, over_tasks
+from benchmark.estimates import Estimate, over_tasks
+from benchmark.results import Panel
 
 Looks = Mapping[str, tuple[str, str]]
 """Arm to its label and colour."""

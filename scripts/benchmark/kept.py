@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from benchmark.estimates import Estimate, Table, rate_of
 from lerobot_env_pixio import paired
 from lerobot_env_pixio.crossed import spread_of_mean
 
@@ -12,36 +13,37 @@ MOST = 2.0
 PRECISION = 1e-3
 
 
-def share_kept(clean: NDArray[np.bool_], shifted: NDArray[np.bool_]) -> tuple[float, float, float] | None:
+def share_kept(clean: Table, shifted: Table) -> Estimate | None:
     """Give the share of the clean success rate that is left, with its 95 % interval by Fieller's theorem.
 
     A share r is inside if the mean of shifted - r * clean, over seeds and scenes, cannot be told from zero (Fieller
     1954, J. R. Stat. Soc. B 16, 175-185). Scenes and seeds are paired, since the same policies play the same scenes
     twice. With several training seeds, the variance is that of other seeds and other scenes, as in ``pooled``; with one
-    seed, of other scenes.
+    seed, of other scenes. Where all successes are lost, the two rates' own intervals say how large a share may be left.
 
     Args:
         clean: Bool [seeds scenes].
         shifted: Bool [seeds scenes], of the same policies and scenes.
 
     Returns:
-        The share and the ends of its interval, at most ``MOST``; None if there is no clean success, or so few that any
-        share is possible.
+        The share; its interval ends at ``MOST`` at most. None if there is no clean success, or so few that any share is
+        possible.
     """
     first, second = np.asarray(clean, float), np.asarray(shifted, float)
     if not first.any():
         return None
     if (first == second).all():  # nothing varies: what one seed's scenes say
         alone, rate = paired(shifted[0].tolist(), clean[0].tolist()), float(first.mean())
-        return 1.0, max(0.0, 1 + alone.low / rate), min(MOST, 1 + alone.high / rate)
+        return Estimate(value=1.0, low=max(0.0, 1 + alone.low / rate), high=min(MOST, 1 + alone.high / rate))
+    if not second.any():  # nor does zero times anything: what the two rates may be
+        before, after = rate_of(clean), rate_of(shifted)
+        return Estimate(value=0.0, low=0.0, high=after.high / before.low) if after.high < MOST * before.low else None
     share = float(second.mean() / first.mean())
     low, high = (_last_inside(first, second, share, end) for end in (0.0, max(share, MOST)))
-    return None if (low, high) == (0.0, max(share, MOST)) else (share, low, high)
+    return None if (low, high) == (0.0, max(share, MOST)) else Estimate(value=share, low=low, high=high)
 
 
-def more_kept(
-    arm: tuple[NDArray[np.bool_], NDArray[np.bool_]], other: tuple[NDArray[np.bool_], NDArray[np.bool_]]
-) -> tuple[float, float, float] | None:
+def more_kept(arm: tuple[Table, Table], other: tuple[Table, Table]) -> Estimate | None:
     """Give how much larger a share one arm keeps than another, with its 95 % interval by linearisation.
 
     A share is a ratio of two means; to first order it moves with the mean of (shifted - share * clean) / clean rate
@@ -53,26 +55,25 @@ def more_kept(
         other: Those of the arm to compare with; the same scenes, and any number of seeds.
 
     Returns:
-        The difference of the shares and the ends of its interval, at most ``MOST``; None if a share cannot be told.
+        The difference of the shares; its interval ends at ``MOST`` at most. None if a share cannot be told.
     """
-    shares = [share_kept(*tables) for tables in (arm, other)]
-    first, second = shares
+    first, second = share_kept(*arm), share_kept(*other)
     if first is None or second is None:
         return None
     moved = [
-        (np.asarray(shifted, float) - share * np.asarray(clean, float)) / clean.mean()
-        for (clean, shifted), (share, *_) in ((arm, first), (other, second))
+        (np.asarray(shifted, float) - share.value * np.asarray(clean, float)) / clean.mean()
+        for (clean, shifted), share in ((arm, first), (other, second))
     ]
-    difference = first[0] - second[0]
+    difference = first.value - second.value
     if min(*moved[0].shape, *moved[1].shape) > 1:
         variance, quantile = spread_of_mean(moved)
     else:
         by_scene = moved[0].mean(axis=0) - moved[1].mean(axis=0)
         variance, quantile = by_scene.var(ddof=1) / by_scene.size, float(stats.t.ppf(0.975, by_scene.size - 1))
-    if variance == 0:  # nothing varies: what each share may be by itself
-        return difference, first[1] - second[2], first[2] - second[1]
+    if variance == 0 or not all(table.any() for table in moved):  # an arm does not vary: what each share alone may be
+        return Estimate(value=difference, low=first.low - second.high, high=first.high - second.low)
     reach = quantile * float(variance) ** 0.5
-    return difference, max(difference - reach, -MOST), min(difference + reach, MOST)
+    return Estimate(value=difference, low=max(difference - reach, -MOST), high=min(difference + reach, MOST))
 
 
 def _last_inside(clean: NDArray[np.float64], shifted: NDArray[np.float64], inside: float, end: float) -> float:

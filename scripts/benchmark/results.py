@@ -7,26 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
 from benchmark.cells import RESULT, Cell, cell_folder, is_done
+from benchmark.estimates import Estimate, Table, difference_of, rate_of
 from benchmark.kept import more_kept, share_kept
 from benchmark.settings import CLEAN, Benchmark, task_name
-from lerobot_env_pixio import EpisodeRecord, Task, paired, paired_pooled, pooled, read_records, wilson
-
-Table = NDArray[np.bool_]
-"""Successes [seeds scenes]."""
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A rate or a difference with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
+from lerobot_env_pixio import EpisodeRecord, Task, paired, read_records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,39 +180,6 @@ def make_panel(
     )
 
 
-def rate_of(table: Table) -> Estimate:
-    """A success rate: over seeds and scenes where there are several seeds, over scenes alone where there is one."""
-    if min(table.shape) > 1:
-        found = pooled(table)
-        return _estimate(found.value, found.low, found.high)
-    return _estimate(float(table.mean()), *wilson(int(table.sum()), table.size))
-
-
-def difference_of(a: Table, b: Table) -> Estimate:
-    """The difference of two arms' rates, paired over scenes; if either has one seed, for other scenes alone."""
-    if min(*a.shape, *b.shape) > 1:
-        found = paired_pooled(a, b)
-        return _estimate(found.value, found.low, found.high)
-    if len(a) == len(b) == 1:
-        one = paired(a[0].tolist(), b[0].tolist())
-        return _estimate(one.difference, one.low, one.high)
-    by_scene = a.mean(axis=0) - b.mean(axis=0)
-    value, reach = float(by_scene.mean()), float(stats.t.ppf(0.975, len(by_scene) - 1) * stats.sem(by_scene))
-    return _estimate(value, value - reach, value + reach)
-
-
-def over_tasks(estimates: Sequence[Estimate]) -> Estimate:
-    """Average estimates of several tasks, each task weighing alike; the interval is for these tasks, not for others.
-
-    The limits come from how far each estimate's own limits lie from it (MOVER: Zou and Donner 2008, Statistics in
-    Medicine 27, 1693-1702), which takes the estimates as independent: tasks have scenes and trainings of their own.
-    """
-    value = float(np.mean([one.value for one in estimates]))
-    below, above = ([one.value - one.low for one in estimates], [one.high - one.value for one in estimates])
-    reach = [float(np.linalg.norm(side)) / len(estimates) for side in (below, above)]
-    return _estimate(value, value - reach[0], value + reach[1])
-
-
 def _score(
     arm: str, tables: Mapping[str, Table], references: Sequence[str], cells: Mapping[str, Sequence[FilledCell]]
 ) -> Score:
@@ -250,12 +203,8 @@ def _successes(records: Sequence[EpisodeRecord], scenes: Sequence[int]) -> list[
 def _kept(clean: Mapping[str, Table], shifted: Mapping[str, Table], first: str) -> dict[str, Kept]:
     found = {}
     for arm in clean:
-        share, less_first = share_kept(clean[arm], shifted[arm]), None
+        less_first = None
         if arm != first and first in clean:
             less_first = more_kept((clean[arm], shifted[arm]), (clean[first], shifted[first]))
-        found[arm] = Kept(share=share and _estimate(*share), less_first=less_first and _estimate(*less_first))
+        found[arm] = Kept(share=share_kept(clean[arm], shifted[arm]), less_first=less_first)
     return found
-
-
-def _estimate(value: float, low: float, high: float) -> Estimate:
-    return Estimate(value=value, low=low, high=high)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmark.estimates import Estimate, over_tasks
 from benchmark.figures import Looks
-from benchmark.results import Estimate, Panel, over_tasks
+from benchmark.results import Panel
 from benchmark.settings import CLEAN
 
 NONE = "–"

@@ -1,0 +1,56 @@
+"""Rates and differences of rates with their intervals, for any number of training seeds, one included."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from lerobot_env_pixio import paired, paired_pooled, pooled, wilson
+
+Table = NDArray[np.bool_]
+"""Successes [seeds scenes]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A rate, a share or a difference with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def rate_of(table: Table) -> Estimate:
+    """A success rate: over seeds and scenes where there are several seeds, over scenes alone where there is one."""
+    if min(table.shape) > 1:
+        found = pooled(table)
+        return Estimate(value=found.value, low=found.low, high=found.high)
+    low, high = wilson(int(table.sum()), table.size)
+    return Estimate(value=float(table.mean()), low=low, high=high)
+
+
+def difference_of(a: Table, b: Table) -> Estimate:
+    """The difference of two arms' rates, paired over scenes; if either has one seed, for other scenes alone."""
+    if min(*a.shape, *b.shape) > 1:
+        found = paired_pooled(a, b)
+        return Estimate(value=found.value, low=found.low, high=found.high)
+    if len(a) == len(b) == 1:
+        one = paired(a[0].tolist(), b[0].tolist())
+        return Estimate(value=one.difference, low=one.low, high=one.high)
+    by_scene = a.mean(axis=0) - b.mean(axis=0)
+    value, reach = float(by_scene.mean()), float(stats.t.ppf(0.975, len(by_scene) - 1) * stats.sem(by_scene))
+    return Estimate(value=value, low=value - reach, high=value + reach)
+
+
+def over_tasks(estimates: Sequence[Estimate]) -> Estimate:
+    """Average estimates of several tasks, each task weighing alike; the interval is for these tasks, not for others.
+
+    The limits come from how far each estimate's own limits lie from it (MOVER: Zou and Donner 2008, Statistics in
+    Medicine 27, 1693-1702), which takes the estimates as independent: tasks have scenes and trainings of their own.
+    """
+    value = float(np.mean([one.value for one in estimates]))
+    below, above = ([one.value - one.low for one in estimates], [one.high - one.value for one in estimates])
+    reach = [float(np.linalg.norm(side)) / len(estimates) for side in (below, above)]
+    return Estimate(value=value, low=value - reach[0], high=value + reach[1])
