@@ -20,6 +20,8 @@ from scipy import stats
 from lerobot_env_pixio.statistics import paired, wilson
 from pixio_robot.errors import SettingError
 
+_NOTHING = 1e-20  # a variance below is what rounding leaves of none: that of one success in a million is 1e-12
+
 
 @dataclass(frozen=True, kw_only=True)
 class PooledRate:
@@ -142,6 +144,8 @@ def _result(arms: list[NDArray[np.float64]], low: float, high: float) -> PooledR
 def spread_of_mean(arms: list[NDArray[np.float64]]) -> tuple[float, float]:
     """Give the variance of a mean, or of a difference of two, over other seeds and scenes, and Student's quantile.
 
+    Where nothing varies, the variance is exactly 0.
+
     Args:
         arms: One or two tables [seeds scenes], of successes or of any other numbers; scenes in the same order.
     """
@@ -164,7 +168,9 @@ def spread_of_mean(arms: list[NDArray[np.float64]]) -> tuple[float, float]:
         variance, squared_total = rest_part, squared_rest
     else:
         squared_total = squared + scenes_part**2 / (scenes - 1) + squared_rest
-    freedom = variance**2 / squared_total if squared_total else np.inf
+    if variance < _NOTHING:
+        return 0.0, float(stats.norm.ppf(0.975))
+    freedom = variance**2 / squared_total
     return float(variance), float(stats.t.ppf(0.975, max(freedom, 1.0)))
 
 

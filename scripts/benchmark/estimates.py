@@ -36,11 +36,13 @@ def difference_of(a: Table, b: Table) -> Estimate:
     if min(*a.shape, *b.shape) > 1:
         found = paired_pooled(a, b)
         return Estimate(value=found.value, low=found.low, high=found.high)
-    if len(a) == len(b) == 1:
-        one = paired(a[0].tolist(), b[0].tolist())
-        return Estimate(value=one.difference, low=one.low, high=one.high)
     by_scene = a.mean(axis=0) - b.mean(axis=0)
-    value, reach = float(by_scene.mean()), float(stats.t.ppf(0.975, len(by_scene) - 1) * stats.sem(by_scene))
+    value = float(by_scene.mean())
+    if len(a) == len(b) == 1 or np.ptp(by_scene) < 1e-9:  # no scene differs from another: what one seed's scenes say
+        one = paired(a[0].tolist(), b[0].tolist())
+        below, above = one.difference - one.low, one.high - one.difference
+        return Estimate(value=value, low=max(value - below, -1.0), high=min(value + above, 1.0))
+    reach = float(stats.t.ppf(0.975, len(by_scene) - 1) * stats.sem(by_scene))
     return Estimate(value=value, low=value - reach, high=value + reach)
 
 

@@ -26,11 +26,11 @@ def share_kept(clean: Table, shifted: Table) -> Estimate | None:
         shifted: Bool [seeds scenes], of the same policies and scenes.
 
     Returns:
-        The share; its interval ends at ``MOST`` at most. None if there is no clean success, or so few that any share is
-        possible.
+        The share; its interval ends at ``MOST`` at most. None if there is one scene only, no clean success, or so few
+        that any share is possible.
     """
     first, second = np.asarray(clean, float), np.asarray(shifted, float)
-    if not first.any():
+    if not first.any() or first.shape[1] < 2:
         return None
     if (first == second).all():  # nothing varies: what one seed's scenes say
         alone, rate = paired(shifted[0].tolist(), clean[0].tolist()), float(first.mean())
@@ -65,14 +65,10 @@ def more_kept(arm: tuple[Table, Table], other: tuple[Table, Table]) -> Estimate 
         for (clean, shifted), share in ((arm, first), (other, second))
     ]
     difference = first.value - second.value
-    if min(*moved[0].shape, *moved[1].shape) > 1:
-        variance, quantile = spread_of_mean(moved)
-    else:
-        by_scene = moved[0].mean(axis=0) - moved[1].mean(axis=0)
-        variance, quantile = by_scene.var(ddof=1) / by_scene.size, float(stats.t.ppf(0.975, by_scene.size - 1))
+    variance, quantile = _spread(moved)
     if variance == 0 or not all(table.any() for table in moved):  # an arm does not vary: what each share alone may be
         return Estimate(value=difference, low=first.low - second.high, high=first.high - second.low)
-    reach = quantile * float(variance) ** 0.5
+    reach = quantile * variance**0.5
     return Estimate(value=difference, low=max(difference - reach, -MOST), high=min(difference + reach, MOST))
 
 
@@ -88,8 +84,14 @@ def _last_inside(clean: NDArray[np.float64], shifted: NDArray[np.float64], insid
 
 def _may_be_zero(table: NDArray[np.float64]) -> bool:
     """Whether the mean of a table [seeds scenes] cannot be told from zero at the 5 % level."""
-    if min(table.shape) > 1:
-        variance, quantile = spread_of_mean([table])
-    else:
-        variance, quantile = table.var(ddof=1) / table.size, float(stats.t.ppf(0.975, table.size - 1))
+    variance, quantile = _spread([table])
     return abs(table.mean()) <= quantile * variance**0.5 + 1e-12
+
+
+def _spread(tables: list[NDArray[np.float64]]) -> tuple[float, float]:
+    """As ``spread_of_mean``, but over scenes alone where a table has one seed."""
+    if min(len(table) for table in tables) > 1:
+        return spread_of_mean(tables)
+    by_scene = tables[0].mean(axis=0) - sum(table.mean(axis=0) for table in tables[1:])
+    variance = 0.0 if np.ptp(by_scene) < 1e-9 else float(by_scene.var(ddof=1)) / by_scene.size
+    return variance, float(stats.t.ppf(0.975, by_scene.size - 1))

@@ -19,7 +19,7 @@ from benchmark.cells import Cell, cell_folder, count_done, finish, is_done, plan
 from benchmark.remembering import EARLIER, RememberingEnv
 from benchmark.settings import Benchmark, Training, claim
 
-from lerobot_env_pixio import EpisodeRecord, make_env, read_records, wilson, write_records
+from lerobot_env_pixio import EpisodeRecord, make_env, paired, read_records, wilson, write_records
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
 
 SCENES = range(1_000_000, 1_000_020)
@@ -385,6 +385,26 @@ def test_an_arm_of_one_seed_is_compared_by_all_seeds_of_the_other() -> None:
     assert found.value == pytest.approx(0.5 - 0.125)
     assert found.low < found.value < found.high
     assert estimates.difference_of(two, one).value == pytest.approx(-found.value)
+
+
+@pytest.mark.parametrize("solved", [40, 25])
+def test_arms_of_unequal_seeds_whose_scenes_all_differ_alike_do_not_differ_for_certain(solved: int) -> None:
+    one = np.arange(40)[None] < solved
+    alike = estimates.difference_of(one, np.tile(one, (3, 1)))
+    alone = paired(one[0].tolist(), one[0].tolist())
+    assert (alike.value, alike.low, alike.high) == pytest.approx((0.0, alone.low, alone.high))
+    half = estimates.difference_of(np.ones((1, 40), bool), np.stack([one[0], ~one[0]]))
+    assert (half.value, half.high <= 1.0) == (0.5, True)
+    assert half.low < 0.45
+
+
+def test_one_scene_for_several_seeds_tells_little_and_breaks_no_report() -> None:
+    """The first arm's seeds all solve it, and of the second's one of three."""
+    first, second = np.ones((3, 1), bool), np.array([[True], [False], [False]])
+    found = estimates.difference_of(first, second)
+    assert found.value == pytest.approx(2 / 3)
+    assert found.low < 0 < found.high <= 1
+    assert kept.share_kept(first, second) is None
 
 
 def test_the_mean_over_tasks_is_narrower_than_its_parts() -> None:
