@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 from benchmark.cells import plan_cells
+from benchmark.claims import read_benchmark
 from benchmark.results import make_panels
-from benchmark.settings import CLEAN, Benchmark, read_benchmark
+from benchmark.settings import CLEAN, Benchmark
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import rankdata

@@ -3,7 +3,8 @@
 import logging
 
 from benchmark.cells import Worked, count_done, plan_cells, work
-from benchmark.settings import CONTROLS, Benchmark, claim
+from benchmark.claims import check_report, claim
+from benchmark.settings import CONTROLS, Benchmark
 from lerobot_env_pixio import check_rendering
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,9 @@ def run(config: Benchmark, *, command: str) -> None:
         if name in config.without:
             logger.warning("The control arm %r is off: nothing will say %s.", name, ANSWERS[name])
     cells, worked = plan_cells(config), Worked(failed={}, elsewhere=[])
-    if not config.report_only:
+    if config.report_only:
+        check_report(config)
+    else:
         check_rendering()
         from benchmark.arms import check_arms  # these take ten seconds to import
         from benchmark.measuring import filler

@@ -1,17 +1,16 @@
-"""What a benchmark is made of, and that a folder holds one benchmark only."""
+"""What a benchmark is made of."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from filelock import FileLock
 from omegaconf import MISSING
 
 from lerobot_env_pixio import Task, find_task, seeds
-from lerobot_env_pixio.provenance import package_versions, refuse_other_settings
+from lerobot_env_pixio.provenance import package_versions
 from lerobot_env_pixio.shifts import SHIFTS
-from pixio_robot.errors import DataError, SettingError, UnknownNameError
+from pixio_robot.errors import SettingError, UnknownNameError
 
 CLEAN = "clean"
 """The condition without a shift."""
@@ -26,9 +25,6 @@ SIGHT_OPTIONS += ("optimizer_lr_encoder",)
 
 INCIDENTAL = ("workers", "threads", "device", "report_only", "worker")
 """Settings of where and how fast cells are computed."""
-
-GROWING = ("arms", "options", "tasks", "policies", "seeds", "training", "datasets", "cameras", "versions")
-"""Settings that may gain entries: cells that are there stay what they were."""
 
 
 @dataclass
@@ -223,67 +219,3 @@ def parse_task(name: str) -> Task:
 def task_name(task: Task) -> str:
     """SUITE/TASK in full."""
     return f"{task.suite}/{task.name}"
-
-
-def claim(config: Benchmark) -> None:
-    """Write down what the folder holds, or check that it is the same, or the same and more.
-
-    Raises:
-        DataError: The folder holds a benchmark of other settings; says which.
-    """
-    path = Path(config.folder) / "settings.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(".settings.lock")):
-        wanted = config.identity
-        if path.exists():
-            found = json.loads(path.read_text())
-            refuse_other_settings(path.parent, found=found, wanted=wanted | _unchanged(found, wanted))
-            if next(iter(found["arms"])) != next(iter(wanted["arms"])):
-                raise DataError(
-                    f"{path.parent} compares its arms with {next(iter(found['arms']))!r}; here the first arm is "
-                    f"{next(iter(wanted['arms']))!r}. Name the same one first, or choose another folder."
-                )
-            if found == wanted:
-                return
-        draft = path.with_suffix(".writing")
-        draft.write_text(json.dumps(wanted, indent=2) + "\n")
-        draft.replace(path)
-
-
-def read_benchmark(folder: Path) -> Benchmark:
-    """Read what a folder holds.
-
-    Raises:
-        DataError: There is no benchmark in it, or one of another version.
-    """
-    path = folder / "settings.json"
-    if not path.is_file():
-        raise DataError(f"{folder} is no folder of run_benchmark.py: it has no settings.json.")
-    facts = json.loads(path.read_text())
-    facts.pop("versions", None)
-    try:
-        facts["training"] = {policy: Training(**sizes) for policy, sizes in facts["training"].items()}
-        return Benchmark(folder=str(folder), **facts)
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is of another version of the benchmark: {error}.") from error
-
-
-def _unchanged(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """Growing settings as they were, where all that was there is still there; a control left out may come back, too.
-
-    What says how an arm or a task differs from the others may be said of new ones alone: cells of the old are there.
-    """
-    kept: dict[str, Any] = {}
-    arms, tasks = {*found["arms"], *CONTROLS} - {*found["without"]}, {*found["tasks"]}
-    settled = {"options": arms, "cameras": tasks, "datasets": tasks}
-    for key in found.keys() & GROWING:  # a folder of an earlier version may lack some, and is refused by their names
-        there, here = found[key], wanted[key]
-        if isinstance(there, dict):
-            whole = all(here.get(name) == value for name, value in there.items())
-            whole = whole and not settled.get(key, set()) & (here.keys() - there.keys())
-        else:
-            whole = set(there) <= set(here)
-        kept |= {key: there} if whole else {}
-    if set(wanted["without"]) <= set(found["without"]):
-        kept["without"] = found["without"]
-    return kept

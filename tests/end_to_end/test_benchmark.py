@@ -16,8 +16,9 @@ sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 from benchmark import estimates, kept, reporting, results, running
 from benchmark.cells import Cell, cell_folder, count_done, finish, is_done, plan_cells, work
+from benchmark.claims import claim
 from benchmark.remembering import EARLIER, RememberingEnv
-from benchmark.settings import Benchmark, Training, claim
+from benchmark.settings import Benchmark, Training
 
 from lerobot_env_pixio import EpisodeRecord, make_env, paired, read_records, wilson, write_records
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
@@ -261,6 +262,36 @@ def test_the_report_alone_can_be_had_and_runs_nothing(make_config: Any, capsys: 
     assert "20 of 20 cells are done." in capsys.readouterr().out
     assert (Path(config.folder) / "report.html").is_file()
     assert not (Path(config.folder) / "settings.json").exists()
+
+
+def test_a_report_of_less_is_written_and_one_of_other_settings_is_not(make_config: Any, tmp_path: Path) -> None:
+    top = {"cameras": {"aloha/insertion": ["top"]}}
+    whole = make_config(arms={"pixio": "shipped:pixio_vitt16", "mae": "there"}, **top)
+    fill(whole, rates=RATES | {"mae": 0.5})
+    claim(whole)
+    settings = tmp_path / "benchmark" / "settings.json"
+    written = settings.read_text()
+    for less in (
+        {"seeds": [0]},
+        {"tasks": ["metaworld/reach"]},
+        {"arms": {"pixio": "shipped:pixio_vitt16"}, "without": ["cnn"]},
+        {"seeds": [0, 1, 2]},
+    ):
+        running.run(make_config(report_only=True, **top, **less), command="")
+        assert (tmp_path / "benchmark" / "report.html").is_file()
+        (tmp_path / "benchmark" / "report.html").unlink()
+    for other, told in (
+        ({"training": {"act": Training(steps=4, batch_size=4)}}, "training: "),
+        ({"arms": {"pixio": "another"}}, "arms: "),
+        ({"arms": {"mae": "there"}}, "the first arm is 'mae'"),
+        ({"demonstrations": 3}, "demonstrations: 2 there, 3 wanted"),
+        ({"options": {"pixio": {"grid": 2}}}, "options: "),
+        ({"cameras": {"aloha/insertion": ["angle"]}}, "cameras: "),
+    ):
+        with pytest.raises(DataError, match=told):
+            running.run(make_config(**{"report_only": True, **top, **other}), command="")
+    assert not (tmp_path / "benchmark" / "report.html").exists()
+    assert settings.read_text() == written
 
 
 def test_an_unfinished_benchmark_is_reported_as_such(make_config: Any) -> None:

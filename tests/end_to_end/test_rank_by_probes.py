@@ -11,7 +11,8 @@ sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 import rank_by_probes
 from benchmark.cells import cell_folder, finish, plan_cells
-from benchmark.settings import Benchmark, Training, claim, read_benchmark
+from benchmark.claims import claim, read_benchmark
+from benchmark.settings import Benchmark, Training
 
 from lerobot_env_pixio import EpisodeRecord, write_records
 from pixio_pretrain import probe
