@@ -22,7 +22,6 @@ so a killed comparison continues, and arms can be added.
 import argparse
 import hashlib
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -34,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from encoder_pictures import draw_depth, draw_features, draw_positions, draw_scaling
+from page import write_whole
 from tqdm import tqdm
 
 from pixio_pretrain import probe
@@ -213,9 +213,7 @@ def write_results(folder: Path, trial: Trial, records: list[probe.ProbeRecord], 
         *pictures,
         "\n".join(["| encoder | weights | training |", "| --- | --- | --- |", *rows]),
     ]
-    draft = folder / "results.writing"
-    draft.write_text("\n\n".join(part.strip() for part in parts) + "\n")
-    os.replace(draft, folder / "results.md")
+    write_whole(folder / "results.md", "\n\n".join(part.strip() for part in parts) + "\n")
 
 
 @told_on_one_line("compare_encoders")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def write_page(path: Path, template: Path, **values: Any) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that a kill cannot leave half written."""
-    draft = path.with_suffix(".writing")
+    """Write a file that neither a kill nor another process that writes it, too, can leave half written."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
