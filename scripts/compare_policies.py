@@ -31,10 +31,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+from benchmark.estimates import difference_of, rate_of
+from benchmark.tables import points
 from filelock import FileLock, Timeout
 from lerobot.configs import FeatureType
 from lerobot.policies.factory import get_policy_class
 from lerobot.utils.feature_utils import dataset_to_policy_features
+from page import write_whole
 from small_policies import STEPS, resnet_act, resnet_diffusion, small_act, small_diffusion
 from stock_loop import StockLoop
 from tqdm import tqdm
@@ -42,15 +45,12 @@ from tqdm import tqdm
 from lerobot_env_pixio import (
     collect_demonstrations,
     make_env,
-    paired,
-    paired_pooled,
-    pooled,
     read_records,
     rollout,
     seeds,
-    wilson,
     write_records,
 )
+from lerobot_env_pixio.provenance import refuse_other_settings
 from lerobot_policy_pixio.acting import Actor
 from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
@@ -153,14 +153,18 @@ def parse_options() -> argparse.Namespace:
 
 
 def claim(options: argparse.Namespace) -> None:
-    """Write down what the folder's cells have in common, or check that it is the same."""
+    """Write down what the folder's cells have in common, or check that it is the same.
+
+    Raises:
+        DataError: It is not; says what differs.
+    """
     shared = {key: getattr(options, key) for key in SHARED}
     path = options.folder / "settings.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(shared, indent=2) + "\n")
-    elif json.loads(path.read_text()) != shared:
-        raise SystemExit(f"{options.folder} holds cells of {path.read_text()}not of {shared}: choose another --folder.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(".settings.lock")):
+        if not path.exists():
+            write_whole(path, json.dumps(shared, indent=2) + "\n")
+        refuse_other_settings(options.folder, found=json.loads(path.read_text()), wanted=shared)
 
 
 def fill_cell(name: str, seed: int, demonstrations: Path, options: argparse.Namespace) -> None:
@@ -288,6 +292,9 @@ def write_results(options: argparse.Namespace) -> None:
         if homes:
             cells[name] = [Cell(**json.loads((home / "cell.json").read_text())) for home in homes]
             outcomes[name] = [[one.success for one in read_records(home / "records.jsonl")] for home in homes]
+    if not cells:
+        print("No cell is done yet.")
+        return
     # A scene that broke off is nobody's failure: it is left out everywhere, so that all arms keep the same ones.
     played = np.concatenate([np.array(found, object) for found in outcomes.values()])  # cells x scenes
     whole = np.all(played != None, axis=0)  # noqa: E711 (element by element)
@@ -300,20 +307,16 @@ def write_results(options: argparse.Namespace) -> None:
         steps = ", ".join(str(cell.steps) for cell in cells[name])
         speed = np.mean([cell.steps * options.batch_size / cell.train_seconds for cell in cells[name]])
         each = ", ".join(f"{int(seed.sum())}/{len(seed)}" for seed in found)
-        low, high = interval(found)
+        rate = rate_of(found)
         rows.append(
             f"| {ARMS[name].label} | {steps} | {speed:.0f} | {each} | {int(found.sum())}/{found.size}, "
-            f"{found.mean():.0%} | {low:.0%} to {high:.0%} |"
+            f"{rate.value:.0%} | {rate.low:.0%} to {rate.high:.0%} |"
         )
     lines = []
     for ours, theirs in (("pixio-act", "resnet-act"), ("pixio-diffusion", "resnet-diffusion")):
         if ours in successes and theirs in successes:
-            a, b = successes[ours], successes[theirs]
-            low, high = interval(a, b)
-            lines.append(
-                f"- {ARMS[ours].label} less {ARMS[theirs].label}: {100 * (a.mean() - b.mean()):+.0f} points "
-                f"({100 * low:+.0f} to {100 * high:+.0f}), paired over scenes."
-            )
+            less = points(difference_of(successes[ours], successes[theirs]))
+            lines.append(f"- {ARMS[ours].label} less {ARMS[theirs].label}, in points, paired over scenes: {less}.")
     parts = [
         f"# {options.task}: policies after {options.minutes:g} minutes of training",
         f"`{shlex.join(['scripts/compare_policies.py', *sys.argv[1:]])}`",
@@ -324,21 +327,9 @@ def write_results(options: argparse.Namespace) -> None:
         "\n".join(rows),
         "\n".join(lines),
     ]
-    draft = options.folder / "results.writing"
-    draft.write_text("\n\n".join(part for part in parts if part) + "\n")
-    draft.replace(options.folder / "results.md")
-    print(draft.with_suffix(".md").read_text())
-
-
-def interval(a: np.ndarray, b: np.ndarray | None = None) -> tuple[float, float]:
-    """Give the 95 % interval of a success rate, or of the difference of two: bool [seeds scenes]."""
-    if min(len(a), len(a if b is None else b)) == 1:
-        if b is None:
-            return wilson(int(a[0].sum()), a.shape[1])
-        alone = paired(a[0].tolist(), b[0].tolist())
-        return alone.low, alone.high
-    result = pooled(a) if b is None else paired_pooled(a, b)
-    return result.low, result.high
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    write_whole(options.folder / "results.md", text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,81 @@
+"""The table of compare_policies.py, from cells that are made up."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+
+import compare_policies as script
+import page
+
+from lerobot_env_pixio import EpisodeRecord, write_records
+from pixio_robot.errors import DataError
+
+SCENES = 40
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> argparse.Namespace:
+    given: dict[str, Any] = {"task": "reach-v3", "demonstrations": 2, "minutes": 1.0, "batch_size": 4}
+    return argparse.Namespace(folder=tmp_path / "out", rollouts=SCENES, **given)
+
+
+def fill(options: argparse.Namespace, arm: str, seed: int, solved: int) -> None:
+    home = options.folder / f"{arm}-{seed}"
+    facts: dict[str, Any] = {"suite": "metaworld", "task": options.task, "policy_seed": seed, "arm": arm, "steps": 9}
+    facts |= {"encoder": None, "total_reward": 0.0, "settings": {}, "versions": {}}
+    write_records(
+        home / "records.jsonl", [EpisodeRecord(env_seed=one, success=one < solved, **facts) for one in range(SCENES)]
+    )
+    cost = {"steps": 5, "train_seconds": 1.0, "cache_seconds": 0.0, "loss": 1.0}
+    (home / "cell.json").write_text(json.dumps({"arm": arm, "seed": seed, **cost}))
+
+
+def test_a_difference_and_its_interval_are_of_the_same_seeds(options: argparse.Namespace) -> None:
+    """Three seeds of one arm, whose first is the worst, and one of the other."""
+    for seed, solved in enumerate((10, 30, 38)):
+        fill(options, "pixio-act", seed, solved)
+    fill(options, "resnet-act", 0, 12)
+    script.write_results(options)
+    text = (options.folder / "results.md").read_text()
+    assert "10/40, 30/40, 38/40" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("- ")]
+    value, low, high = (int(word.strip("().")) for word in line.split() if word.strip("().+-").isdigit())
+    assert value == 35
+    assert 0 < low < value < high
+
+
+def test_a_table_of_no_cells_is_none(options: argparse.Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    script.write_results(options)
+    assert "No cell is done yet." in capsys.readouterr().out
+
+
+def test_a_folder_is_of_one_comparison(options: argparse.Namespace) -> None:
+    script.claim(options)
+    script.claim(options)
+    options.batch_size = 8
+    with pytest.raises(DataError, match="batch_size: 4 there, 8 wanted"):
+        script.claim(options)
+
+
+def test_two_processes_that_write_a_file_at_once_each_write_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins and ends between the first's writing and its putting it in place."""
+    replace = Path.replace
+
+    def meanwhile(draft: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "replace", replace)
+        monkeypatch.setattr(page.os, "getpid", lambda: -1)
+        page.write_whole(target, "second")
+        return draft.replace(target)
+
+    monkeypatch.setattr(Path, "replace", meanwhile)
+    page.write_whole(tmp_path / "results.md", "first")
+    assert (tmp_path / "results.md").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["results.md"]
