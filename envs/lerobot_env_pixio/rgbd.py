@@ -31,7 +31,7 @@ from pixio_robot.errors import SettingError
 logger = logging.getLogger(__name__)
 
 _NOISE = (0.2, 1.0)  # standard deviation of the noise on the expert's actions, drawn per scene
-_STEPS = (5, 60)  # of the expert before each moment, drawn for each
+_STEPS = (5, 60)  # of the expert before each moment, drawn for each; the last excluded
 
 _MEANINGS = MEANINGS | {
     "color": "RGB as the renderer gives it, top row first",
@@ -112,9 +112,16 @@ def render_rgbd(
     """
     folder = Path(folder)
     refuse_without_expert(suite)
-    names = [row.name for row in find_tasks(suite, "all" if tasks is None else tasks)]
-    if min(scenes_per_task, moments, len(cameras) + free, workers) < 1:
-        raise SettingError("scenes_per_task, moments, cameras and workers must be at least 1.")
+    rows = find_tasks(suite, "all" if tasks is None else tasks)
+    names = [row.name for row in rows]
+    if min(scenes_per_task, moments, len(cameras) + free, workers) < 1 or not names:
+        raise SettingError("Tasks, scenes_per_task, moments, cameras and workers must be at least 1.")
+    longest, horizon = moments * (_STEPS[1] - 1), min(row.horizon for row in rows)
+    if longest > horizon:
+        raise SettingError(
+            f"moments={moments}: a scene lasts at most {horizon} steps, of which this takes up to {longest}. "
+            f"{horizon // (_STEPS[1] - 1)} moments always fit."
+        )
     height, width = (size, size) if isinstance(size, int) else size
     settings = _Settings(
         suite=suite,

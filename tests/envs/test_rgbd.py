@@ -108,6 +108,10 @@ def test_other_settings_and_mistakes_are_refused(folder: Path, tmp_path: Path) -
         render_rgbd(tmp_path / "a", **SETTINGS, free=4)
     with pytest.raises(SettingError, match="no scripted expert"):
         render_rgbd(tmp_path / "a", suite="adroit", tasks=["door"])
+    with pytest.raises(SettingError, match=r"moments=9: .* at most 500 steps, .* up to 531\. 8 moments always fit"):
+        render_rgbd(tmp_path / "a", **SETTINGS | {"moments": 9})
+    with pytest.raises(SettingError, match=r"Tasks, .* at least 1"):
+        render_rgbd(tmp_path / "a", **SETTINGS | {"tasks": []})
     assert not (tmp_path / "a").exists()
 
 
