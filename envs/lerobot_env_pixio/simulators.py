@@ -134,7 +134,7 @@ class Fleet:
                     slot, answers[slot] = self._workers[number].receive()
                     awaited[number].popleft()
                 except _WorkerLostError as error:
-                    ended = {slot: answer for slot, answer in answers.items() if isinstance(answer, Outcome)}
+                    ended = {slot: answer for slot, answer in answers.items() if isinstance(answer, Outcome | Path)}
                     others = {slot: answer for slot, answer in answers.items() if slot % len(self._workers) != number}
                     answers = ended | others  # what still went on in this worker is gone
                     culprit = awaited.pop(number)[0]

@@ -9,6 +9,7 @@ import pytest
 from lerobot_env_pixio import EpisodeRecord, make_env, memory, read_records, rollout, write_records
 from lerobot_env_pixio.environment import Observation
 from lerobot_env_pixio.rollouts import decide
+from lerobot_env_pixio.simulators import Film, Fleet, Outcome
 from lerobot_env_pixio.videos import side_by_side
 from pixio_robot.errors import DataError, SettingError
 
@@ -168,6 +169,19 @@ def test_what_the_environment_does_wrong_is_no_failure_of_the_policy(faulty: Mod
     assert "no answer within 5 seconds" in errors[3]
     assert [record.success for record in records] == [False, None, None, None, False, False]
     assert [record.steps for record in records if record.error is None] == [20, 20, 20]
+
+
+def test_a_film_that_was_whole_when_its_worker_died_is_kept(faulty: ModuleType, tmp_path: Path) -> None:
+    """The process dies at the fifth step of the second."""
+    films = [
+        Film(slot=slot, seed=seed, actions=np.zeros((6, 4), np.float32), path=tmp_path / f"{seed}.mp4")
+        for slot, seed in enumerate((0, 2))
+    ]
+    with Fleet(faulty.make, workers=1, patience=60) as fleet:
+        answers = fleet.ask(films)
+    assert answers[0] == tmp_path / "0.mp4"
+    assert isinstance(answers[1], Outcome)
+    assert "exit status 7" in str(answers[1].error)
 
 
 @pytest.mark.parametrize(
