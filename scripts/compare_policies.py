@@ -119,16 +119,15 @@ def main() -> None:
     options = parse_options()
     torch.set_num_threads(1)
     claim(options)
-    with FileLock(options.folder / ".demonstrations.lock"):
-        demonstrations = collect_demonstrations(
-            options.folder / "demonstrations",
-            SUITE,
-            options.task,
-            episodes=options.demonstrations,
-            cameras=CAMERAS,
-            size=SIZE,
-            workers=options.workers,
-        )
+    demonstrations = collect_demonstrations(
+        options.folder / "demonstrations",
+        SUITE,
+        options.task,
+        episodes=options.demonstrations,
+        cameras=CAMERAS,
+        size=SIZE,
+        workers=options.workers,
+    )
     for seed in options.seeds:
         for name in options.arms:
             fill_cell(name, seed, demonstrations, options)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from tqdm import tqdm
 
 from lerobot_env_pixio import seeds
@@ -55,7 +56,7 @@ def collect_demonstrations(
     Its features are ``observation.images.<camera>`` (video), ``observation.state``, ``action`` (what the expert
     wanted), ``next.reward``, ``next.success`` and ``seed``; with ``state`` also ``observation.environment_state``.
     Seeds at which the expert fails are passed over. A killed run is taken up where it stopped; a complete data set of
-    the same settings is reused.
+    the same settings is reused. Of several processes that ask for one folder, one collects, and the others wait for it.
 
     Args:
         folder: Where the data set goes; staging happens in siblings of it.
@@ -89,13 +90,17 @@ def collect_demonstrations(
     made_by = {"environment": env.settings, "episodes": episodes, "noise": noise, "first_seed": first_seed}
     made_by |= {"video": _VIDEO, "versions": package_versions(suite)}
     staging = folder.with_name(f"{folder.name}.staging")
-    if folder.exists():
-        refuse_other_settings(folder, found=_read_generation(folder), wanted=made_by)
-        logger.info("%s is complete and of the same settings; reused", folder)
-    else:
-        _open_staging(staging, made_by)
-        good = _play(staging, episodes=episodes, first_seed=first_seed, workers=workers)
-        _write(folder, staging, good, env=env, made_by=made_by)
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not folder.exists():  # another process may have been quicker
+                _open_staging(staging, made_by)
+                good = _play(staging, episodes=episodes, first_seed=first_seed, workers=workers)
+                _write(folder, staging, good, env=env, made_by=made_by)
+                shutil.rmtree(staging, ignore_errors=True)
+                return folder
+    refuse_other_settings(folder, found=_read_generation(folder), wanted=made_by)
+    logger.info("%s is complete and of the same settings; reused", folder)
     shutil.rmtree(staging, ignore_errors=True)
     return folder
 

@@ -5,8 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from benchmark.remembering import make_remembering
 from benchmark.settings import Benchmark, task_name
 from lerobot_env_pixio import ManipulationEnv, Task, collect_demonstrations, make_env
@@ -59,18 +57,16 @@ def open_demonstrations(config: Benchmark, task: Task) -> DatasetFrames:
     if given is not None:
         return DatasetFrames(given, [f"observation.images.{camera}" for camera in config.cameras_of(task)])
     folder = shared_folder(config, task) / "demonstrations"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(".demonstrations.lock")):
-        collect_demonstrations(
-            folder,
-            task.suite,
-            task.name,
-            episodes=config.demonstrations,
-            cameras=config.cameras_of(task),
-            size=config.size,
-            state=True,
-            workers=config.workers,
-        )
+    collect_demonstrations(
+        folder,
+        task.suite,
+        task.name,
+        episodes=config.demonstrations,
+        cameras=config.cameras_of(task),
+        size=config.size,
+        state=True,
+        workers=config.workers,
+    )
     return DatasetFrames(folder)
 
 

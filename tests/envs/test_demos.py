@@ -1,10 +1,14 @@
 import os
+import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_env_pixio import ManipulationEnv, collect_demonstrations, demos, make_env, seeds
@@ -138,6 +142,24 @@ def test_the_same_is_reused_and_another_is_refused(folder: Path, tmp_path: Path)
         collect_demonstrations(folder, *TASK, **SETTINGS, noise=0.2)
     with pytest.raises(DataError, match="no demonstrations of ours"):
         collect_demonstrations(tmp_path, *TASK, **SETTINGS)
+
+
+def test_what_another_process_collects_is_waited_for_and_reused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def collect() -> None:
+        with FileLock(tmp_path / ".set.lock"):
+            begun.set()
+            time.sleep(0.5)
+            shutil.copytree(folder, tmp_path / "copy")
+            (tmp_path / "copy").rename(tmp_path / "set")
+
+    monkeypatch.setattr(demos, "_play", lambda *_, **__: pytest.fail("two were at it"))
+    begun, other = threading.Event(), threading.Thread(target=collect)
+    other.start()
+    begun.wait()
+    assert collect_demonstrations(tmp_path / "set", *TASK, **SETTINGS) == tmp_path / "set"
+    other.join()
 
 
 def test_mistakes_are_told_at_once(tmp_path: Path) -> None:
