@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the data set goes; outputs/demos/TASK if left out")
     parser.add_argument("--suite", default="metaworld", help="the simulator")
     parser.add_argument("--episodes", type=int, default=25, help="successful episodes")
-    parser.add_argument("--cameras", nargs="+", default=["corner2", "gripperPOV"], help="cameras")
+    parser.add_argument("--cameras", nargs="+", help="cameras; the task's own if left out")
     parser.add_argument("--size", type=int, default=128, help="pixels of a side")
     parser.add_argument("--render", default="fast", help="fast or full")
     parser.add_argument("--shift", default="none", help="change of looks between episodes: none, mild or strong")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pixio_robot.errors import SettingError, told_on_one_line
 
-HELD_OUT = ("coffee-button", "faucet-open", "assembly", "shelf-place")
+HELD_OUT = {"metaworld": ("coffee-button", "faucet-open", "assembly", "shelf-place"), "aloha": ("insertion",)}
+"""Suite to the tasks of 'scenes' and 'all', where no others are named."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -24,12 +25,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
     parser.add_argument("folder", type=Path, help="where the sets go")
     parser.add_argument("--suite", default="metaworld", help="metaworld or aloha")
-    parser.add_argument("--tasks", nargs="+", help="tasks to train on; all others when absent")
-    parser.add_argument("--held-out-tasks", nargs="+", default=HELD_OUT, help="tasks of 'scenes' and 'all'")
+    parser.add_argument("--tasks", nargs="+", help="tasks to train on; all others if left out")
+    parser.add_argument("--held-out-tasks", nargs="+", help="tasks of 'scenes' and 'all'; a few if left out")
     parser.add_argument("--scenes-per-task", type=int, default=40, help="scenes of each task to train on")
     parser.add_argument("--held-out-scenes", type=int, default=24, help="scenes of each held-out set")
     parser.add_argument("--moments", type=int, default=1, help="points in time of each scene")
-    parser.add_argument("--cameras", nargs="+", default=["corner2"], help="cameras of the model that look each time")
+    parser.add_argument("--cameras", nargs="+", help="cameras that look each time; the tasks' own first if left out")
     parser.add_argument("--free", type=int, default=2, help="further cameras, anywhere around the table")
     parser.add_argument("--size", type=int, nargs="+", default=[128], help="pixels of a side, or height and width")
     parser.add_argument("--first-seed", type=int, default=200_000, help="where this set's scenes begin")
@@ -40,7 +41,7 @@ def main() -> None:
     from lerobot_env_pixio.rgbd import render_rgbd  # after --help
     from lerobot_env_pixio.rgbd_stage import ASPECTS
 
-    held_out_tasks = [task.name for task in find_tasks(args.suite, args.held_out_tasks)]
+    held_out_tasks = [task.name for task in find_tasks(args.suite, args.held_out_tasks or HELD_OUT.get(args.suite, ()))]
     train = [task.name for task in find_tasks(args.suite, args.tasks or "all")]
     if args.tasks is None:
         train = [name for name in train if name not in held_out_tasks]

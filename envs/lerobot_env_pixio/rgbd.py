@@ -73,7 +73,7 @@ def render_rgbd(
     tasks: Sequence[str] | None = None,
     scenes_per_task: int = 20,
     moments: int = 2,
-    cameras: Sequence[str] = ("corner2",),
+    cameras: Sequence[str] | None = None,
     free: int = 2,
     size: int | tuple[int, int] = 128,
     render: str = "fast",
@@ -94,7 +94,7 @@ def render_rgbd(
         tasks: Tasks of that suite, or sets of them; None for all.
         scenes_per_task: Scenes of each task.
         moments: Points in time of each scene; all cameras look at the same moment.
-        cameras: Cameras of the model, such as one over the table or on the hand.
+        cameras: Cameras of the model, such as one over the table or on the hand; None for the first of the tasks' own.
         free: Further cameras, anywhere around the table.
         size: Pixels: one number for a square, or (height, width).
         render: A key of ``RENDER_PRESETS``.
@@ -114,8 +114,11 @@ def render_rgbd(
     refuse_without_expert(suite)
     rows = find_tasks(suite, "all" if tasks is None else tasks)
     names = [row.name for row in rows]
-    if min(scenes_per_task, moments, len(cameras) + free, workers) < 1 or not names:
-        raise SettingError("Tasks, scenes_per_task, moments, cameras and workers must be at least 1.")
+    if min(scenes_per_task, moments, workers) < 1 or not names:
+        raise SettingError("Tasks, scenes_per_task, moments and workers must be at least 1.")
+    cameras = rows[0].cameras[:1] if cameras is None else cameras
+    if len(cameras) + free < 1:
+        raise SettingError(f"cameras={list(cameras)}, free={free}: at least one camera is needed.")
     longest, horizon = moments * (_STEPS[1] - 1), min(row.horizon for row in rows)
     if longest > horizon:
         raise SettingError(

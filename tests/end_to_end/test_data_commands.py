@@ -1,4 +1,4 @@
-"""What the sets of render_rgbd.py share, and what they do not; nothing is rendered."""
+"""What the commands that make data ask the library for; nothing is rendered."""
 
 import sys
 from pathlib import Path
@@ -8,9 +8,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
-import render_rgbd as script
+import collect_demos
+import render_rgbd
 
-from lerobot_env_pixio import find_tasks, rgbd
+from lerobot_env_pixio import demos, find_tasks, rgbd
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["render_rgbd", "outputs", *words])
-    script.main()
+    render_rgbd.main()
 
 
 def scenes(settings: dict[str, Any]) -> set[int]:
@@ -54,3 +55,17 @@ def test_tasks_that_are_trained_on_cannot_be_held_out(
     with pytest.raises(SystemExit, match="door-open-v3, drawer-open-v3: in --tasks and"):
         command(monkeypatch, "--tasks", "mt10", "--held-out-tasks", "drawer-open", "door-open")
     assert not rendered
+
+
+def test_every_suite_with_an_expert_has_tasks_to_hold_out_and_cameras_to_look_through(
+    rendered: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command(monkeypatch, "--suite", "aloha")
+    assert (rendered["train"]["tasks"], rendered["all"]["tasks"]) == (["transfer-cube"], ["insertion"])
+    collected: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(demos, "collect_demonstrations", lambda *given, **named: collected.append((given, named)))
+    monkeypatch.setattr(sys, "argv", ["collect_demos", "insertion", "--suite", "aloha"])
+    collect_demos.main()
+    (((folder, *what), named),) = collected
+    assert (folder, what) == (Path("outputs/demos/insertion"), ["aloha", "insertion"])
+    assert rendered["train"]["cameras"] is named["cameras"] is None  # the tasks' own

@@ -115,6 +115,16 @@ def test_other_settings_and_mistakes_are_refused(folder: Path, tmp_path: Path) -
     assert not (tmp_path / "a").exists()
 
 
+def test_another_suite_is_looked_at_through_a_camera_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rgbd, "run_jobs", here)
+    settings: dict[str, Any] = {"tasks": ["insertion"], "scenes_per_task": 1, "moments": 1, "size": (24, 32)}
+    group: Any = zarr.open_group(render_rgbd(tmp_path / "set", suite="aloha", **settings), mode="r")
+    assert group.attrs["cameras"] == ["top"]
+    assert group["color"].shape == (1, 3, 24, 32, 3)
+
+
 def looks(stage: Stage, seed: int) -> dict[str, Any]:
     stage.reset(seed)
     model = stage.simulation.model
