@@ -14,7 +14,7 @@ from page import to_base64, to_svg, write_page
 from PIL import Image
 from torch import Tensor
 
-from lerobot_env_pixio import EpisodeRecord, paired, wilson
+from lerobot_env_pixio import EpisodeRecord, PairedComparison, paired, wilson
 from pixio_pretrain.probe.components import component_colors
 from pixio_robot import Encoder
 
@@ -57,15 +57,20 @@ class TaskResult:
     arms: Sequence[ArmResult]
 
 
-def compare(first: ArmResult, second: ArmResult) -> dict[str, str]:
+def pair(first: ArmResult, second: ArmResult) -> PairedComparison:
     """Compare two arms on the seeds that both ran."""
     left = {record.env_seed: bool(record.success) for record in first.valid}
     right = {record.env_seed: bool(record.success) for record in second.valid}
     seeds = sorted(left.keys() & right.keys())
-    result = paired([left[seed] for seed in seeds], [right[seed] for seed in seeds])
+    return paired([left[seed] for seed in seeds], [right[seed] for seed in seeds])
+
+
+def compare(first: ArmResult, second: ArmResult) -> dict[str, str]:
+    """One row of the table of paired differences."""
+    result = pair(first, second)
     return {
         "name": f"{first.label} − {second.label}",
-        "difference": f"{100 * result.difference:+.0f} points, n = {len(seeds)}",
+        "difference": f"{100 * result.difference:+.0f} points, n = {result.n}",
         "interval": f"{100 * result.low:+.0f} to {100 * result.high:+.0f}",
         "only": f"{result.only_a} / {result.only_b}",
         "p": f"{result.p_value:.2g}",
@@ -73,24 +78,27 @@ def compare(first: ArmResult, second: ArmResult) -> dict[str, str]:
 
 
 def reading(arms: Sequence[ArmResult]) -> list[str]:
-    """Say in words what the numbers allow to be said."""
+    """Say in words what the numbers allow to be said: whether the interval of a paired difference leaves out zero."""
     pixio, blind, random = arms
+    seeing, pretraining = pair(pixio, blind), pair(pixio, random)
     sentences = [f"{arm.label}: {arm.successes} of {len(arm.valid)} ({_percent(*arm.interval)})." for arm in arms]
-    if pixio.interval[0] > blind.interval[1]:
-        sentences.append("Seeing helps: the interval with Pixio features lies wholly above the blind policy's.")
+    if seeing.low > 0:
+        sentences.append("Seeing helps: on the same seeds, Pixio features do better than none, beyond chance.")
+    elif seeing.high < 0:
+        sentences.append("Seeing hurts here: on the same seeds, the blind policy does better, beyond chance.")
     else:
-        sentences.append("Whether seeing helps cannot be told here: the intervals with and without sight overlap.")
-    if random.interval[0] > blind.interval[1] and random.interval[1] >= pixio.interval[0]:
+        sentences.append("Whether seeing helps cannot be told here: on the same seeds, the difference may be chance.")
+    if pretraining.low > 0:
+        sentences.append("Pre-training helps: on the same seeds, it does better than random weights, beyond chance.")
+    elif pretraining.high < 0:
+        sentences.append("Pre-training hurts here: on the same seeds, random weights do better, beyond chance.")
+    elif pair(random, blind).low > 0:
         sentences.append(
             "A frozen encoder with random weights passes here as well. So this task shows that the path from pixels to "
             "a measured policy works; it does not show that pre-training helps."
         )
-    elif pixio.interval[0] > random.interval[1]:
-        sentences.append("Pre-training helps: the interval lies wholly above that of random weights.")
-    elif random.interval[0] > pixio.interval[1]:
-        sentences.append("Pre-training hurts here: random weights do better, beyond chance.")
     else:
-        sentences.append("Pre-trained and random weights cannot be told apart here: their intervals overlap.")
+        sentences.append("Pre-trained and random weights cannot be told apart here: the difference may be chance.")
     sentences.append("Each policy was trained once: the intervals speak of scenes, not of the luck of training.")
     return sentences
 
