@@ -19,7 +19,7 @@ COLORS = ("#1f6feb", "#a475f9", "#d4a72c", "#bf3989", "#0a7ea4", "#6e5494")
 CONTROL_LABELS = {
     "blind": ("Blind: its own pose only", "#8b949e"),
     "state": ("Ground-truth state", "#2da44e"),
-    "random": ("Random weights, frozen", "#e36209"),
+    "random": ("Random weights", "#e36209"),
     "cnn": ("Small CNN, end to end", "#cf222e"),
 }
 
@@ -58,7 +58,9 @@ class Sight:
 def label(config: Benchmark, arm: str) -> tuple[str, str]:
     """An arm's name and colour on the page."""
     if arm in CONTROL_LABELS:
-        return CONTROL_LABELS[arm]
+        name, color = CONTROL_LABELS[arm]
+        frozen = arm == "random" and config.train_encoder_of(arm) == "frozen"
+        return f"{name}, frozen" if frozen else name, color
     return arm, COLORS[list(config.arms).index(arm) % len(COLORS)]
 
 

@@ -54,7 +54,7 @@ def write_report(config: Benchmark, *, command: str) -> Path | None:
         {
             "name": panel.name,
             "text": panel.task.description,
-            "sentences": sentences(panel, looks, first),
+            "sentences": sentences(panel, looks, config),
             "notes": panel.notes,
             "scenes": panel.scenes,
             "grids": score_grids(panel, looks, first),

@@ -133,6 +133,10 @@ class Benchmark:
         named = {task_name(parse_task(name)): Path(folder) for name, folder in self.datasets.items()}
         return named.get(task_name(task))
 
+    def train_encoder_of(self, arm: str) -> str:
+        """How an arm has its encoder trained with the policy; "frozen" where its options do not say."""
+        return self.options.get(arm, {}).get("train_encoder", "frozen")
+
     def check(self) -> None:
         """Refuse what cannot be run, before anything is.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from benchmark.estimates import Estimate, over_tasks
 from benchmark.figures import Looks
 from benchmark.results import Panel
-from benchmark.settings import CLEAN
+from benchmark.settings import CLEAN, Benchmark
 
 NONE = "–"
 
@@ -145,15 +145,18 @@ def cost_grid(panels: Sequence[Panel], looks: Looks) -> Grid:
     return Grid(title="CPU seconds", columns=columns, rows=rows)
 
 
-def sentences(panel: Panel, looks: Looks, first: str) -> list[str]:
-    """What the numbers of a panel allow to be said, and no more."""
-    scores = panel.scores.get(CLEAN, {})
+def sentences(panel: Panel, looks: Looks, config: Benchmark) -> list[str]:
+    """What the numbers of a panel allow to be said, and no more: a cause is named where arms differ in nothing else."""
+    scores, first = panel.scores.get(CLEAN, {}), next(iter(config.arms))
+    tuned = config.train_encoder_of(first)
     said = []
     if first in scores and "random" in scores[first].against:
-        said.append(_compare(first, looks["random"][0].lower(), scores[first].against["random"], "pre-training"))
+        cause = "pre-training" if tuned == config.train_encoder_of("random") else ""
+        said.append(_compare(first, looks["random"][0].lower(), scores[first].against["random"], cause))
     if "cnn" in scores and first in scores["cnn"].against:
         against = _flip(scores["cnn"].against[first])
-        said.append(_compare(first, "a small CNN trained end to end", against, "the frozen encoder"))
+        cause = "the frozen encoder" if tuned == "frozen" else ""
+        said.append(_compare(first, "a small CNN trained end to end", against, cause))
     for shift, kept in panel.kept.items():
         less = kept["cnn"].less_first if "cnn" in kept else None
         if less and not less.low <= 0 <= less.high:
@@ -175,9 +178,9 @@ def sentences(panel: Panel, looks: Looks, first: str) -> list[str]:
 
 def _compare(first: str, other: str, found: Estimate, cause: str) -> str:
     if found.low > 0:
-        return f"{first} beats {other} by {points(found)} points: {cause} helps here."
+        return f"{first} beats {other} by {points(found)} points{cause and f': {cause} helps here'}."
     if found.high < 0:
-        return f"{first} falls behind {other} by {points(found)} points: {cause} hurts here."
+        return f"{first} falls behind {other} by {points(found)} points{cause and f': {cause} hurts here'}."
     return f"{first} and {other} cannot be told apart here: {points(found)} points."
 
 

@@ -253,6 +253,31 @@ def test_the_report_says_what_the_records_say(make_config: Any, tmp_path: Path) 
     assert len(clean["pixio"].p_values["random"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "said", "unsaid"),
+    [
+        ({}, ("random weights, frozen by +50", ": pre-training helps", ": the frozen encoder helps"), ()),
+        ({"pixio": {"train_encoder": "full"}}, ("random weights, frozen by +50",), ("helps here",)),
+        (
+            {name: {"train_encoder": "full"} for name in ("pixio", "random")},
+            ("random weights by +50", ": pre-training helps"),
+            ("the frozen encoder", "weights, frozen"),
+        ),
+    ],
+)
+def test_a_cause_is_named_only_where_arms_differ_in_nothing_else(
+    options: dict[str, Any], said: tuple[str, ...], unsaid: tuple[str, ...], make_config: Any
+) -> None:
+    config = make_config(tasks=["metaworld/reach"], options=options)
+    fill(config, rates=RATES | {"cnn": 0.1})
+    page = reporting.write_report(config, command="")
+    assert page is not None
+    text = (page.parent / "results.md").read_text()
+    assert "a small CNN trained end to end by +70" in text
+    assert [words for words in said if words not in text] == []
+    assert [words for words in unsaid if words in text] == []
+
+
 def test_the_report_alone_can_be_had_and_runs_nothing(make_config: Any, capsys: pytest.CaptureFixture[str]) -> None:
     config = make_config(report_only=True, arms={"pixio": "nowhere"})  # there is no such encoder to run
     running.run(config, command="")
