@@ -45,10 +45,12 @@ def _free_in_machine() -> int | None:
 
 
 def _free_in_container(folder: Path) -> int | None:
-    """Read the limit of control groups, version 2."""
+    """Read the limit of control groups, version 2, whose cached files count as used but make room when it is needed."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())
+        amounts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except OSError:
         return None
-    return None if limit == "max" else max(int(limit) - used, 0) // 2**20
+    cached = sum(int(amounts.get(name, 0)) for name in ("active_file", "inactive_file"))
+    return None if limit == "max" else max(int(limit) - used + cached, 0) // 2**20

@@ -82,8 +82,9 @@ def test_more_environments_than_memory_are_refused_with_a_number(monkeypatch: py
 
 def test_memory_is_read_from_machine_and_container(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("3145728\n")
-    (tmp_path / "memory.current").write_text("1048576\n")
-    assert memory._free_in_container(tmp_path) == 2
+    (tmp_path / "memory.current").write_text("2097152\n")
+    (tmp_path / "memory.stat").write_text("anon 4096\nfile 1048576\nactive_file 524288\ninactive_file 524288\n")
+    assert memory._free_in_container(tmp_path) == 2  # of what is used, half is cached files
     (tmp_path / "memory.max").write_text("max\n")
     assert memory._free_in_container(tmp_path) is None
     assert memory._free_in_container(tmp_path / "none") is None
