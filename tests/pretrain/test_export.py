@@ -1,11 +1,15 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pixio_pretrain import RunConfig, train, training
 from pixio_pretrain.export import export_encoders, main
-from pixio_robot import load_encoder
+from pixio_pretrain.objectives.base import EncoderConfig
+from pixio_pretrain.objectives.distill import DistillConfig
+from pixio_robot import create_encoder, load_encoder
 from pixio_robot.errors import CheckpointError
 
 MakeConfig = Callable[..., RunConfig]
@@ -37,3 +41,33 @@ def test_a_run_is_exported_at_its_last_checkpoint_to_where_one_says(make_config:
     train(config)
     assert export_encoders(config.folder, tmp_path / "mine") == [tmp_path / "mine" / "encoder"]
     assert load_encoder(tmp_path / "mine" / "encoder").provenance["weights"] == "trained, step 5 of 5"
+
+
+def distilled(make_config: MakeConfig, tmp_path: Path) -> RunConfig:
+    """Train a student for two steps, under a teacher of which ``tmp_path`` holds the weights."""
+    sizes: dict[str, Any] = {"depth": 1, "heads": 2, "patch_size": 8, "image_size": 32}
+    create_encoder("pixio_vitt16", seed=0, width=16, **sizes).save_pretrained(tmp_path / "teacher")
+    students = {"small": EncoderConfig(**sizes, width=8)}
+    config = make_config(steps=2, objective=DistillConfig(teacher=str(tmp_path / "teacher"), students=students))
+    train(config)
+    return config
+
+
+def test_a_run_of_distillation_is_exported_with_the_students_that_its_checkpoint_holds(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = distilled(make_config, tmp_path)
+    (exported,) = export_encoders(config.folder)
+    assert exported.name == "small"
+    written, own = load_encoder(exported), load_encoder(Path(config.folder, "small"))
+    assert written.fingerprint == own.fingerprint
+    assert written.provenance["teacher"] == own.provenance["teacher"]
+
+
+def test_a_run_whose_teacher_was_exchanged_is_not_exported(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = distilled(make_config, tmp_path)
+    shutil.rmtree(tmp_path / "teacher")
+    other = create_encoder("pixio_vitt16", seed=1, width=16, depth=1, heads=2, patch_size=8, image_size=32)
+    other.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(CheckpointError, match=r"trained with a teacher of the sha256 .*Put those of then back"):
+        export_encoders(config.folder)

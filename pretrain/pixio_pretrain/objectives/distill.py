@@ -54,6 +54,12 @@ class DistillConfig(ObjectiveConfig):
     mask_block: int = 4
     mask_ratio: float = 0.0
 
+    def __post_init__(self) -> None:
+        self.students = {  # a run's identity holds them as plain mappings
+            name: student if isinstance(student, EncoderConfig) else EncoderConfig(**student)
+            for name, student in self.students.items()
+        }
+
     def build(self) -> "Distillation":
         """Build the students and load the teacher.
 
