@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from pixio_pretrain.data import Frames, Loader, Source, split_episodes
 from pixio_pretrain.distributed import World
@@ -101,7 +100,8 @@ def write_encoders(run: Run, model: Objective, *, command: str) -> float:
     picture = model.picture({key: value[:PICTURES] for key, value in run.held_out[0].items()})
     if picture:
         facts["picture"] = f"\n{model.picture_meaning}\n\n![What the model makes of them](picture.png)\n"
-    for name, encoder in model.encoders.items():
+    encoders = model.encoders
+    for name, encoder in encoders.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         draw_loss(folder / name / "loss_curve.png", rows, baselines)
         if picture:
@@ -117,10 +117,7 @@ def write_encoders(run: Run, model: Objective, *, command: str) -> float:
             "data": run.source.describe(),
             "held_out": {"loss": loss, **baselines},
         }
-        encoder.save_pretrained(folder / name)
-    for file, state in model.extra_weights.items():
-        state = {key: value.cpu().contiguous() for key, value in state.items()}
-        save_file(state, folder / next(iter(model.encoders)) / f"{file}.safetensors")
+    model.save_encoders(encoders, folder)
     return loss
 
 

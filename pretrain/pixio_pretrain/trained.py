@@ -30,8 +30,8 @@ def load_trained(folder: str | Path, *, device: str = "cpu") -> Trained:
         device: Where the weights go.
 
     Raises:
-        CheckpointError: If there is no checkpoint, if it is damaged or foreign, or if weights from elsewhere that it was
-            trained with, such as a teacher's, are others now.
+        CheckpointError: If there is no checkpoint, if it is damaged or foreign, or if weights from elsewhere that it
+            was trained with, such as a teacher's, are others now.
     """
     folder = Path(folder).expanduser()
     found = checkpoints(folder / "checkpoints")

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pixio_pretrain import RunConfig, train, training
 from pixio_pretrain.export import export_encoders, main
 from pixio_pretrain.objectives.base import EncoderConfig
 from pixio_pretrain.objectives.distill import DistillConfig
+from pixio_pretrain.objectives.pixpro import PixProConfig
 from pixio_robot import create_encoder, load_encoder
 from pixio_robot.errors import CheckpointError
 
@@ -71,3 +74,13 @@ def test_a_run_whose_teacher_was_exchanged_is_not_exported(make_config: MakeConf
     other.save_pretrained(tmp_path / "teacher")
     with pytest.raises(CheckpointError, match=r"trained with a teacher of the sha256 .*Put those of then back"):
         export_encoders(config.folder)
+
+
+def test_a_pyramid_comes_with_its_encoder_from_the_run_and_from_the_export_alike(make_config: MakeConfig) -> None:
+    sizes: dict[str, Any] = {"encoder": "resnet18", "image_size": 64, "projection_hidden": 8, "projection_width": 8}
+    config = make_config(steps=1, batch_size=2, objective=PixProConfig(**sizes, fpn_levels=2, fpn_width=8))
+    folder = train(config)
+    (exported,) = export_encoders(config.folder)
+    own, theirs = (load_file(place / "fpn.safetensors") for place in (folder, exported))
+    assert own.keys() == theirs.keys()
+    assert all(torch.equal(own[key], theirs[key]) for key in own)
