@@ -93,13 +93,18 @@ class Run:
             world=self.world,
         )
 
-    def whole_model(self) -> Objective | None:
-        """A copy of the model without wrappers and shards, in the first process; None in the others."""
+    def conclude(self) -> Objective | None:
+        """Give the model without wrappers and shards, in the first process; None in the others.
+
+        There is no training after that: the optimiser's moments and what the processes shared are let go, so that a GPU
+        need not hold them beside the whole model.
+        """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = get_model_state_dict(self.model, options=options)
-        if not self.world.first:
+        model = self.model.fresh() if self.world.first else None
+        del self.model, self.shared, self.optimizer
+        if model is None:
             return None
-        model = self.config.objective.build()
         model.load_state_dict(state)
         return model.to(self.world.device).eval()
 

@@ -62,10 +62,11 @@ def train(config: RunConfig, *, command: str = "pixio_pretrain.train(config)") -
         with alone(folder / ".lock", refusal) if world.first else nullcontext():
             run = start(config, world)
             _fit(run)
-            model = run.whole_model()
-            names = world.tell(list(model.encoders) if model else [])
+            model = run.conclude()
+            encoders = model.encoders if model else {}
+            names = world.tell(list(encoders))
             if model:
-                loss = write_encoders(run, model, command=command)
+                loss = write_encoders(run, model, encoders, command=command)
                 result = {"encoders": names, "held_out_loss": loss, "identity": run.identity}
                 (folder / "result.writing").write_text(json.dumps(result, indent=2) + "\n")
                 os.replace(folder / "result.writing", folder / "result.json")

@@ -1,4 +1,5 @@
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from safetensors.torch import load_file
 
 from pixio_pretrain import RunConfig, train, training
 from pixio_pretrain.export import export_encoders, main
+from pixio_pretrain.objectives import distill
 from pixio_pretrain.objectives.base import EncoderConfig
 from pixio_pretrain.objectives.distill import DistillConfig
 from pixio_pretrain.objectives.pixpro import PixProConfig
+from pixio_pretrain.run import Run
 from pixio_robot import create_encoder, load_encoder
 from pixio_robot.errors import CheckpointError
 
@@ -65,6 +68,29 @@ def test_a_run_of_distillation_is_exported_with_the_students_that_its_checkpoint
     written, own = load_encoder(exported), load_encoder(Path(config.folder, "small"))
     assert written.fingerprint == own.fingerprint
     assert written.provenance["teacher"] == own.provenance["teacher"]
+
+
+def test_a_run_reads_its_teacher_once_and_ends_without_its_optimiser(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    held: list[weakref.ref[torch.optim.Optimizer]] = []
+    monkeypatch.setattr(distill, "load_encoder", lambda name: read.append(name) or load_encoder(name))
+    start, write = training.start, training.write_encoders
+
+    def note(*words: Any) -> Run:
+        run = start(*words)
+        held.append(weakref.ref(run.optimizer))
+        return run
+
+    def look(*words: Any, **names: Any) -> float:
+        assert held[0]() is None
+        return write(*words, **names)
+
+    monkeypatch.setattr(training, "start", note)
+    monkeypatch.setattr(training, "write_encoders", look)
+    distilled(make_config, tmp_path)
+    assert read == [str(tmp_path / "teacher")]
 
 
 def test_a_run_whose_teacher_was_exchanged_is_not_exported(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -103,6 +103,10 @@ class Objective(nn.Module, ABC):
     loss_meaning: str
     picture_meaning: ClassVar[str] = ""
 
+    def fresh(self) -> "Objective":
+        """Build another one of the same settings, with random weights; what is not trained may be shared with it."""
+        return self.config.build()
+
     @property
     @abstractmethod
     def image_size(self) -> int:

@@ -196,6 +196,10 @@ class Distillation(Objective):
         self.visible_patches = count_visible(self.mask_blocks, config.mask_ratio) * block**2
         self.initialize()
 
+    def fresh(self) -> "Distillation":
+        """Build fresh students for the same teacher: a second one might not fit, nor be the same."""
+        return Distillation(self.config, self.teacher)
+
     @property
     def teacher(self) -> Encoder:
         """The frozen encoder."""
