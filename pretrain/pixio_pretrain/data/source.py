@@ -195,11 +195,13 @@ class Entry:
         number: Its place in its run.
         key: Its name.
         content: An encoded image, RGB pixels [h w 3], or why there is none.
+        torn: Whether it is no sample, but stands for the rest of its run, which cannot be read; it has the run's name.
     """
 
     number: int
     key: str
     content: bytes | NDArray[np.uint8] | ImageError
+    torn: bool = False
 
     def image(self) -> Image.Image:
         """The image, RGB.
