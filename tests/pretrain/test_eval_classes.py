@@ -1,5 +1,6 @@
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -212,11 +213,16 @@ def test_a_stopped_training_ends_as_an_unbroken_one(
     whole = make("finetune", recipe=TUNE)
     broken = make("finetune", recipe=TUNE)
     broken.folder += "-broken"
+    broken.workers = 1
     real, steps = loop._step, []
 
     def terminated(*args: Any, **kwargs: Any) -> float:
         steps.append(1)
         if len(steps) == 8:
+            workers = multiprocessing.active_children()
+            assert workers
+            for worker in workers:
+                worker.terminate()  # as SIGTERM to a process group does
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*args, **kwargs)
 
