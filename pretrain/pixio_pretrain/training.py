@@ -105,6 +105,8 @@ def _fit(run: Run) -> None:
                 logs.write(row)
                 progress.set_postfix(loss=f"{row['loss']:.4f}", mfu=f"{row['utilisation']:.0%}", refresh=False)
             progress.update(config.batch_size)
+            if last and not math.isfinite(row["held_out_loss"]):
+                raise _diverged(run, f"The held-out loss is {row['held_out_loss']:.4g} after the last step")
             good = run.bad_in_a_row == 0  # weights that make every loss infinite must not replace better ones
             if last or (good and (stopping or run.step % config.checkpoint_every == 0)):
                 run.save()
@@ -151,10 +153,13 @@ def _leave_out(run: Run, buffers: list[torch.Tensor], loss: float, norm: float) 
     if run.bad_in_a_row < run.config.max_bad_steps:
         logger.warning("%s: left out.", said)
         return
-    raise SettingError(
-        f"{said}, the last of {run.bad_in_a_row} bad steps in a row: the run has diverged, and stays at its last good "
-        f"checkpoint. Try, in another folder, a smaller optimizer.base_lr than {run.config.optimizer.base_lr}, a "
-        "longer warmup, or precision=fp32."
+    raise _diverged(run, f"{said}, the last of {run.bad_in_a_row} bad steps in a row")
+
+
+def _diverged(run: Run, said: str) -> SettingError:
+    return SettingError(
+        f"{said}: the run has diverged, and stays at its last good checkpoint. Try, in another folder, a smaller "
+        f"optimizer.base_lr than {run.config.optimizer.base_lr}, a longer warmup, or precision=fp32."
     )
 
 
