@@ -39,7 +39,7 @@ class TableWriter:
         identity: What decides the scores, in JSON's types.
 
     Attributes:
-        done: Keys of the rows that are safe on disk.
+        done: Keys of the rows that are safe on disk, with why the sample cannot be decoded; None where it can.
 
     Raises:
         DataError: If the folder of parts holds other scores.
@@ -52,7 +52,10 @@ class TableWriter:
         self._parts = sorted(self._folder.glob("*.parquet"))
         for part in self._parts:
             check_identity(part, identity, what=self._folder)
-        self.done = {key for part in self._parts for key in pq.read_table(part, columns=["key"])["key"].to_pylist()}
+        self.done: dict[str, str | None] = {}
+        for part in self._parts:
+            rows = pq.read_table(part, columns=["key", "problem"])
+            self.done |= zip(rows["key"].to_pylist(), rows["problem"].to_pylist(), strict=True)
 
     def save(self, rows: Sequence[Scores]) -> None:
         """Make rows safe."""

@@ -9,7 +9,7 @@ import io
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -47,11 +47,14 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def visit(self, skipped: Skipped | None = None) -> Iterator[tuple[str, Image.Image]]:
+    def visit(
+        self, skipped: Skipped | None = None, *, without: Container[str] = ()
+    ) -> Iterator[tuple[str, Image.Image]]:
         """Give every image once, RGB, with its key, in the order in which they lie.
 
         Args:
             skipped: Comes to hold the samples that cannot be read; a fresh one unless given.
+            without: Keys that are passed over and not decoded; they count as read unless ``skipped`` holds them.
 
         Raises:
             DataError: If more samples than ``skipped`` allows cannot be read, or none can.
@@ -122,18 +125,24 @@ class Frames(Source):
         train, held_out = split_episodes(self.episodes, share)
         return Subset(self, train), Subset(self, held_out)
 
-    def visit(self, skipped: Skipped | None = None) -> Iterator[tuple[str, Image.Image]]:
+    def visit(
+        self, skipped: Skipped | None = None, *, without: Container[str] = ()
+    ) -> Iterator[tuple[str, Image.Image]]:
         """Give every image once, in the order of the indices."""
         skipped = Skipped() if skipped is None else skipped
         seen = 0
         for index in range(len(self)):
+            key = self.key(index)
+            if key in without:
+                seen += key not in skipped
+                continue
             try:
                 image = self.image(index)
             except ImageError as error:
-                skipped.add(self.key(index), str(error), seen=seen)
+                skipped.add(key, str(error), seen=seen)
                 continue
             seen += 1
-            yield self.key(index), image
+            yield key, image
         skipped.refuse_nothing(seen)
 
 
@@ -240,12 +249,17 @@ class Stream(Source):
     def split(self, share: float) -> tuple[Self, Self]:
         """Hold whole episodes or shards out, always the same ones."""
 
-    def visit(self, skipped: Skipped | None = None) -> Iterator[tuple[str, Image.Image]]:
+    def visit(
+        self, skipped: Skipped | None = None, *, without: Container[str] = ()
+    ) -> Iterator[tuple[str, Image.Image]]:
         """Give every image once, run by run."""
         skipped = Skipped() if skipped is None else skipped
         seen = 0
         for run in range(self.runs):
             for entry in self.read(run):
+                if entry.key in without:
+                    seen += entry.key not in skipped
+                    continue
                 try:
                     image = entry.image()
                 except ImageError as error:
