@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from pixio_pretrain.checkpoint import check_identity, checkpoints, load_checkpoint, read_facts, save_checkpoint
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.curation.selection import Curation
-from pixio_pretrain.data import Loader, ResidentFrames, Source, open_source
+from pixio_pretrain.data import Frames, Loader, ResidentFrames, Source, open_source
 from pixio_pretrain.data.samples import Batch
 from pixio_pretrain.distributed import World, spread
 from pixio_pretrain.evaluate import take
@@ -129,6 +129,8 @@ def start(config: RunConfig, world: World) -> Run:
     if found:
         check_identity(facts["identity"], identity, folder_of(config))
     train, held_out = map(model.prepare, source.split(config.views.held_out))
+    if curation and isinstance(train, Frames):
+        curation.check(map(train.key, range(len(train))))
     samples = model.samples(crop_scale=1.0)
     measured = list(take(Loader(held_out, samples, batch_size=part, seed=0), config.views.held_out_views))
     flops = count_flops(model, measured[0])
