@@ -68,6 +68,11 @@ class DistillConfig(ObjectiveConfig):
             CheckpointError: If the teacher cannot be read.
             SettingError: If the settings do not fit together.
         """
+        self.check()
+        return self.build_under(load_encoder(self.teacher))
+
+    def check(self) -> None:
+        """See, before a teacher is read, whether the settings fit together; errors as for ``build``."""
         if not self.teacher or not self.students:
             raise SettingError(
                 "distill wants a teacher and at least one student: objective.teacher=facebook/pixio-vith16 "
@@ -84,11 +89,17 @@ class DistillConfig(ObjectiveConfig):
                     f"Students see the same images: {first!r} has {specs[first].image_size} pixels, {name!r} "
                     f"{specs[name].image_size}. Set students.{name}.image_size={specs[first].image_size}."
                 )
-        teacher = load_encoder(self.teacher)
-        for name, spec in specs.items():
-            _check_pair(name, spec, self.teacher, teacher.spec)
         if self.mask_ratio:
             check_mask(specs[first].image_size // specs[first].patch_size, self.mask_block, self.mask_ratio)
+
+    def build_under(self, teacher: Encoder) -> "Distillation":
+        """Build the students of a teacher that is at hand.
+
+        Raises:
+            SettingError: If a student's tokens have no counterparts among the teacher's.
+        """
+        for name, student in self.students.items():
+            _check_pair(name, student.spec(), self.teacher, teacher.spec)
         return Distillation(self, teacher)
 
 
