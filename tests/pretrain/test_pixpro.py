@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
+from pixio_pretrain.config import ParallelConfig, RunConfig
 from pixio_pretrain.objectives.backbones import ResNetFeatures
 from pixio_pretrain.objectives.cells import cell_centers, find_positives
+from pixio_pretrain.objectives.masked import PixioConfig
 from pixio_pretrain.objectives.pixpro import PixPro, PixProConfig, consistency_loss
 from pixio_pretrain.objectives.propagation import Propagation
 from pixio_robot import load_encoder
@@ -390,3 +392,9 @@ def test_settings_and_batches_that_do_not_fit_are_refused() -> None:
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingError):
         tiny(**wrong)
+
+
+def test_accumulation_is_part_of_a_runs_identity_where_batch_norms_see_it() -> None:
+    told: dict[str, Any] = {"steps": 1, "parallel": ParallelConfig(accumulate=2)}
+    assert RunConfig(**told, objective=PixProConfig()).identity()["parallel.accumulate"] == 2
+    assert "parallel.accumulate" not in RunConfig(**told, objective=PixioConfig()).identity()

@@ -32,7 +32,10 @@ class ObjectiveConfig(ABC):
 
     Attributes:
         name: The row of ``OBJECTIVES``.
+        batch_norms: Whether what is trained has batch norms, so that it matters how many samples a pass sees.
     """
+
+    batch_norms: ClassVar[bool] = False
 
     name: str = ""
 
