@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from pixio_pretrain.distributed import World
+from pixio_pretrain.identity import differences
 from pixio_robot.errors import CheckpointError
 
 KEPT = 2
@@ -149,15 +150,10 @@ def check_identity(theirs: Mapping[str, Any], ours: Mapping[str, Any], folder: P
     Raises:
         CheckpointError: Naming those that differ.
     """
-    ours = json.loads(json.dumps(ours))
-    differing = [
-        f"{key} (there {theirs.get(key)!r}, now {ours.get(key)!r})"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)
-    ]
+    differing = differences(theirs, ours)
     if differing:
         raise CheckpointError(
-            f"{folder} holds a run with other settings: {', '.join(differing)}. "
+            f"{folder} holds a run with other settings: {differing}. "
             "Choose another folder, or give the settings it was started with."
         )
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from pixio_pretrain.checkpoint import check_identity
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.data import Loaded
 from pixio_pretrain.distributed import gathered, gradient_norm, join, synchronising
+from pixio_pretrain.drafts import draft_of
 from pixio_pretrain.evaluate import mean_loss
 from pixio_pretrain.heap import keep_freed_memory
 from pixio_pretrain.logs import Logs, Row, Silence
@@ -68,8 +68,8 @@ def train(config: RunConfig, *, command: str = "pixio_pretrain.train(config)") -
             if model:
                 loss = write_encoders(run, model, encoders, command=command)
                 result = {"encoders": names, "held_out_loss": loss, "identity": run.identity}
-                (folder / "result.writing").write_text(json.dumps(result, indent=2) + "\n")
-                os.replace(folder / "result.writing", folder / "result.json")
+                with draft_of(folder / "result.json") as draft:
+                    draft.write_text(json.dumps(result, indent=2) + "\n")
     return folder / names[0]
 
 
