@@ -11,6 +11,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -47,6 +48,12 @@ class Source(ABC):
         """
 
     @abstractmethod
+    def each(self) -> Iterator[tuple[str, Callable[[], Image.Image]]]:
+        """Give every image's key once, in the order in which they lie, and what reads the image, RGB.
+
+        Reading raises an ``ImageError`` where the image cannot be decoded.
+        """
+
     def visit(
         self, skipped: Skipped | None = None, *, without: Container[str] = ()
     ) -> Iterator[tuple[str, Image.Image]]:
@@ -59,6 +66,20 @@ class Source(ABC):
         Raises:
             DataError: If more samples than ``skipped`` allows cannot be read, or none can.
         """
+        skipped = Skipped() if skipped is None else skipped
+        seen = 0
+        for key, read in self.each():
+            if key in without:
+                seen += key not in skipped
+                continue
+            try:
+                image = read()
+            except ImageError as error:
+                skipped.add(key, str(error), seen=seen)
+                continue
+            seen += 1
+            yield key, image
+        skipped.refuse_nothing(seen)
 
 
 class Places(NamedTuple):
@@ -125,25 +146,10 @@ class Frames(Source):
         train, held_out = split_episodes(self.episodes, share)
         return Subset(self, train), Subset(self, held_out)
 
-    def visit(
-        self, skipped: Skipped | None = None, *, without: Container[str] = ()
-    ) -> Iterator[tuple[str, Image.Image]]:
-        """Give every image once, in the order of the indices."""
-        skipped = Skipped() if skipped is None else skipped
-        seen = 0
+    def each(self) -> Iterator[tuple[str, Callable[[], Image.Image]]]:
+        """Give every key and what reads its image, in the order of the indices."""
         for index in range(len(self)):
-            key = self.key(index)
-            if key in without:
-                seen += key not in skipped
-                continue
-            try:
-                image = self.image(index)
-            except ImageError as error:
-                skipped.add(key, str(error), seen=seen)
-                continue
-            seen += 1
-            yield key, image
-        skipped.refuse_nothing(seen)
+            yield self.key(index), partial(self.image, index)
 
 
 class Subset(Frames):
@@ -249,25 +255,11 @@ class Stream(Source):
     def split(self, share: float) -> tuple[Self, Self]:
         """Hold whole episodes or shards out, always the same ones."""
 
-    def visit(
-        self, skipped: Skipped | None = None, *, without: Container[str] = ()
-    ) -> Iterator[tuple[str, Image.Image]]:
-        """Give every image once, run by run."""
-        skipped = Skipped() if skipped is None else skipped
-        seen = 0
+    def each(self) -> Iterator[tuple[str, Callable[[], Image.Image]]]:
+        """Give every key and what reads its image, run by run."""
         for run in range(self.runs):
             for entry in self.read(run):
-                if entry.key in without:
-                    seen += entry.key not in skipped
-                    continue
-                try:
-                    image = entry.image()
-                except ImageError as error:
-                    skipped.add(entry.key, str(error), seen=seen)
-                    continue
-                seen += 1
-                yield entry.key, image
-        skipped.refuse_nothing(seen)
+                yield entry.key, entry.image
 
 
 def decode_image(file: Path | io.BytesIO) -> Image.Image:
