@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from pixio_pretrain.data import Frames, Loader, Source, split_episodes
 from pixio_pretrain.distributed import World
@@ -81,12 +80,13 @@ none trained on):
 
 
 @torch.no_grad()
-def write_encoders(run: Run, model: Objective, *, command: str) -> float:
+def write_encoders(run: Run, model: Objective, encoders: Mapping[str, Encoder], *, command: str) -> float:
     """Measure a finished run and write each encoder with model card and pictures; ``config.json`` comes last.
 
     Args:
         run: At its last step; its folder comes to hold one folder per encoder.
         model: The whole model, in evaluation mode.
+        encoders: Its encoders, by name.
         command: What the run was started with.
 
     Returns:
@@ -101,13 +101,13 @@ def write_encoders(run: Run, model: Objective, *, command: str) -> float:
     picture = model.picture({key: value[:PICTURES] for key, value in run.held_out[0].items()})
     if picture:
         facts["picture"] = f"\n{model.picture_meaning}\n\n![What the model makes of them](picture.png)\n"
-    for name, encoder in model.encoders.items():
+    for name, encoder in encoders.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         draw_loss(folder / name / "loss_curve.png", rows, baselines)
         if picture:
             picture.save(folder / name / "picture.png", optimize=True)
         (folder / name / "README.md").write_text(
-            CARD.format(**facts, **_describe(encoder), probe=_probe(encoder, name, run))
+            CARD.format(**facts, **_describe(encoder), probe=_probe(encoder, name, model, run))
         )
         encoder.provenance |= {
             "licence": config.licence,
@@ -117,10 +117,7 @@ def write_encoders(run: Run, model: Objective, *, command: str) -> float:
             "data": run.source.describe(),
             "held_out": {"loss": loss, **baselines},
         }
-        encoder.save_pretrained(folder / name)
-    for file, state in model.extra_weights.items():
-        state = {key: value.cpu().contiguous() for key, value in state.items()}
-        save_file(state, folder / next(iter(model.encoders)) / f"{file}.safetensors")
+    model.save_encoders(encoders, folder)
     return loss
 
 
@@ -179,12 +176,12 @@ def _short_facts(described: Mapping[str, Any]) -> list[str]:
     return facts + [f"({', '.join(_short_facts(part))})" for part in described.get("parts", ())]
 
 
-def _probe(encoder: Encoder, name: str, run: Run) -> str:
+def _probe(encoder: Encoder, name: str, model: Objective, run: Run) -> str:
     """The card's paragraph on the task probe; empty where images do not say their task."""
     source = run.source
     if not isinstance(source, Frames) or source.tasks is None:
         return ""
-    fresh: Objective = run.config.objective.build()
+    fresh = model.fresh()
     fresh.initialize(torch.Generator().manual_seed(0))
     split = split_episodes(source.episodes, run.config.views.held_out)
     candidates = {"trained": encoder, "random": fresh.encoders[name].to(run.world.device)}

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from pixio_pretrain.distributed import World
+from pixio_pretrain.identity import differences
 from pixio_robot.errors import CheckpointError
 
 KEPT = 2
@@ -112,13 +113,19 @@ def load_checkpoint(place: Path, model: nn.Module, optimizer: torch.optim.Optimi
     """
     own = f"own.{rank}"
     with _reading(place):
-        own = own if own in FileSystemReader(place).read_metadata().state_dict_metadata else "own.0"
-    state = _read(place, _tensors(model, optimizer) | {own: ""})
+        listed = FileSystemReader(place).read_metadata().state_dict_metadata
+    own = own if own in listed else "own.0"
+    wanted = _tensors(model, optimizer)
+    unmoved = {key for key in wanted if key.startswith("optimizer.")} - listed.keys()
+    state = _read(place, {key: value for key, value in wanted.items() if key not in unmoved} | {own: ""})
     model_state = {key: value for key, value in state.items() if key.startswith("model.")}
     set_model_state_dict(model, {key.removeprefix("model."): value for key, value in model_state.items()})
     moments = {key.removeprefix("optimizer."): value for key, value in state.items() if key.startswith("optimizer.")}
     groups = get_optimizer_state_dict(model, optimizer, options=FLAT)
     set_optimizer_state_dict(model, optimizer, groups | moments, options=FLAT)
+    for name, parameter in model.named_parameters():
+        if any(key.startswith(f"optimizer.state.{name}.") for key in unmoved):  # it had no gradient yet
+            del optimizer.state[parameter]
     return json.loads(state[own])
 
 
@@ -143,15 +150,10 @@ def check_identity(theirs: Mapping[str, Any], ours: Mapping[str, Any], folder: P
     Raises:
         CheckpointError: Naming those that differ.
     """
-    ours = json.loads(json.dumps(ours))
-    differing = [
-        f"{key} (there {theirs.get(key)!r}, now {ours.get(key)!r})"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)
-    ]
+    differing = differences(theirs, ours)
     if differing:
         raise CheckpointError(
-            f"{folder} holds a run with other settings: {', '.join(differing)}. "
+            f"{folder} holds a run with other settings: {differing}. "
             "Choose another folder, or give the settings it was started with."
         )
 

@@ -42,11 +42,15 @@ class ViewsConfig:
 
 @dataclass(kw_only=True)
 class LoadingConfig:
-    """How samples get into memory; only ``resident`` and the buffer of a stream change what a run learns.
+    """How samples get into memory.
+
+    With random access, only ``resident`` changes what a run learns; of a stream, ``workers`` and the buffer decide on
+    the order.
 
     Attributes:
         resident: Keep all frames in the memory of the device that trains, and cut their crops there: for a GPU that
-            waits for its CPU. Frames of one size, all of them readable; other chance, and so another run.
+            waits for its CPU. Frames of one size, all of them readable; other chance, one draw for each process's part
+            of a batch, and so another run.
         workers: Processes per training process that prepare batches; 0 prepares them in the training process.
         shuffle_buffer: Samples of a stream, per process and worker, among which the order is random; other sources
             shuffle everything.
@@ -67,7 +71,11 @@ class LoadingConfig:
 
 @dataclass(kw_only=True)
 class ParallelConfig:
-    """How a step is spread over processes and over time; the result is the same up to rounding.
+    """How a step is spread over processes and over time.
+
+    The result is the same up to rounding, but for what is drawn or measured part by part: drop path, crops that are cut
+    on the device (``loading.resident``), the order of a stream, and batch norms, which see one pass of ``accumulate``
+    at a time (on CPUs, of one process).
 
     Attributes:
         strategy: What the processes of ``torchrun`` share: "ddp" (each holds all weights) or "fsdp" (FSDP2; weights,
@@ -180,17 +188,19 @@ class RunConfig:
         )
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the result, by dotted name: two runs that agree here end alike, up to rounding.
+        """The settings that decide the result, by dotted name: two runs that agree here end alike.
 
         Where the data lies, where results go, how often a run looks at itself, and how many processes share the work
-        do not count.
+        do not count: see ``ParallelConfig`` for how far the last of these changes the result. With batch norms,
+        ``parallel.accumulate`` counts.
         """
         flat: dict[str, Any] = {}
         for key, value in asdict(self).items():
             flat |= (
                 {f"{key}.{inner}": entry for inner, entry in value.items()} if isinstance(value, dict) else {key: value}
             )
-        return {key: value for key, value in flat.items() if not key.startswith(INCIDENTAL)}
+        normed = {"parallel.accumulate": self.parallel.accumulate} if self.objective.batch_norms else {}
+        return {key: value for key, value in flat.items() if not key.startswith(INCIDENTAL)} | normed
 
 
 INCIDENTAL = (

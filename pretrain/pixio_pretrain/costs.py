@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -127,9 +128,10 @@ def _builder(config: ObjectiveConfig) -> Callable[[], Objective]:
     """What builds the objective; a teacher is not read if its name says how large it is."""
     if not isinstance(config, DistillConfig):
         return config.build
-    row = config.teacher.rpartition("/")[2].replace("-", "_")
-    spec = ENCODERS[row] if row in ENCODERS else load_encoder(config.teacher).spec
-    return lambda: Distillation(config, Encoder(spec))
+    config.check()
+    row, local = config.teacher.rpartition("/")[2].replace("-", "_"), Path(config.teacher).expanduser().exists()
+    spec = ENCODERS[row] if row in ENCODERS and not local else load_encoder(config.teacher).spec
+    return lambda: config.build_under(Encoder(spec))
 
 
 def _count_forward(run: Callable[[], object]) -> dict[str, int]:

@@ -39,14 +39,13 @@ def export_encoders(run: str | Path, to: str | Path | None = None) -> list[Path]
     """
     objective, facts, place = load_trained(run)
     folder = Path(to) if to else place.parent.parent / "exported" / place.name
-    written = []
-    for name, encoder in objective.encoders.items():
+    encoders = objective.encoders
+    for encoder in encoders.values():
         encoder.provenance |= {
             "licence": facts.get("licence", "unknown"),
             "weights": f"trained, step {facts['step']} of {facts['identity']['steps']}",
             "settings": {key: value for key, value in facts["identity"].items() if key != "frames"},
             "data": facts["identity"]["frames"],
         }
-        encoder.save_pretrained(folder / name)
-        written.append(folder / name)
-    return written
+    objective.save_encoders(encoders, folder)
+    return [folder / name for name in encoders]

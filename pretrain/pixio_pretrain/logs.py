@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pixio_pretrain.config import LogConfig
+from pixio_pretrain.drafts import draft_of
 from pixio_robot.errors import SettingError, UnknownNameError
 
 Row = dict[str, float]
@@ -126,9 +126,8 @@ class Logs(Silence):
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._trackers = [open_tracker(name, folder, config, settings, step) for name in config.trackers]
-        scratch = folder / "log.writing"
-        scratch.write_text("".join(json.dumps(row) + "\n" for row in read_rows(folder, step)))
-        os.replace(scratch, folder / "log.jsonl")
+        with draft_of(folder / "log.jsonl") as draft:
+            draft.write_text("".join(json.dumps(row) + "\n" for row in read_rows(folder, step)))
         self._lines = (folder / "log.jsonl").open("a", buffering=1)
 
     def write(self, row: Row) -> None:

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from pixio_pretrain.checkpoint import check_identity, checkpoints, load_checkpoint, read_facts, save_checkpoint
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.curation.selection import Curation
-from pixio_pretrain.data import Loader, ResidentFrames, Source, open_source
+from pixio_pretrain.data import Frames, Loader, ResidentFrames, Source, open_source
 from pixio_pretrain.data.samples import Batch
 from pixio_pretrain.distributed import World, spread
 from pixio_pretrain.evaluate import take
@@ -93,13 +93,18 @@ class Run:
             world=self.world,
         )
 
-    def whole_model(self) -> Objective | None:
-        """A copy of the model without wrappers and shards, in the first process; None in the others."""
+    def conclude(self) -> Objective | None:
+        """Give the model without wrappers and shards, in the first process; None in the others.
+
+        There is no training after that: the optimiser's moments and what the processes shared are let go, so that a GPU
+        need not hold them beside the whole model.
+        """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = get_model_state_dict(self.model, options=options)
-        if not self.world.first:
+        model = self.model.fresh() if self.world.first else None
+        del self.model, self.shared, self.optimizer
+        if model is None:
             return None
-        model = self.config.objective.build()
         model.load_state_dict(state)
         return model.to(self.world.device).eval()
 
@@ -124,6 +129,8 @@ def start(config: RunConfig, world: World) -> Run:
     if found:
         check_identity(facts["identity"], identity, folder_of(config))
     train, held_out = map(model.prepare, source.split(config.views.held_out))
+    if curation and isinstance(train, Frames):
+        curation.check(map(train.key, range(len(train))))
     samples = model.samples(crop_scale=1.0)
     measured = list(take(Loader(held_out, samples, batch_size=part, seed=0), config.views.held_out_views))
     flops = count_flops(model, measured[0])

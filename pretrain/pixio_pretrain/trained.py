@@ -30,7 +30,8 @@ def load_trained(folder: str | Path, *, device: str = "cpu") -> Trained:
         device: Where the weights go.
 
     Raises:
-        CheckpointError: If there is no checkpoint, or it is damaged or foreign.
+        CheckpointError: If there is no checkpoint, if it is damaged or foreign, or if weights from elsewhere that it
+            was trained with, such as a teacher's, are others now.
     """
     folder = Path(folder).expanduser()
     found = checkpoints(folder / "checkpoints")
@@ -40,6 +41,13 @@ def load_trained(folder: str | Path, *, device: str = "cpu") -> Trained:
     identity = facts["identity"]
     settings = {key.removeprefix("objective."): identity[key] for key in identity if key.startswith("objective.")}
     objective = create_objective(settings.pop("name"), **settings)
+    for name, ours in objective.origins.items():
+        theirs = identity[f"{name}_sha256"]
+        if ours != theirs:
+            raise CheckpointError(
+                f"{folder.absolute()} was trained with a {name} of the sha256 {theirs[:12]}..., and objective.{name} "
+                f"now has {ours[:12]}...: its name has come to stand for other weights. Put those of then back."
+            )
     load_weights(found[-1], objective)
     return Trained(objective.eval().requires_grad_(False).to(device), facts, found[-1])
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from pixio_pretrain.checkpoint import check_identity
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.data import Loaded
 from pixio_pretrain.distributed import gathered, gradient_norm, join, synchronising
+from pixio_pretrain.drafts import draft_of
 from pixio_pretrain.evaluate import mean_loss
 from pixio_pretrain.heap import keep_freed_memory
 from pixio_pretrain.logs import Logs, Row, Silence
@@ -62,13 +62,14 @@ def train(config: RunConfig, *, command: str = "pixio_pretrain.train(config)") -
         with alone(folder / ".lock", refusal) if world.first else nullcontext():
             run = start(config, world)
             _fit(run)
-            model = run.whole_model()
-            names = world.tell(list(model.encoders) if model else [])
+            model = run.conclude()
+            encoders = model.encoders if model else {}
+            names = world.tell(list(encoders))
             if model:
-                loss = write_encoders(run, model, command=command)
+                loss = write_encoders(run, model, encoders, command=command)
                 result = {"encoders": names, "held_out_loss": loss, "identity": run.identity}
-                (folder / "result.writing").write_text(json.dumps(result, indent=2) + "\n")
-                os.replace(folder / "result.writing", folder / "result.json")
+                with draft_of(folder / "result.json") as draft:
+                    draft.write_text(json.dumps(result, indent=2) + "\n")
     return folder / names[0]
 
 
@@ -104,6 +105,8 @@ def _fit(run: Run) -> None:
                 logs.write(row)
                 progress.set_postfix(loss=f"{row['loss']:.4f}", mfu=f"{row['utilisation']:.0%}", refresh=False)
             progress.update(config.batch_size)
+            if last and not math.isfinite(row["held_out_loss"]):
+                raise _diverged(run, f"The held-out loss is {row['held_out_loss']:.4g} after the last step")
             good = run.bad_in_a_row == 0  # weights that make every loss infinite must not replace better ones
             if last or (good and (stopping or run.step % config.checkpoint_every == 0)):
                 run.save()
@@ -150,10 +153,13 @@ def _leave_out(run: Run, buffers: list[torch.Tensor], loss: float, norm: float) 
     if run.bad_in_a_row < run.config.max_bad_steps:
         logger.warning("%s: left out.", said)
         return
-    raise SettingError(
-        f"{said}, the last of {run.bad_in_a_row} bad steps in a row: the run has diverged, and stays at its last good "
-        f"checkpoint. Try, in another folder, a smaller optimizer.base_lr than {run.config.optimizer.base_lr}, a "
-        "longer warmup, or precision=fp32."
+    raise _diverged(run, f"{said}, the last of {run.bad_in_a_row} bad steps in a row")
+
+
+def _diverged(run: Run, said: str) -> SettingError:
+    return SettingError(
+        f"{said}: the run has diverged, and stays at its last good checkpoint. Try, in another folder, a smaller "
+        f"optimizer.base_lr than {run.config.optimizer.base_lr}, a longer warmup, or precision=fp32."
     )
 
 

@@ -1,6 +1,7 @@
 import pickle
 import re
 import tarfile
+from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pixio_pretrain import RunConfig, train
 from pixio_pretrain.checkpoint import save_checkpoint
 from pixio_pretrain.curation import Curation, CurationConfig, read_table
 from pixio_pretrain.curation.command import main
@@ -85,6 +87,15 @@ def test_samples_that_the_table_does_not_list_are_counted_and_named(tmp_path: Pa
         curation.check(["plain", "a", "b", "edge", "c", "d"])
     with pytest.raises(DataError, match="does not list 1 of the samples, such as nowhere"):
         curation.keep("nowhere")
+
+
+def test_a_run_counts_unlisted_samples_before_it_begins(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    keys = [key for key, _ in open_source(make_config().data).visit()]
+    build(tmp_path, [Scores(key=key, histogram_score=6.0, height=40, width=40) for key in keys[:10]])
+    config = make_config(curation=CurationConfig(table=str(tmp_path / "scores.parquet")))
+    with pytest.raises(DataError, match=r"does not list \d\d of the samples"):
+        train(config)
+    assert not Path(config.folder, "log.jsonl").exists()
 
 
 def test_unlisted_samples_are_dropped_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class Source(Frames):
 
     def __init__(self, count: int = COUNT, broken: tuple[int, ...] = BROKEN) -> None:
         self.count, self.broken = count, broken
+        self.looked: list[int] = []
 
     @property
     def episodes(self) -> NDArray[np.int64]:
@@ -38,6 +39,7 @@ class Source(Frames):
         return f"frame {index}"
 
     def image(self, index: int) -> Image.Image:
+        self.looked.append(index)
         if index in self.broken:
             raise ImageError(f"number {index} is torn")
         return Image.fromarray(np.random.default_rng(index).integers(0, 256, (32 + index, 40, 3), dtype=np.uint8))
@@ -94,11 +96,20 @@ def test_a_killed_process_is_taken_up_and_ends_with_the_same_table(
     assert not file.exists()
     (tmp_path / "out/scores.parquet.parts").mkdir(parents=True, exist_ok=True)
     (tmp_path / "out/scores.parquet.parts/000009.parquet.writing").write_bytes(b"PAR1 and no more")
-    score_source(Source(), file, loss=second, batch_size=BATCH)
+    source = Source()
+    score_source(source, file, loss=second, batch_size=BATCH)
     heights = [32 + index for index in range(COUNT) if index not in BROKEN]
     assert first.batches[:-1] + second.batches == [list(batch) for batch in batched(heights, BATCH)]
+    assert len(source.looked) == COUNT - BATCH * (dies_at - 1) - sum(index < source.looked[0] for index in BROKEN)
     assert read_table(file).equals(read_table(unbroken))
     assert [path.name for path in file.parent.iterdir()] == ["scores.parquet"]
+
+
+def test_a_process_that_is_taken_up_counts_what_could_not_be_decoded_before(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        score_source(Source(), tmp_path / "scores.parquet", loss=Loss(dies_at=5), batch_size=BATCH, save_every=0)
+    with pytest.raises(DataError, match="3 samples cannot be read"):
+        score_source(Source(), tmp_path / "scores.parquet", loss=Loss(), batch_size=BATCH, max_skipped=2)
 
 
 def test_an_unfinished_table_cannot_be_read(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 import io
 import json
+import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -212,12 +212,16 @@ def test_a_stopped_training_ends_as_an_unbroken_one(
     whole = make("finetune", recipe=TUNE)
     broken = make("finetune", recipe=TUNE)
     broken.folder += "-broken"
+    broken.workers = 1
     real, steps = loop._step, []
 
     def terminated(*args: Any, **kwargs: Any) -> float:
         steps.append(1)
         if len(steps) == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
+            workers = multiprocessing.active_children()
+            assert workers
+            group = [os.getpid(), *(worker.pid for worker in workers)]
+            subprocess.run(["kill", *map(str, group)], check=True)  # from outside: a worker may die of its parent's
         return real(*args, **kwargs)
 
     monkeypatch.setattr(loop, "_step", terminated)
@@ -251,6 +255,15 @@ def test_a_record_is_kept_and_guarded(make: Callable[..., EvalConfig]) -> None:
     assert read_record(evaluate(make("knn", **KNN)))["date"] == date
     with pytest.raises(CheckpointError, match=r"task.temperature \(there 0.07, now 0.1\)"):
         evaluate(make("knn", **KNN, temperature=0.1))
+
+
+@pytest.mark.parametrize(("name", "batch", "lr"), [("linear", 16384, 6.4), ("finetune", 1024, 2e-3)])
+def test_a_rate_follows_the_batch_unless_it_is_named(name: str, batch: int, lr: float) -> None:
+    published = TASKS[name]().recipe
+    assert (published.batch_size, published.lr) == (batch, pytest.approx(lr))
+    fields = {key: value for key, value in asdict(published).items() if key not in ("batch_size", "lr")}
+    assert TASKS[name](recipe=Recipe(batch_size=batch // 4, lr=0.0, **fields)).recipe.lr == pytest.approx(lr / 4)
+    assert TASKS[name](recipe=Recipe(batch_size=batch // 4, lr=0.5, **fields)).recipe.lr == 0.5
 
 
 def test_the_reference_schedule_writes_each_rate_one_step_late() -> None:

@@ -1,4 +1,7 @@
+import dataclasses
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from torch import Tensor, nn
 
+from pixio_pretrain.checkpoint import checkpoints
 from pixio_pretrain.geometry import fitting
 from pixio_pretrain.geometry.baselines import PixelMean, table_plane
 from pixio_pretrain.geometry.cli import main, train_depth
 from pixio_pretrain.geometry.evaluation import evaluate, to_markdown
-from pixio_pretrain.geometry.fitting import FitConfig, batch_of
+from pixio_pretrain.geometry.fitting import FitConfig, batch_of, fit
 from pixio_pretrain.geometry.losses import beyond, confidence_loss, gradient_matching, log_warp, robust, silog
-from pixio_pretrain.geometry.sets import RgbdSet
+from pixio_pretrain.geometry.sets import RgbdSet, Rows
 from pixio_pretrain.geometry.taps import Taps
 from pixio_robot import create_encoder
 from pixio_robot.errors import CheckpointError, DataError
@@ -202,6 +207,37 @@ def test_a_killed_run_ends_like_one_that_was_not(
     assert "pose withheld" in tables[0]
     with pytest.raises(CheckpointError, match=r"head\.head \(there 'linear', now 'tiny'\), head\.rays"):
         train_depth(data, tmp_path / "again", **(settings | {"settings": DepthSettings(head="tiny")}), twin=False)
+
+
+class Slope:
+    """A line to be learnt; at one of its steps it may be asked to stop."""
+
+    samples = 8
+
+    def __init__(self, *, stopped_at: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.module: nn.Module = nn.Linear(1, 1)
+        self.left = stopped_at
+
+    def loss(self, rows: Rows, random: torch.Generator) -> dict[str, Tensor]:
+        if self.left is not None:
+            self.left -= 1
+            if not self.left:
+                os.kill(os.getpid(), signal.SIGTERM)
+        x = torch.from_numpy(rows).float()[:, None]
+        return {"loss": (self.module(x) - 3 * x + torch.rand(1, generator=random)).square().mean()}
+
+
+def test_a_fit_saves_itself_on_sigterm_and_goes_on_with_other_checkpoints(tmp_path: Path) -> None:
+    whole, stopped, resumed = Slope(), Slope(stopped_at=3), Slope()
+    fit(whole, FIT, tmp_path / "whole", identity={})
+    with pytest.raises(SystemExit) as stop:
+        fit(stopped, FIT, tmp_path / "stopped", identity={})
+    assert stop.value.code == 143
+    assert [place.name for place in checkpoints(tmp_path / "stopped" / "checkpoints")] == ["step-00000003"]
+    fit(resumed, dataclasses.replace(FIT, checkpoint_every=5), tmp_path / "stopped", identity={})
+    for one, other in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def change(folder: Path, edit: Callable[[Any], None]) -> Path:

@@ -7,13 +7,15 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
+from pixio_pretrain.config import ParallelConfig, RunConfig
 from pixio_pretrain.objectives.backbones import ResNetFeatures
 from pixio_pretrain.objectives.cells import cell_centers, find_positives
+from pixio_pretrain.objectives.masked import PixioConfig
 from pixio_pretrain.objectives.pixpro import PixPro, PixProConfig, consistency_loss
 from pixio_pretrain.objectives.propagation import Propagation
 from pixio_robot import load_encoder
@@ -317,11 +319,10 @@ def test_a_trained_pyramid_fits_torchvisions_detectors_and_lies_beside_the_encod
     model = tiny(**RESNET, fpn_levels=3)
     with torch.device("meta"):
         detector = resnet_fpn_backbone(backbone_name="resnet18", weights=None, returned_layers=[2, 3, 4])
-    assert detector.fpn.load_state_dict(model.extra_weights["fpn"], assign=True)
     assert tiny().extra_weights == {}
-    model.encoder.save_pretrained(tmp_path)
-    save_file(dict(model.extra_weights["fpn"]), tmp_path / "fpn.safetensors")
-    assert load_encoder(tmp_path).fingerprint == model.encoder.fingerprint
+    model.save_encoders(model.encoders, tmp_path)
+    assert detector.fpn.load_state_dict(load_file(tmp_path / "encoder" / "fpn.safetensors"), assign=True)
+    assert load_encoder(tmp_path / "encoder").fingerprint == model.encoder.fingerprint
 
 
 def test_a_pyramid_makes_one_map_for_each_level_finest_first() -> None:
@@ -391,3 +392,9 @@ def test_settings_and_batches_that_do_not_fit_are_refused() -> None:
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingError):
         tiny(**wrong)
+
+
+def test_accumulation_is_part_of_a_runs_identity_where_batch_norms_see_it() -> None:
+    told: dict[str, Any] = {"steps": 1, "parallel": ParallelConfig(accumulate=2)}
+    assert RunConfig(**told, objective=PixProConfig()).identity()["parallel.accumulate"] == 2
+    assert "parallel.accumulate" not in RunConfig(**told, objective=PixioConfig()).identity()

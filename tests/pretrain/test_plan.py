@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,12 @@ from torch.nn import functional as F
 from pixio_pretrain.config import ParallelConfig
 from pixio_pretrain.costs import Activations, Costs, Part, count_costs
 from pixio_pretrain.objectives import OBJECTIVES
+from pixio_pretrain.objectives.base import EncoderConfig
+from pixio_pretrain.objectives.distill import DistillConfig
 from pixio_pretrain.objectives.masked import PixioConfig
 from pixio_pretrain.optim import OptimizerConfig, make_optimizer
 from pixio_pretrain.plan import GIB, GPUS, PlanConfig, memory, plan
+from pixio_robot import create_encoder
 from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.nn import Attention
 
@@ -173,8 +177,6 @@ def test_every_objective_can_be_planned(name: str) -> None:
         "pixcontrast": resnet,
     }.get(name, {})
     if name == "distill":
-        from pixio_pretrain.objectives.base import EncoderConfig
-
         student = EncoderConfig(width=32, depth=2, heads=2, image_size=128)
         settings = {"teacher": "shipped:pixio_vitt16", "students": {"small": student}}
     costs = count_costs(OBJECTIVES[name](**settings), precision="bf16")
@@ -184,6 +186,25 @@ def test_every_objective_can_be_planned(name: str) -> None:
     frozen = [part for title, part in costs.parts.items() if title.startswith("frozen")]
     assert bool(frozen) == (name in ("pixpro", "pixcontrast", "distill"))
     assert (costs.unsplit > 0) == (name == "distill")
+
+
+def test_a_plan_refuses_what_distillation_would() -> None:
+    teacher = "facebook/pixio-vitb16"
+    with pytest.raises(SettingError, match="wants a teacher and at least one student"):
+        count_costs(DistillConfig(teacher=teacher), precision="bf16")
+    coarse = EncoderConfig(patch_size=32, image_size=128)
+    with pytest.raises(SettingError, match=r"set students\.s\.patch_size=16"):
+        count_costs(DistillConfig(teacher=teacher, students={"s": coarse}), precision="bf16")
+
+
+def test_a_local_teacher_is_read_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "pixio-vitb16"
+    sizes: dict[str, Any] = {"width": 32, "depth": 1, "heads": 2, "image_size": 64}
+    teacher = create_encoder("pixio_vitt16", **sizes)
+    teacher.save_pretrained(folder)
+    students = {"s": EncoderConfig(**sizes)}
+    costs = count_costs(DistillConfig(teacher=str(folder), students=students), precision="bf16")
+    assert costs.unsplit == sum(parameter.numel() for parameter in teacher.parameters())
 
 
 def test_the_rate_of_this_machine_can_be_measured() -> None:

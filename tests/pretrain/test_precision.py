@@ -6,6 +6,7 @@ import torch
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.evaluation.job import EvalConfig
 from pixio_pretrain.geometry.fitting import FitConfig
+from pixio_pretrain.objectives.masked import PixioConfig
 from pixio_pretrain.plan import PlanConfig
 from pixio_pretrain.precision import autocast, resolve
 from pixio_robot.errors import SettingError
@@ -40,7 +41,7 @@ def test_a_gpu_elsewhere_has_bfloat16_and_other_devices_are_not_trusted(natural:
 
 def test_settings_hold_what_is_computed_in(natural: str) -> None:
     """So that a run's identity, its card and a record say it, and a machine that computes otherwise is refused."""
-    run = RunConfig(data="-", folder="-", steps=1)
+    run = RunConfig(data="-", folder="-", steps=1, objective=PixioConfig())
     assert (run.precision, run.identity()["precision"]) == (natural, natural)
     assert EvalConfig(encoder="-", data="-").precision == natural
     assert FitConfig().precision == natural

@@ -61,6 +61,7 @@ def test_the_published_recipes_have_their_rates_and_lengths(name: str) -> None:
     assert recipe.steps * recipe.batch_size == samples
     assert recipe.optimizer.warmup / recipe.steps == pytest.approx(warmup)
     assert recipe.learning_rate(recipe.optimizer.warmup) == pytest.approx(lr)
+    assert recipe.views.held_out == 0.001
 
 
 def test_the_published_recipes_have_these_settings() -> None:

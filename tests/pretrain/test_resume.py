@@ -18,14 +18,17 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from pixio_pretrain import RunConfig, train, training
-from pixio_pretrain.checkpoint import checkpoints, read_facts
+from pixio_pretrain.checkpoint import checkpoints, load_checkpoint, read_facts, save_checkpoint
 from pixio_pretrain.config import LoadingConfig, OptimizerConfig, ParallelConfig, ViewsConfig
+from pixio_pretrain.distributed import World
 from pixio_pretrain.objectives.base import EncoderConfig
 from pixio_pretrain.objectives.distill import DistillConfig
+from pixio_pretrain.optim import make_optimizer
 from pixio_robot import create_encoder
 from pixio_robot.errors import CheckpointError, SettingError
 
@@ -264,6 +267,29 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_serves(make_confi
     (before / "__0_0.distcp").write_bytes(b"")
     with pytest.raises(CheckpointError, match="step-00000004 is damaged or foreign"):
         train(config)
+
+
+def test_a_part_that_had_no_gradient_yet_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
+    def build() -> tuple[nn.ModuleDict, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"early": nn.Linear(3, 2), "late": nn.Linear(3, 2)})
+        return model, make_optimizer(model, OptimizerConfig())
+
+    def step(model: nn.ModuleDict, optimizer: torch.optim.Optimizer, *parts: str) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1
+        torch.stack([model[part](torch.ones(3)).square().sum() for part in parts]).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    (whole, moments), (resumed, fresh), world = build(), build(), World(device=torch.device("cpu"))
+    step(whole, moments, "early")
+    save_checkpoint(tmp_path, whole, moments, step=1, facts={}, own={}, world=world)
+    load_checkpoint(tmp_path / "step-00000001", resumed, fresh, rank=0)
+    for model, optimizer in ((whole, moments), (resumed, fresh)):
+        step(model, optimizer, "early", "late")
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_finished_run_is_left_as_it_is(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

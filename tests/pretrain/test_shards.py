@@ -6,9 +6,13 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pixio_pretrain.curation import CurationConfig
+from pixio_pretrain.curation.scores import Scores
+from pixio_pretrain.curation.table import as_table
 from pixio_pretrain.data import Loader, Skipped, Source, open_frames, open_source
 from pixio_pretrain.data.samples import Sample
 from pixio_pretrain.data.shards import TarShards, expand_braces
@@ -119,6 +123,20 @@ def test_a_torn_shard_gives_what_lies_before_the_tear_and_is_reported_by_name(pl
     assert keys == ["train-000.tar/0000.jpg", "train-000.tar/0001.jpg", *(f"train-001.tar/000{n}.jpg" for n in (0, 1))]
     assert list(skipped) == ["train-000.tar"]
     assert "cannot be read beyond 2 images" in skipped["train-000.tar"]
+
+
+@pytest.mark.parametrize("unlisted", ["refuse", "drop"])
+def test_curation_is_not_asked_about_a_tear_and_does_not_hide_it(unlisted: str, tmp_path: Path) -> None:
+    write_shards(tmp_path / "web", 4, 2)
+    rows = [Scores(key=key, histogram_score=6.0, height=8, width=8) for key in visit(open_source(tmp_path / "web"))]
+    pq.write_table(as_table(rows), tmp_path / "scores.parquet")
+    os.truncate(tmp_path / "web" / "train-000.tar", 2000)
+    curation = CurationConfig(table=str(tmp_path / "scores.parquet"), unlisted=unlisted).build()
+    assert curation is not None
+    loader = Loader(open_source(tmp_path / "web"), make_sample, batch_size=3, seed=0, keep=curation.keep)
+    for _ in islice(loader, 2):
+        pass
+    assert list(loader.skipped) == ["train-000.tar"]
 
 
 def test_a_file_that_is_no_tar_a_missing_shard_and_a_corrupt_image_are_named(tmp_path: Path) -> None:

@@ -160,6 +160,17 @@ def test_repeated_bad_steps_stop_the_run_at_its_last_good_checkpoint_with_advice
     assert (facts["step"], facts["bad_steps"], facts["bad_in_a_row"]) == (4, 1, 0)
 
 
+def test_a_run_whose_last_weights_have_no_finite_held_out_loss_is_not_finished(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(steps=3, evaluate_every=10)
+    monkeypatch.setattr("pixio_pretrain.training.mean_loss", lambda *_: float("nan"))
+    with pytest.raises(SettingError, match="held-out loss is nan after the last step: the run has diverged"):
+        train(config)
+    assert [place.name for place in checkpoints(Path(config.folder, "checkpoints"))] == ["step-00000002"]
+    assert not Path(config.folder, "result.json").exists()
+
+
 def test_a_run_that_diverges_by_itself_stops(make_config: MakeConfig) -> None:
     optimizer = OptimizerConfig(base_lr=1e30, warmup=0)
     with pytest.raises(SettingError, match="the run has diverged"):

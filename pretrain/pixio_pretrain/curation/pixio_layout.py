@@ -4,7 +4,6 @@ Each file maps the names of the shard's members to their histogram_score, height
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ import pyarrow as pa
 
 from pixio_pretrain.curation.scores import Scores
 from pixio_pretrain.curation.table import as_table
+from pixio_pretrain.drafts import draft_of
 from pixio_robot.errors import DataError
 
 MEASURES = ("histogram_score", "height", "width", "mae_loss")
@@ -48,9 +48,8 @@ def write_pixio(table: pa.Table, folder: Path, *, shards: Sequence[str]) -> int:
             _split(row["key"])[1]: {name: row[name] for name in MEASURES if row[name] is not None} for row in members_of
         }
         file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = file.with_name(file.name + ".writing")
-        scratch.write_text(json.dumps(members))
-        os.replace(scratch, file)
+        with draft_of(file) as draft:
+            draft.write_text(json.dumps(members))
     return len(files)
 
 

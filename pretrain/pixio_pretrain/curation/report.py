@@ -16,6 +16,7 @@ from PIL import Image
 from pixio_pretrain.curation.selection import CurationConfig, dropped_rows, keep_chances, soft_chances
 from pixio_pretrain.data.skips import Skipped
 from pixio_pretrain.data.source import Source
+from pixio_pretrain.drafts import draft_of
 
 PICTURED = 20_000
 """Samples from the start of the table among which pictures are chosen: finding them costs another reading."""
@@ -84,9 +85,8 @@ def write_report(
         colors={"kept": BLUE, "dropped": RED},
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(file.name + ".writing")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(file)
+    with draft_of(file) as draft:
+        draft.write_text(page, encoding="utf-8")
 
 
 def _measures(table: pa.Table, dropped: Mapping[str, NDArray[np.bool_]]) -> list[Measure]:

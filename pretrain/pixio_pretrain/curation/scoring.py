@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from itertools import batched
+from collections.abc import Container, Iterator, Sequence
+from itertools import batched, islice
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ def score_source(
     if writer.done:
         logger.info("Going on after %d samples that are scored.", len(writer.done))
     skipped = Skipped(max_skipped)
+    skipped.update({key: problem for key, problem in writer.done.items() if problem})
+    skipped.check(len(writer.done) - len(skipped))
     total = len(source) if isinstance(source, Frames) else None
     with tqdm(total=total, initial=len(writer.done), unit="image") as progress:
         waiting: list[Scores] = []
@@ -82,20 +84,19 @@ def _identity(source: Source, loss: ReconstructionLoss | None, batch_size: int) 
 
 
 def _score(
-    source: Source, done: set[str], skipped: Skipped, loss: ReconstructionLoss | None, batch_size: int
+    source: Source, done: Container[str], skipped: Skipped, loss: ReconstructionLoss | None, batch_size: int
 ) -> Iterator[list[Scores]]:
     """Score what is not done, batch by batch; samples that could not be read come with the batch that follows them."""
-    fresh = ((key, image) for key, image in source.visit(skipped) if key not in done)
-    listed = 0
-    for batch in batched(fresh, batch_size):
-        problems = list(skipped.items())[listed:]
+    listed = len(skipped)
+    for batch in batched(source.visit(skipped, without=done), batch_size):
+        problems = _problems(skipped, listed)
         listed += len(problems)
-        yield _problems(problems, done) + _measure(batch, loss)
-    yield _problems(list(skipped.items())[listed:], done)
+        yield problems + _measure(batch, loss)
+    yield _problems(skipped, listed)
 
 
-def _problems(found: Sequence[tuple[str, str]], done: set[str]) -> list[Scores]:
-    return [Scores(key=key, problem=reason) for key, reason in found if key not in done]
+def _problems(skipped: Skipped, listed: int) -> list[Scores]:
+    return [Scores(key=key, problem=reason) for key, reason in islice(skipped.items(), listed, None)]
 
 
 def _measure(batch: Sequence[tuple[str, Image.Image]], loss: ReconstructionLoss | None) -> list[Scores]:

@@ -119,9 +119,10 @@ class Curation:
         Raises:
             DataError: Counting and naming those that it does not list, if ``unlisted`` is "refuse".
         """
-        missing = [key for key in keys if self._chance(key) is None]
-        if missing and self.config.unlisted == "refuse":
-            raise self._unlisted(missing)
+        if self.config.unlisted == "refuse":
+            missing = [key for key in keys if self._chance(key) is None]
+            if missing:
+                raise self._unlisted(missing)
 
     def describe(self) -> dict[str, Any]:
         """What decides the selection, in JSON's types; where the table lies does not count."""

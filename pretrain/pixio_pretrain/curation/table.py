@@ -5,7 +5,6 @@ What decides the values (source, checkpoint, masks) rides in the metadata, and o
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -16,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixio_pretrain.curation.scores import Scores
+from pixio_pretrain.drafts import draft_of
+from pixio_pretrain.identity import differences
 from pixio_robot.errors import DataError
 
 SCHEMA = pa.schema(
@@ -39,7 +40,7 @@ class TableWriter:
         identity: What decides the scores, in JSON's types.
 
     Attributes:
-        done: Keys of the rows that are safe on disk.
+        done: Keys of the rows that are safe on disk, with why the sample cannot be decoded; None where it can.
 
     Raises:
         DataError: If the folder of parts holds other scores.
@@ -52,7 +53,10 @@ class TableWriter:
         self._parts = sorted(self._folder.glob("*.parquet"))
         for part in self._parts:
             check_identity(part, identity, what=self._folder)
-        self.done = {key for part in self._parts for key in pq.read_table(part, columns=["key"])["key"].to_pylist()}
+        self.done: dict[str, str | None] = {}
+        for part in self._parts:
+            rows = pq.read_table(part, columns=["key", "problem"])
+            self.done |= zip(rows["key"].to_pylist(), rows["problem"].to_pylist(), strict=True)
 
     def save(self, rows: Sequence[Scores]) -> None:
         """Make rows safe."""
@@ -60,18 +64,23 @@ class TableWriter:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         part = self._folder / f"{len(self._parts):06d}.parquet"
-        _write_whole(part, self._schema, [as_table(rows)])
+        self._write(part, [as_table(rows)])
         self._parts.append(part)
 
     def finish(self) -> None:
         """Join the parts into the table, and remove them."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(self.file, self._schema, (pq.read_table(part) for part in self._parts))
+        self._write(self.file, (pq.read_table(part) for part in self._parts))
         self.discard()
 
     def discard(self) -> None:
         """Remove the parts, such as those that a kill left beside a finished table."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _write(self, file: Path, tables: Iterable[pa.Table]) -> None:
+        with draft_of(file) as draft, pq.ParquetWriter(draft, self._schema) as writer:
+            for table in tables:
+                writer.write_table(table.cast(self._schema))
 
 
 def as_table(rows: Iterable[Scores]) -> pa.Table:
@@ -115,22 +124,6 @@ def check_identity(file: Path, identity: Mapping[str, Any], *, what: Path) -> No
     Raises:
         DataError: Naming what differs, and ``what`` is in the way.
     """
-    theirs, ours = read_identity(file), json.loads(json.dumps(identity))
-    differing = [
-        f"{key} (there {theirs.get(key)!r}, now {ours.get(key)!r})"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)
-    ]
+    differing = differences(read_identity(file), identity)
     if differing:
-        raise DataError(
-            f"{what} holds other scores: {', '.join(differing)}. Choose another --table, or remove what is there."
-        )
-
-
-def _write_whole(file: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    """Write beside the place and move there, so that a kill leaves nothing or the whole."""
-    scratch = file.with_name(file.name + ".writing")
-    with pq.ParquetWriter(scratch, schema) as writer:
-        for table in tables:
-            writer.write_table(table.cast(schema))
-    os.replace(scratch, file)
+        raise DataError(f"{what} holds other scores: {differing}. Choose another --table, or remove what is there.")

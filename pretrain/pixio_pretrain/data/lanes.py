@@ -109,7 +109,7 @@ class Lane:
             for place, run in enumerate(runs[place:].tolist(), place):  # noqa: B020, the range is made before
                 for entry in self._stream.read(run, start):
                     mine = entry.number % self._members == self._member
-                    if mine and self._sieve.passes(entry.key, turn, run, entry.number):
+                    if mine and (entry.torn or self._sieve.passes(entry.key, turn, run, entry.number)):
                         given += 1
                         yield Slot(turn, place, run, entry)
                 start = 0

@@ -189,7 +189,7 @@ class Loader:
             num_workers=self.workers,
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # the workers' seeds must not be drawn from the global generator
-            worker_init_fn=_outlive_termination,
+            worker_init_fn=outlive_termination,
             **order,
         )
 
@@ -205,7 +205,10 @@ class Loader:
             self.skipped.add(key, reason, seen=self._given)
 
 
-def _outlive_termination(worker: int) -> None:
-    """Leave SIGTERM to the trainer: it goes to workers, too, and their death would stop it from saving."""
+def outlive_termination(worker: int) -> None:
+    """Leave SIGTERM to the trainer: it goes to workers, too, and their death would stop it from saving.
+
+    For the ``worker_init_fn`` of a DataLoader.
+    """
     del worker
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -85,7 +85,7 @@ class TarShards(Stream):
                         yield Entry(number, f"{shard}/{member.name}", content.read())
                     number += 1
         except (tarfile.TarError, OSError, EOFError) as error:
-            yield Entry(number, shard, ImageError(f"cannot be read beyond {number} images: {error}"))
+            yield Entry(number, shard, ImageError(f"cannot be read beyond {number} images: {error}"), torn=True)
 
     def split(self, share: float) -> tuple["TarShards", "TarShards"]:
         """Hold whole shards out; where there is but one, samples by a hash of their names."""

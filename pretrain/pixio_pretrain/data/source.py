@@ -9,8 +9,9 @@ import io
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -47,15 +48,38 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def visit(self, skipped: Skipped | None = None) -> Iterator[tuple[str, Image.Image]]:
+    def each(self) -> Iterator[tuple[str, Callable[[], Image.Image]]]:
+        """Give every image's key once, in the order in which they lie, and what reads the image, RGB.
+
+        Reading raises an ``ImageError`` where the image cannot be decoded.
+        """
+
+    def visit(
+        self, skipped: Skipped | None = None, *, without: Container[str] = ()
+    ) -> Iterator[tuple[str, Image.Image]]:
         """Give every image once, RGB, with its key, in the order in which they lie.
 
         Args:
             skipped: Comes to hold the samples that cannot be read; a fresh one unless given.
+            without: Keys that are passed over and not decoded; they count as read unless ``skipped`` holds them.
 
         Raises:
             DataError: If more samples than ``skipped`` allows cannot be read, or none can.
         """
+        skipped = Skipped() if skipped is None else skipped
+        seen = 0
+        for key, read in self.each():
+            if key in without:
+                seen += key not in skipped
+                continue
+            try:
+                image = read()
+            except ImageError as error:
+                skipped.add(key, str(error), seen=seen)
+                continue
+            seen += 1
+            yield key, image
+        skipped.refuse_nothing(seen)
 
 
 class Places(NamedTuple):
@@ -122,19 +146,10 @@ class Frames(Source):
         train, held_out = split_episodes(self.episodes, share)
         return Subset(self, train), Subset(self, held_out)
 
-    def visit(self, skipped: Skipped | None = None) -> Iterator[tuple[str, Image.Image]]:
-        """Give every image once, in the order of the indices."""
-        skipped = Skipped() if skipped is None else skipped
-        seen = 0
+    def each(self) -> Iterator[tuple[str, Callable[[], Image.Image]]]:
+        """Give every key and what reads its image, in the order of the indices."""
         for index in range(len(self)):
-            try:
-                image = self.image(index)
-            except ImageError as error:
-                skipped.add(self.key(index), str(error), seen=seen)
-                continue
-            seen += 1
-            yield self.key(index), image
-        skipped.refuse_nothing(seen)
+            yield self.key(index), partial(self.image, index)
 
 
 class Subset(Frames):
@@ -195,11 +210,13 @@ class Entry:
         number: Its place in its run.
         key: Its name.
         content: An encoded image, RGB pixels [h w 3], or why there is none.
+        torn: Whether it is no sample, but stands for the rest of its run, which cannot be read; it has the run's name.
     """
 
     number: int
     key: str
     content: bytes | NDArray[np.uint8] | ImageError
+    torn: bool = False
 
     def image(self) -> Image.Image:
         """The image, RGB.
@@ -238,20 +255,11 @@ class Stream(Source):
     def split(self, share: float) -> tuple[Self, Self]:
         """Hold whole episodes or shards out, always the same ones."""
 
-    def visit(self, skipped: Skipped | None = None) -> Iterator[tuple[str, Image.Image]]:
-        """Give every image once, run by run."""
-        skipped = Skipped() if skipped is None else skipped
-        seen = 0
+    def each(self) -> Iterator[tuple[str, Callable[[], Image.Image]]]:
+        """Give every key and what reads its image, run by run."""
         for run in range(self.runs):
             for entry in self.read(run):
-                try:
-                    image = entry.image()
-                except ImageError as error:
-                    skipped.add(entry.key, str(error), seen=seen)
-                    continue
-                seen += 1
-                yield entry.key, image
-        skipped.refuse_nothing(seen)
+                yield entry.key, entry.image
 
 
 def decode_image(file: Path | io.BytesIO) -> Image.Image:

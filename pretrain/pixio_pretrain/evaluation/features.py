@@ -1,7 +1,6 @@
 """One vector per image of a labelled set, on disk: made once, resumable, memory-mapped."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from pixio_pretrain.checkpoint import check_identity
+from pixio_pretrain.drafts import draft_of
 from pixio_pretrain.evaluation.job import Job
 from pixio_pretrain.evaluation.sets.classes import ClassSet
 from pixio_pretrain.evaluation.views import batches_of
@@ -102,9 +102,8 @@ def stored_rows(
             progress.update(len(found))
             if number % FLUSHED == 0 or done == shape[0]:
                 stored.flush()
-                draft = mark.with_suffix(".writing")
-                draft.write_text(json.dumps({"identity": identity, "done": done}))
-                os.replace(draft, mark)
+                with draft_of(mark) as draft:
+                    draft.write_text(json.dumps({"identity": identity, "done": done}))
     return torch.from_numpy(stored)
 
 

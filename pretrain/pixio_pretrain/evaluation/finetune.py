@@ -27,6 +27,8 @@ from pixio_robot.images import normalize
 from pixio_robot.nn import NORM_EPS, VisionTransformer
 
 HEAD_STD = 2e-5
+RATE = 5e-4
+"""Peak rate for each 256 images of batch."""
 TRAINED = ("all", "blocks", "mlp")
 
 
@@ -48,7 +50,7 @@ class FinetuneConfig:
         erasing: Share of the images of which a rectangle becomes noise.
         augment: Change colours and shapes with RandAugment.
         side: Side of the images in pixels; 0 takes the encoder's own.
-        recipe: See ``Recipe``; the rate is 5e-4 for each 256 images of batch.
+        recipe: See ``Recipe``; a rate of 0 takes 5e-4 for each 256 images of batch.
     """
 
     name: str = "finetune"
@@ -65,7 +67,7 @@ class FinetuneConfig:
     augment: bool = True
     side: int = 0
     recipe: Recipe = field(
-        default_factory=lambda: Recipe(epochs=100, batch_size=1024, lr=2e-3, warmup=0.05, decay="cosine", min_lr=1e-6)
+        default_factory=lambda: Recipe(epochs=100, batch_size=1024, lr=0.0, warmup=0.05, decay="cosine", min_lr=1e-6)
     )
 
     def __post_init__(self) -> None:
@@ -77,6 +79,7 @@ class FinetuneConfig:
             raise SettingError("task.drop_path and task.smoothing must lie in [0, 1), task.erasing in [0, 1].")
         if not 0 < self.layer_decay <= 1 or min(self.mixup, self.cutmix, self.weight_decay) < 0:
             raise SettingError("task.layer_decay must lie in (0, 1]; mixup, cutmix and weight_decay not be negative.")
+        self.recipe.lr = self.recipe.lr or RATE * self.recipe.batch_size / 256
 
     @property
     def title(self) -> str:

@@ -1,8 +1,7 @@
 """One evaluation: an encoder, a data set, a task; what it found, as a record that tables are computed from."""
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from omegaconf import MISSING
 from PIL import Image
 
 from pixio_pretrain.checkpoint import check_identity
+from pixio_pretrain.drafts import draft_of
 from pixio_pretrain.evaluation.baselines import open_encoder
 from pixio_pretrain.precision import autocast, resolve
 from pixio_robot.encoder import ENCODERS, Encoder
@@ -194,24 +194,15 @@ def _facts(job: Job) -> dict[str, Any]:
 
 def write_outcome(folder: Path, outcome: Outcome, facts: Mapping[str, Any]) -> None:
     """Write values of the images, pictures, and last of all the record; each whole or not at all."""
-    _replace(folder / "images.npz", lambda draft: _save_arrays(draft, outcome.images))
+    with draft_of(folder / "images.npz") as draft, draft.open("wb") as file:
+        np.savez_compressed(file, **outcome.images)  # pyright: ignore[reportArgumentType]
     for name, picture in outcome.pictures.items():
         (folder / "pictures").mkdir(exist_ok=True)
-        _replace(folder / "pictures" / name, lambda draft, picture=picture: picture.save(draft, format="png"))
+        with draft_of(folder / "pictures" / name) as draft:
+            picture.save(draft, format="png")
     record = {**facts, "metrics": outcome.metrics, "data": outcome.data, "facts": outcome.facts}
-    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
-    _replace(folder / "record.json", lambda draft: draft.write_text(text))
-
-
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
-    draft = file.with_name(f"{file.name}.writing")
-    write(draft)
-    os.replace(draft, file)
-
-
-def _save_arrays(draft: Path, arrays: Mapping[str, Values]) -> None:
-    with draft.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+    with draft_of(folder / "record.json") as draft:
+        draft.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def read_record(file: Path) -> dict[str, Any]:

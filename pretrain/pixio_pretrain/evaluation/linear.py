@@ -18,6 +18,8 @@ from pixio_pretrain.optim import Lars
 from pixio_robot.errors import UnknownNameError
 
 HEAD_STD = 0.01
+RATE = 0.1
+"""Peak rate for each 256 images of batch."""
 
 
 @dataclass(kw_only=True)
@@ -29,7 +31,7 @@ class LinearConfig:
         augment: Train on random crops, mirrored, encoded anew in each epoch. False takes one centre crop of each
             image, encoded once: far cheaper, and not the published protocol.
         side: Side of the images in pixels; 0 takes the encoder's own.
-        recipe: See ``Recipe``; the rate is 0.1 for each 256 images of batch.
+        recipe: See ``Recipe``; a rate of 0 takes 0.1 for each 256 images of batch.
     """
 
     name: str = "linear"
@@ -37,12 +39,13 @@ class LinearConfig:
     augment: bool = True
     side: int = 0
     recipe: Recipe = field(
-        default_factory=lambda: Recipe(epochs=90, batch_size=16384, lr=6.4, warmup=10 / 90, decay="cosine")
+        default_factory=lambda: Recipe(epochs=90, batch_size=16384, lr=0.0, warmup=10 / 90, decay="cosine")
     )
 
     def __post_init__(self) -> None:
         if self.features not in KINDS:
             raise UnknownNameError("kind of feature", self.features, KINDS)
+        self.recipe.lr = self.recipe.lr or RATE * self.recipe.batch_size / 256
 
     @property
     def title(self) -> str:

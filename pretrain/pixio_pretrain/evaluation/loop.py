@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from pixio_pretrain.checkpoint import check_identity, checkpoints, load_checkpoint, read_facts, save_checkpoint
 from pixio_pretrain.config import LogConfig
+from pixio_pretrain.data.loader import outlive_termination
 from pixio_pretrain.distributed import World
 from pixio_pretrain.evaluation.job import Job
 from pixio_pretrain.heap import keep_freed_memory
@@ -268,6 +269,7 @@ def _batches(trainee: Trainee, recipe: Recipe, job: Job, step: int) -> Iterator[
         num_workers=job.config.workers,
         collate_fn=trainee.collate,
         pin_memory=job.device.type == "cuda",
+        worker_init_fn=outlive_termination,
     )
     return iter(loader)
 

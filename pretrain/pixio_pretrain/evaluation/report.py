@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from pixio_pretrain.drafts import draft_of
 from pixio_pretrain.evaluation.intervals import resampled
 from pixio_pretrain.evaluation.job import Values, read_record
 from pixio_pretrain.probe.resampling import interval, over_seeds
@@ -69,15 +69,11 @@ def write_report(folder: Path) -> Path:
         loader=jinja2.PackageLoader("pixio_pretrain.evaluation", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = folder / "report.html"
-    _write(page, environment.get_template("report.html.jinja").render(sections=sections))
-    _write(folder / "results.md", "\n".join(line for section in sections for line in _markdown(section)))
+    with draft_of(page) as draft:
+        draft.write_text(environment.get_template("report.html.jinja").render(sections=sections))
+    with draft_of(folder / "results.md") as draft:
+        draft.write_text("\n".join(line for section in sections for line in _markdown(section)))
     return page
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f"{path.name}.writing")
-    draft.write_text(text)
-    os.replace(draft, path)
 
 
 def _row(name: str, seeds: Sequence[tuple[dict[str, Any], Path]]) -> Row:

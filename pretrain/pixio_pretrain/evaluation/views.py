@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
+from pixio_pretrain.data.loader import outlive_termination
 from pixio_pretrain.evaluation.job import Job
 from pixio_pretrain.evaluation.sets.classes import ClassSet
 
@@ -81,4 +82,11 @@ class _Views(Dataset[Tensor]):
 def batches_of(images: ClassSet, view: v2.Transform, job: Job, *, start: int = 0) -> Iterator[Tensor]:
     """Give views that leave nothing to chance, in order, from one on: uint8 [b 3 h w]."""
     rows: Sequence[int] = range(start, len(images))
-    return iter(DataLoader(_Views(images, view), job.config.batch_size, sampler=rows, num_workers=job.config.workers))
+    loader = DataLoader(
+        _Views(images, view),
+        job.config.batch_size,
+        sampler=rows,
+        num_workers=job.config.workers,
+        worker_init_fn=outlive_termination,
+    )
+    return iter(loader)

@@ -1,7 +1,6 @@
 """How good depth is on held-out sets: errors frame by frame, intervals over scenes, a table with every baseline."""
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pixio_pretrain.drafts import draft_of
 from pixio_pretrain.geometry.mono import FARTHEST, NEAREST, is_valid
 from pixio_pretrain.geometry.sets import RgbdSet, Rows
 from pixio_pretrain.probe.resampling import group_means, interval, resampled_means
@@ -99,9 +99,8 @@ def write_tables(folder: Path, *tables: tuple[Sequence[Mapping[str, Any]], Seque
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, words in text.items():
-        draft = folder / f"{name}.writing"
-        draft.write_text(words + "\n")
-        os.replace(draft, folder / name)
+        with draft_of(folder / name) as draft:
+            draft.write_text(words + "\n")
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]], shown: Sequence[str] = SHOWN) -> str:

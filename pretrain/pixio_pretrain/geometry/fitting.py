@@ -1,6 +1,7 @@
 """The training loop of whatever is small and learns from a frozen encoder: resumable to the last bit."""
 
 import logging
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,9 +22,12 @@ from pixio_pretrain.logs import Logs
 from pixio_pretrain.optim import OptimizerConfig, learning_rate, make_optimizer
 from pixio_pretrain.precision import autocast, resolve
 from pixio_robot.errors import SettingError
-from pixio_robot.runs import alone
+from pixio_robot.runs import alone, termination
 
 logger = logging.getLogger(__name__)
+
+INCIDENTAL = ("device", "checkpoint_every", "log_every")
+"""Settings that do not decide a result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,7 @@ class Task(Protocol):
 
 
 def fit(task: Task, config: FitConfig, folder: Path, *, identity: dict[str, Any]) -> float:
-    """Train, or go on where a stopped run's last checkpoint is.
+    """Train, or go on where a stopped run's last checkpoint is; SIGTERM makes one at the end of the step.
 
     Args:
         task: What is trained; its weights have been drawn.
@@ -90,9 +94,10 @@ def fit(task: Task, config: FitConfig, folder: Path, *, identity: dict[str, Any]
     Raises:
         CheckpointError: The folder holds another run.
         SettingError: Another process trains there, or the loss is no longer finite.
+        SystemExit: With 143, after SIGTERM.
     """
     world = World(device=torch.device(config.device))
-    identity = identity | {f"fit.{name}": value for name, value in asdict(config).items() if name != "log_every"}
+    identity = identity | {f"fit.{name}": value for name, value in asdict(config).items() if name not in INCIDENTAL}
     if config.device == "cpu":
         keep_freed_memory()
     refusal = SettingError(f"Another process trains in {folder}. Wait for it, or choose another folder.")
@@ -112,6 +117,7 @@ def fit(task: Task, config: FitConfig, folder: Path, *, identity: dict[str, Any]
             logger.info("Resuming %s at step %d of %d.", folder, step, config.steps)
         clock = _clock(spent)
         with (
+            termination() as asked,
             Logs(folder, LogConfig(trackers=[]), settings=identity, step=step) as logs,
             tqdm(total=config.steps, initial=step, desc=folder.name, unit="step") as progress,
         ):
@@ -122,11 +128,15 @@ def fit(task: Task, config: FitConfig, folder: Path, *, identity: dict[str, Any]
                 if step % config.log_every == 0 or step == config.steps:
                     logs.write({"step": step, **row, "cpu_s": round(clock(), 1)})
                     progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-                if step % config.checkpoint_every == 0 or step == config.steps:
+                stopping = asked.is_set() and step < config.steps
+                if stopping or step % config.checkpoint_every == 0 or step == config.steps:
                     done = {"identity": identity, "step": step, "cpu_s": clock()}
                     save_checkpoint(
                         folder / "checkpoints", module, optimizer, step=step, facts=done, own={}, world=world
                     )
+                if stopping:
+                    logger.warning("Terminated at step %d of %d; the same command goes on.", step, config.steps)
+                    raise SystemExit(128 + signal.SIGTERM)
         module.eval()
         return clock()
 

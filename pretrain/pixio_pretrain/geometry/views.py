@@ -54,9 +54,6 @@ class ViewsTask:
         self.model, self.samples, self._frames = model, len(frames) // frames.views, frames
         self.module: nn.Module = model.trunk
         self._away = self.samples // 2 * frames.views if twin else 0
-        if twin:  # nobody asks what would be predicted, and what never learns cannot be resumed
-            model.trunk.pose.requires_grad_(False)
-            model.trunk.scale.requires_grad_(False)
         known = {"all"} if twin else set(CHANCES) if model.finder else set(CHANCES) - {"drifted"}
         self._chances = torch.tensor([chance if name in known else 0.0 for name, chance in CHANCES.items()])
         self._taps = Taps(model.encoder, frames, model.taps) if taps is None else taps

@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pixio_pretrain.data.samples import Batch, BatchMaker, SampleMaker
@@ -30,7 +32,10 @@ class ObjectiveConfig(ABC):
 
     Attributes:
         name: The row of ``OBJECTIVES``.
+        batch_norms: Whether what is trained has batch norms, so that it matters how many samples a pass sees.
     """
+
+    batch_norms: ClassVar[bool] = False
 
     name: str = ""
 
@@ -101,6 +106,10 @@ class Objective(nn.Module, ABC):
     loss_meaning: str
     picture_meaning: ClassVar[str] = ""
 
+    def fresh(self) -> "Objective":
+        """Build another one of the same settings, with random weights; what is not trained may be shared with it."""
+        return self.config.build()
+
     @property
     @abstractmethod
     def image_size(self) -> int:
@@ -128,6 +137,20 @@ class Objective(nn.Module, ABC):
     def origins(self) -> Mapping[str, str]:
         """Weights from elsewhere that decide the result, such as a teacher's: hashes by what they are."""
         return {}
+
+    def save_encoders(self, encoders: Mapping[str, Encoder], folder: Path) -> None:
+        """Write encoders, as ``encoders`` gave them, each to a folder of its own, with the weights that belong there.
+
+        Args:
+            encoders: By name; whoever calls has completed their provenance.
+            folder: Comes to hold their folders, in each of which ``config.json`` comes last.
+        """
+        first = folder / next(iter(encoders))
+        first.mkdir(parents=True, exist_ok=True)
+        for file, state in self.extra_weights.items():
+            save_file({key: value.cpu().contiguous() for key, value in state.items()}, first / f"{file}.safetensors")
+        for name, encoder in encoders.items():
+            encoder.save_pretrained(folder / name)
 
     @abstractmethod
     def initialize(self, generator: torch.Generator | None = None) -> None:

@@ -1,6 +1,7 @@
 """What is trained of a pixel-level objective and has a momentum twin: features, pyramid, projections."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ class PixelConfig(EncoderConfig, ObjectiveConfig):
             torchvision's RetinaNet and FCOS, 4 its Faster R-CNN (at 224 pixels, that compares 3136 cells a view).
         fpn_width: Channels of the pyramid.
     """
+
+    batch_norms: ClassVar[bool] = True
 
     encoder: str = "resnet50"
     projection_hidden: int = 4096

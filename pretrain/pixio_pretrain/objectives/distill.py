@@ -54,6 +54,12 @@ class DistillConfig(ObjectiveConfig):
     mask_block: int = 4
     mask_ratio: float = 0.0
 
+    def __post_init__(self) -> None:
+        self.students = {  # a run's identity holds them as plain mappings
+            name: student if isinstance(student, EncoderConfig) else EncoderConfig(**student)
+            for name, student in self.students.items()
+        }
+
     def build(self) -> "Distillation":
         """Build the students and load the teacher.
 
@@ -62,6 +68,11 @@ class DistillConfig(ObjectiveConfig):
             CheckpointError: If the teacher cannot be read.
             SettingError: If the settings do not fit together.
         """
+        self.check()
+        return self.build_under(load_encoder(self.teacher))
+
+    def check(self) -> None:
+        """See, before a teacher is read, whether the settings fit together; errors as for ``build``."""
         if not self.teacher or not self.students:
             raise SettingError(
                 "distill wants a teacher and at least one student: objective.teacher=facebook/pixio-vith16 "
@@ -78,11 +89,17 @@ class DistillConfig(ObjectiveConfig):
                     f"Students see the same images: {first!r} has {specs[first].image_size} pixels, {name!r} "
                     f"{specs[name].image_size}. Set students.{name}.image_size={specs[first].image_size}."
                 )
-        teacher = load_encoder(self.teacher)
-        for name, spec in specs.items():
-            _check_pair(name, spec, self.teacher, teacher.spec)
         if self.mask_ratio:
             check_mask(specs[first].image_size // specs[first].patch_size, self.mask_block, self.mask_ratio)
+
+    def build_under(self, teacher: Encoder) -> "Distillation":
+        """Build the students of a teacher that is at hand.
+
+        Raises:
+            SettingError: If a student's tokens have no counterparts among the teacher's.
+        """
+        for name, student in self.students.items():
+            _check_pair(name, student.spec(), self.teacher, teacher.spec)
         return Distillation(self, teacher)
 
 
@@ -189,6 +206,10 @@ class Distillation(Objective):
         self.mask_blocks = (self.grid // block) ** 2
         self.visible_patches = count_visible(self.mask_blocks, config.mask_ratio) * block**2
         self.initialize()
+
+    def fresh(self) -> "Distillation":
+        """Build fresh students for the same teacher: a second one might not fit, nor be the same."""
+        return Distillation(self.config, self.teacher)
 
     @property
     def teacher(self) -> Encoder:

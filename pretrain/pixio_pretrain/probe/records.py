@@ -1,12 +1,12 @@
 """One JSON object per line: what was read, from what, by whom. Every table is computed from these lines."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pixio_pretrain.drafts import draft_of
 from pixio_pretrain.probe.geometry import Measurement
 from pixio_robot.errors import DataError
 
@@ -34,9 +34,8 @@ class ProbeRecord:
 
 def write_records(path: Path, records: Iterable[ProbeRecord]) -> None:
     """Write a file of JSON lines, whole or not at all."""
-    draft = path.with_suffix(".writing")
-    draft.write_text("".join(json.dumps(asdict(record), sort_keys=True) + "\n" for record in records))
-    os.replace(draft, path)
+    with draft_of(path) as draft:
+        draft.write_text("".join(json.dumps(asdict(record), sort_keys=True) + "\n" for record in records))
 
 
 def read_records(path: Path) -> list[ProbeRecord]:
