@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pixio_robot import Encoder, VisualFeatureAdapter, create_encoder
-from pixio_robot.errors import SettingError, UnknownNameError
+from pixio_robot.errors import ImageError, SettingError, UnknownNameError
 from pixio_robot.geometry.cameras import project
 from pixio_robot.geometry.depth import DepthModel, DepthSettings
 from pixio_robot.geometry.perception import Calibration, Perception
@@ -90,6 +90,8 @@ def test_what_is_missing_is_told(encoder: Encoder, views: dict[str, torch.Tensor
         Perception(encoder).policy(0, views)
     with pytest.raises(SettingError, match="no depth model"):
         Perception(encoder).depth(0, views)
+    with pytest.raises(ImageError, match="Divide by 255"):
+        Perception(encoder, size=(32, 32)).see(0, {"top": 255 * torch.rand(3, 64, 64)})
     with pytest.raises(SettingError, match="missing: wrist"):
         make(encoder).points(0, views, {"top": Calibration(K)})
     with pytest.raises(UnknownNameError, match="'wrist'"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_policy, make_pre_post_processors
 from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
@@ -289,6 +289,8 @@ def test_bad_inputs_are_refused_with_what_is_there(kind: str, make: Make, make_b
         make(kind, input_features=state | {TOP: PolicyFeature(type=FeatureType.VISUAL, shape=(1, 64, 64))})
     with pytest.raises(DataError, match=r"needs 'action' among its outputs"):
         make(kind, output_features={})
+    with pytest.raises(ImageError, match=r"Divide by 255"):
+        act(policy, batch | {TOP: 255 * torch.rand(*batch[TOP].shape[:-2], 48, 96)})
     with pytest.raises(SettingError, match=r"training diverged"):
         policy(batch | {"action": torch.full_like(batch["action"], torch.nan)})
 
@@ -304,6 +306,11 @@ def test_bad_inputs_are_refused_with_what_is_there(kind: str, make: Make, make_b
         ({"train_encoder": "last_blocks", "train_blocks": 3}, SettingError, r"choose from 1 to 2"),
         ({"task_conditioning": "language"}, SettingError, r"needs language_model"),
         ({"tasks": ["sit", "sit"]}, SettingError, r"'sit' stands twice"),
+        (
+            {"normalization_mapping": {"VISUAL": NormalizationMode.MEAN_STD}},
+            SettingError,
+            r"says MEAN_STD for VISUAL.*choose IDENTITY",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(
