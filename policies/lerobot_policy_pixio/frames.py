@@ -101,6 +101,12 @@ class DatasetFrames:
         """Sha-256 over the data set's features, episodes, tables and videos."""
         return self._fingerprint
 
+    @property
+    def statistics_fingerprint(self) -> str:
+        """Sha-256 over the data set's statistics, by which states and actions are normalised."""
+        told = json.dumps(self.dataset.meta.stats, sort_keys=True, default=lambda values: np.asarray(values).tolist())
+        return hashlib.sha256(told.encode()).hexdigest()
+
     @cached_property
     def _fingerprint(self) -> str:
         meta = self.dataset.meta

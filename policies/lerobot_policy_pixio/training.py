@@ -92,15 +92,21 @@ def train(
         alone gather_samples_per_s, and what ``Evaluation.run`` gives at steps with an evaluation.
 
     Raises:
-        SettingError: If the folder holds another run or one that is being trained, training diverges, or the policy
-            trains its encoder from a cache.
+        SettingError: If the folder holds another run, one that is being trained or one that is beyond ``steps``,
+            training diverges, or the policy trains its encoder from a cache.
         DataError: If the data set lacks what the policy needs.
         CacheError: If the cache is of another encoder, data set or setting.
         CheckpointError: If the encoder is not the one that the policy was trained with.
     """
     frames = dataset_root if isinstance(dataset_root, DatasetFrames) else DatasetFrames(dataset_root)
-    variants = 0 if cache is None else FeatureCache.open(cache).variants
-    settings = {"dataset_sha256": frames.fingerprint, "batch_size": batch_size, "seed": seed, "variants": variants}
+    settings: dict[str, Any] = {
+        "dataset_sha256": frames.fingerprint,
+        "statistics_sha256": frames.statistics_fingerprint,
+        "batch_size": batch_size,
+        "seed": seed,
+        "steps": steps if config.get_scheduler_preset() else None,  # a constant rate may go on for longer
+        **_facts_of(cache),
+    }
     refusal = SettingError(f"Another process trains in {folder}. Wait for it, or choose another folder.")
     with alone(Path(folder) / ".lock", refusal), torch.random.fork_rng(_cuda_devices(config)):
         run = RunFolder(Path(folder), config, **settings)
@@ -113,6 +119,11 @@ def train(
         demonstrations = Demonstrations(frames, policy, processors[0], cache, pixels=pixels, memory_gb=memory_gb)
         trainer = Trainer(policy, demonstrations, steps=steps, batch_size=batch_size, seed=seed)
         start = 0 if newest is None else trainer.resume(newest)
+        if start > steps:
+            raise SettingError(
+                f"{run.path} has trained for {start} steps already, not steps={steps}: ask for at least as many, or "
+                "choose another folder."
+            )
         run.claim()
         lerobots = lerobot_config(
             run.path,
@@ -264,6 +275,12 @@ def make_processors(policy: PixioPolicy, frames: DatasetFrames) -> Processors:
     """LeRobot's pre- and post-processor of a policy, with the data set's statistics."""
     stats: Any = frames.dataset.meta.stats
     return make_pre_post_processors(policy.config, dataset_stats=stats)
+
+
+def _facts_of(cache: str | Path | None) -> dict[str, Any]:
+    """What decides, beside the encoder and the data set, which features a run sees."""
+    known = {} if cache is None else FeatureCache.open(cache).attributes
+    return {f"cache_{fact}": known.get(fact) for fact in ("encoder_dtype", "pooled_to", "variants", "augmentation")}
 
 
 def sample_rows(frames: int, batch_size: int, *, seed: int, step: int) -> Tensor:
