@@ -34,7 +34,7 @@ from lerobot_policy_pixio.evaluation import Evaluation
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.fused_adam import as_in_presets, fuse
 from lerobot_policy_pixio.logs import Metrics, RunLog, track
-from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy
+from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy, check_finite
 from lerobot_policy_pixio.options import PixioOptions
 from lerobot_policy_pixio.run import RunFolder, lerobot_config
 from pixio_robot.cache import FeatureCache
@@ -203,7 +203,7 @@ class Trainer:
         """Take optimizer step number ``step``, counted from 1, and return its losses, grad_norm and lr.
 
         Raises:
-            SettingError: If the loss is not finite.
+            SettingError: If the loss or its gradient is not finite; the weights are then those of the step before.
         """
         began = time.perf_counter()
         batch = self._gather(step)
@@ -213,6 +213,7 @@ class Trainer:
             loss, parts = self.policy(batch)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._trained, self._clip)
+        check_finite(norm, "gradient's norm", self.policy.config)  # before it gets into the weights
         self.optimizer.step()
         self.optimizer.zero_grad()
         lr = self.optimizer.param_groups[0]["lr"]

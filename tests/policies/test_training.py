@@ -300,6 +300,19 @@ def test_nan_in_the_demonstrations_is_found_before_training(
         trained(dataset_root=root, config=make_config(blind=True), cache=None)
 
 
+def test_a_gradient_that_is_not_finite_leaves_the_weights_as_they_were(
+    make_config: MakeConfig, dataset_root: Path, cache: Path, encoder: Encoder
+) -> None:
+    frames = DatasetFrames(dataset_root)
+    policy = make_policy(make_config(), frames, seed=0, encoder=encoder)
+    demonstrations = Demonstrations(frames, policy, make_processors(policy, frames)[0], cache)
+    trainer, before = Trainer(policy, demonstrations, steps=2, batch_size=8), [one.clone() for one in weights(policy)]
+    next(policy.eyes.adapter.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(SettingError, match=r"gradient's norm became (nan|inf): training diverged. Lower optimizer_lr"):
+        trainer.step(1)
+    assert all(torch.equal(a, b) for a, b in zip(weights(policy), before, strict=True))
+
+
 def test_attention_reads_a_cache_of_every_patch(
     trained: Callable[..., Any], make_config: MakeConfig, dataset_root: Path, encoder: Encoder, tmp_path: Path
 ) -> None:
