@@ -185,6 +185,11 @@ class Encoder(nn.Module):
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
+    @fingerprint.setter
+    def fingerprint(self, known: str) -> None:
+        """Keep the name of weights that were rounded or trained since it was taken."""
+        self._fingerprint = known
+
     def redrawn(self, seed: int) -> "Encoder":
         """Give the same architecture with fresh weights, drawn as its own training would begin, on the CPU.
 

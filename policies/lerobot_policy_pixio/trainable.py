@@ -32,7 +32,7 @@ class TrainableEncoder(Encoder):
 
     def __init__(self, encoder: Encoder, config: PixioOptions, *, fingerprint: str | None = None) -> None:
         super().__init__(encoder.spec, encoder.backbone, provenance=encoder.provenance)
-        self._fingerprint = fingerprint or encoder.fingerprint
+        self.fingerprint = fingerprint or encoder.fingerprint
         SELECTIONS[config.train_encoder](self, config)
 
     def forward(self, images: Tensor) -> Tokens:

@@ -145,8 +145,11 @@ class Eyes(nn.Module):
                 f"The checkpoint lacks {len(lacking)} weights of the policy's eyes, such as {lacking[0]!r}: it is of "
                 "other settings, or cut short."
             )
-        if self._blank and self._config.train_encoder == "frozen" and self._config.encoder_dtype == "float32":
-            check_same(self._config, self.encoder)
+        if self._blank and self._config.train_encoder == "frozen":
+            if self._config.encoder_dtype == "float32":
+                check_same(self._config, self.encoder)
+            else:
+                self.encoder.fingerprint = str(self._config.encoder_hash)  # taken before these weights were rounded
         self._blank = False
 
 

@@ -183,6 +183,15 @@ def test_a_checkpoint_with_its_encoder_needs_no_other_file(
         act(type(policy)(policy.config), batch)  # its settings alone hold no weights
 
 
+def test_a_rounded_encoder_in_a_checkpoint_keeps_its_name(
+    kind: str, make: Make, encoder: Encoder, tmp_path: Path
+) -> None:
+    """Caches ask for it: a run that continues with its own would be refused."""
+    make(kind, save_backbone=True, encoder_dtype="bfloat16").save_pretrained(tmp_path)
+    reloaded = get_policy_class(kind).from_pretrained(tmp_path)
+    assert reloaded.eyes.encoder.fingerprint == encoder.fingerprint
+
+
 def test_a_checkpoint_refuses_another_encoder(kind: str, make: Make, encoder: Encoder, tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
     encoder.save_pretrained(folder)
