@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError, UnknownNameError
 from pixio_robot.geometry.cameras import base_rays, check_intrinsics, check_poses
-from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead, LinearHead, Readout, picture
+from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead, LinearHead, Readout, cast, picture
 from pixio_robot.geometry.planes import lean_on_planes
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
 from pixio_robot.geometry.taps import taps_of
@@ -198,6 +198,7 @@ class DepthModel(nn.Module):
         Arguments and errors are those of ``from_tokens``.
         """
         self._check(len(tokens[0].patches), size, intrinsics, cam2base)
+        tokens = cast(tokens, self.head.out.weight)
         extra = self._rays(tokens[0], size, intrinsics, cam2base, posed) if self.settings.rays else None
         if isinstance(self.head, DPTHead):
             device = self.head.out.weight.device

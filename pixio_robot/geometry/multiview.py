@@ -14,7 +14,7 @@ from pixio_robot.errors import CheckpointError, DataError, SettingError
 from pixio_robot.geometry.cameras import check_intrinsics, check_poses, compose, invert, transform, unproject
 from pixio_robot.geometry.depth import DepthModel
 from pixio_robot.geometry.drift import REACH, DriftFinder, Landmarks, middles_of
-from pixio_robot.geometry.heads import picture
+from pixio_robot.geometry.heads import cast, picture
 from pixio_robot.geometry.matching import Alone, Told
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
 from pixio_robot.geometry.taps import shared_blocks
@@ -115,7 +115,7 @@ class MultiViewModel(nn.Module):
         """
         self._check(images, tokens, intrinsics, cam2world, scale, pose_prior)
         flat, size = images.flatten(0, 1), (images.shape[-2], images.shape[-1])
-        tokens = self.encoder.intermediate(flat, blocks=self.taps) if tokens is None else tokens
+        tokens = self._read(flat, tokens)
         told = Told(images.shape[1], size, intrinsics, cam2world)
         if pose_prior is not None:
             told = told._replace(cam2world=self._correct(tokens, intrinsics, pose_prior, flat), exact=False)
@@ -144,7 +144,7 @@ class MultiViewModel(nn.Module):
         """
         self._check(images, tokens, intrinsics, pose_prior=pose_prior)
         flat = images.flatten(0, 1)
-        tokens = self.encoder.intermediate(flat, blocks=self.taps) if tokens is None else tokens
+        tokens = self._read(flat, tokens)
         return self._correct(tokens, intrinsics, pose_prior, flat)
 
     @torch.no_grad()
@@ -179,6 +179,11 @@ class MultiViewModel(nn.Module):
         known = self.landmarks(first, intrinsics[:, 0], pose_prior[:, 0], images[::views])
         found = self.finder(tokens[-1], told, self._picture(images), known)[-1]
         return torch.cat([pose_prior[:, :1], invert(found.world2cam).unflatten(0, (-1, views - 1)).to(pose_prior)], 1)
+
+    def _read(self, images: Tensor, tokens: Sequence[Tokens] | None) -> list[Tokens]:
+        """Encode images, unless they were, for the trunk to read."""
+        tokens = self.encoder.intermediate(images, blocks=self.taps) if tokens is None else tokens
+        return cast(tokens, self.trunk.reference)
 
     def _picture(self, images: Tensor) -> Tensor:
         return picture(self.encoder, images, self.trunk.reference.device)

@@ -1,3 +1,4 @@
+import copy
 from typing import Any
 
 import pytest
@@ -51,6 +52,15 @@ def test_answers_are_those_of_the_parts_alone(encoder: Encoder, views: dict[str,
     for number, found in enumerate(seen.depth(0, views, cameras).values()):
         torch.testing.assert_close(found.depth[0], depth.depth[number])
         torch.testing.assert_close(found.confidence[0], depth.confidence[number])
+
+
+def test_a_head_reads_an_encoder_of_half_precision(encoder: Encoder, views: dict[str, torch.Tensor]) -> None:
+    cameras = {name: Calibration(K, torch.eye(4)) for name in views}
+    for settings in ({"head": "linear"}, {"rays": True, "detail": True}):
+        exact, rough = (make(one, **settings) for one in (encoder, copy.deepcopy(encoder).bfloat16()))
+        for name, found in rough.depth(0, views, cameras).items():
+            assert found.depth.dtype == torch.float32
+            torch.testing.assert_close(found.depth, exact.depth(0, views, cameras)[name].depth, atol=0, rtol=0.02)
 
 
 def test_points_lie_where_their_pixels_are_and_follow_the_pose(
