@@ -12,9 +12,11 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from lerobot.configs import PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.datasets.video_utils import decode_video_frames
 from lerobot.utils.constants import OBS_STATE
+from lerobot.utils.feature_utils import dataset_to_policy_features
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -81,6 +83,14 @@ class DatasetFrames:
     def __len__(self) -> int:
         """Number of frames per camera."""
         return self.dataset.meta.total_frames
+
+    @property
+    def policy_features(self) -> dict[str, PolicyFeature]:
+        """The data set's features as a policy knows them; of its cameras those that are among ``cameras``."""
+        dataset = self.dataset
+        known = dataset_to_policy_features(dataset.features)
+        hidden = set(dataset.meta.camera_keys) - set(self.cameras)
+        return {name: feature for name, feature in known.items() if name not in hidden}
 
     def row_checksums(self) -> np.ndarray:
         """Uint32 [frames], see ``row_checksums``."""

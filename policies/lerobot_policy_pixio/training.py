@@ -25,7 +25,6 @@ from lerobot.optim import load_optimizer_state, load_scheduler_state
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR, TRAINING_STATE_DIR
-from lerobot.utils.feature_utils import dataset_to_policy_features
 from torch import Tensor
 
 from lerobot_policy_pixio.decoded import Frames
@@ -248,10 +247,11 @@ def make_policy(
 ) -> PixioPolicy:
     """Make a policy for a data set on its configuration's device, from ``pretrained_path`` or with weights of ``seed``.
 
-    Actions are those of the data set, and so are observations where the configuration names none.
+    Actions are those of the data set, and so are observations where the configuration names none: of its cameras, those
+    that ``frames`` have.
     """
     config = copy.deepcopy(config)
-    features = dataset_to_policy_features(frames.dataset.features)
+    features = frames.policy_features
     outputs = {key: feature for key, feature in features.items() if feature.type is FeatureType.ACTION}
     config.output_features = outputs
     config.input_features = config.input_features or {

@@ -18,6 +18,7 @@ from lerobot.optim import load_optimizer_state
 from lerobot.policies.factory import make_pre_post_processors
 
 from lerobot_policy_pixio import PixioACTConfig, PixioDiffusionConfig
+from lerobot_policy_pixio.dataset_tables import policy_inputs
 from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.modeling_pixio_act import PixioACTPolicy
@@ -183,6 +184,13 @@ def test_a_blind_policy_trains_without_a_cache(trained: Callable[..., Any], make
     policy, log = trained("blind", config=make_config(blind=True), cache=None, encoder=None)
     assert policy.eyes is None
     assert math.isfinite(log[-1]["loss"])
+
+
+def test_a_policy_looks_through_the_cameras_that_its_frames_have(make_config: MakeConfig, dataset_root: Path) -> None:
+    frames = DatasetFrames(dataset_root, ["observation.images.wrist"])
+    config = make_policy(make_config(), frames, seed=0).config
+    assert set(config.image_features) == {"observation.images.wrist"}
+    assert json.loads(policy_inputs(frames)).keys() == config.input_features.keys()
 
 
 def test_bf16_is_amp(trained: Callable[..., Any], make_config: MakeConfig) -> None:
