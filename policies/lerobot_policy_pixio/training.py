@@ -250,13 +250,7 @@ def make_policy(
     Actions are those of the data set, and so are observations where the configuration names none: of its cameras, those
     that ``frames`` have.
     """
-    config = copy.deepcopy(config)
-    features = frames.policy_features
-    outputs = {key: feature for key, feature in features.items() if feature.type is FeatureType.ACTION}
-    config.output_features = outputs
-    config.input_features = config.input_features or {
-        key: feature for key, feature in features.items() if key not in outputs
-    }
+    config = with_features(config, frames)
     kind, meta = policy_class(config), frames.dataset.meta
     lerobots: dict[str, Any] = {"dataset_stats": meta.stats, "dataset_meta": meta}  # as in LeRobot's make_policy
     with torch.random.fork_rng(_cuda_devices(config)):
@@ -264,6 +258,17 @@ def make_policy(
         if config.pretrained_path is None:
             return kind(config, encoder=encoder, **lerobots).to(config.device)
         return kind.from_pretrained(config.pretrained_path, config=config, encoder=encoder, **lerobots)
+
+
+def with_features(config: PixioOptions, frames: DatasetFrames) -> PixioOptions:
+    """Settings with a data set's features: its actions, and its observations where the settings name none."""
+    config = copy.deepcopy(config)
+    features = frames.policy_features
+    config.output_features = {key: feature for key, feature in features.items() if feature.type is FeatureType.ACTION}
+    config.input_features = config.input_features or {
+        key: feature for key, feature in features.items() if key not in config.output_features
+    }
+    return config
 
 
 def policy_class(config: PixioOptions) -> type[PixioPolicy]:

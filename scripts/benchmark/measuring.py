@@ -138,7 +138,7 @@ def _train(
     cache = None
     if sight.encoder is not None:
         facts = cache_settings(policy, sight.encoder, frames)
-        cache = cache_path(shared_folder(config, cell.task) / "demonstrations", sight.encoder, **facts)
+        cache = cache_path(shared_folder(config, cell.task) / "demonstrations", sight.encoder, frames, **facts)
         cache.parent.mkdir(parents=True, exist_ok=True)
         with cost.of("shared"), FileLock(cache.with_name(f".{cache.name}.queue")):
             build_cache(cache, sight.encoder, frames, **facts)
