@@ -69,7 +69,8 @@ def check_fit(cache: FeatureCache, config: PixioOptions) -> None:
     if config.encoder_dtype != known["encoder_dtype"]:
         raise CacheError(
             f"{cache.path} was built in {known['encoder_dtype']}, and the policy's encoder computes in "
-            f"{config.encoder_dtype}: set encoder_dtype={known['encoder_dtype']!r}, or build one with --dtype {config.encoder_dtype}."
+            f"{config.encoder_dtype}: set encoder_dtype={known['encoder_dtype']!r}, or build one with --dtype "
+            f"{config.encoder_dtype}."
         )
     if pooled is not None and config.patches != "none" and pooled != config.cached_grid:
         wanted = "" if config.cached_grid is None else f" or grid={config.cached_grid}"

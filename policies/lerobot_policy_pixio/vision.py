@@ -212,6 +212,7 @@ def describe_encoder(encoder: Encoder) -> dict[str, Any]:
     facts: dict[str, Any] = asdict(encoder.spec)
     if isinstance(encoder.backbone, ForeignBackbone):
         facts["model"] = json.loads(encoder.backbone.model.config.to_json_string())
+        facts["pooler"] = getattr(encoder.backbone.model, "pooler", None) is not None
         facts["statistics"] = [list(row) for row in encoder.backbone.statistics]
     return facts
 
@@ -226,6 +227,8 @@ def rebuild_encoder(config: PixioOptions) -> Encoder:
 
     settings = dict(facts["model"])
     model = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    if not facts.get("pooler", True):
+        model.pooler = None
     encoder = wrap_model(model.float(), provenance=provenance)
     mean, std = facts["statistics"]
     encoder.backbone.statistics = PixelStatistics(tuple(mean), tuple(std))

@@ -9,7 +9,7 @@ import torch
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_policy, make_pre_post_processors
 from safetensors.torch import load_file
-from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
+from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from lerobot_policy_pixio import PixioACTConfig, PixioDiffusionConfig
 from lerobot_policy_pixio.frames import open_dataset
@@ -41,7 +41,10 @@ def foreign(tmp_path: Path) -> Callable[[str], Path]:
 
     def folder(family: str) -> Path:
         torch.manual_seed(0)
-        if family == "resnet":
+        if family == "vit":  # as classifiers leave it
+            sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+            model = ViTModel(ViTConfig(**sizes, image_size=64, patch_size=16), add_pooling_layer=False)
+        elif family == "resnet":
             sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
             model = ResNetModel(ResNetConfig(**sizes, layer_type="basic"))
         else:
@@ -227,7 +230,7 @@ def test_a_checkpoint_of_other_eyes_is_refused(kind: str, make: Make, tmp_path: 
         type(seeing).from_pretrained(tmp_path, config=seeing.config)
 
 
-@pytest.mark.parametrize("family", ["resnet", "dinov2"])
+@pytest.mark.parametrize("family", ["resnet", "dinov2", "vit"])
 def test_encoders_of_other_families_serve(
     kind: str, family: str, make: Make, make_batch: Make, act: Make, foreign: Callable[[str], Path], tmp_path: Path
 ) -> None:
