@@ -28,7 +28,7 @@ from pixio_robot.errors import CacheError
 
 WAY_OUT = (
     "To train without a cache, set --policy.cache=null; to continue a checkpoint without its cache, or with another, "
-    "change the step 'CachedTokensStep' in its policy_preprocessor.json."
+    "change the step 'CachedTokensStep' in its policy_preprocessor.json, too."
 )
 
 

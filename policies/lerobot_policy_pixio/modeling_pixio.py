@@ -58,8 +58,15 @@ class PixioPolicy(_Base):
 
         Raises:
             DataError: If one is missing.
+            SettingError: If a gradient is wanted, and what a cache should give arrives otherwise, or not at all.
         """
-        cameras = list(self.config.image_features)
+        cameras, cache = list(self.config.image_features), self.config.cache
+        if cache and torch.is_grad_enabled() and not all(isinstance(batch.get(key), Tokens) for key in cameras):
+            raise SettingError(
+                f"This policy is to be trained from the cache {cache}, but its tokens do not arrive: LeRobot keeps the "
+                "pipelines of a checkpoint that --policy.path names, and they read no cache. Train on with "
+                f"`pixio-train --policy.path=... --cache={cache}`, or from images with --policy.cache=null."
+            )
         missing = [camera for camera in cameras if camera not in batch]
         if missing:
             there = [key for key in batch if key.startswith("observation.image")]
