@@ -264,14 +264,14 @@ class DepthModel(nn.Module):
         if intrinsics is None or cam2base is None:
             return empty
         known = torch.ones_like(empty[:, :1])
-        full = torch.cat([base_rays(intrinsics.float(), cam2base.float(), size, tokens.grid), known], dim=1)
-        return full if posed is None else torch.where(posed[:, None, None, None], full, empty)
+        full = torch.cat([base_rays(intrinsics.to(empty), cam2base.to(empty), size, tokens.grid), known], dim=1)
+        return full if posed is None else torch.where(posed[:, None, None, None].to(empty.device), full, empty)
 
     def log_depth(self, answer: Tensor, intrinsics: Tensor | None, cam2base: Tensor | None) -> Tensor:
         """Turn the head's numbers [b c h w] into log metres [b h w], for "canonical" and "support"."""
         settings = self.settings
         assert intrinsics is not None
-        k = intrinsics.float()
+        k = intrinsics.to(answer)
         focal = (k[:, 0, 0] * k[:, 1, 1]).sqrt()
         log_depth = answer[:, 0] + (focal / settings.focal).log()[:, None, None]
         if settings.coding == "support":
@@ -281,7 +281,7 @@ class DepthModel(nn.Module):
                 answer[:, 2:],
                 settings.support_heights,
                 intrinsics=k,
-                cam2base=cam2base.float(),
+                cam2base=cam2base.to(answer),
                 farthest=settings.max_depth,
             )
         return log_depth

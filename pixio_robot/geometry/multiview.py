@@ -114,6 +114,9 @@ class MultiViewModel(nn.Module):
                 model without a depth head; or tokens of other blocks.
         """
         self._check(images, tokens, intrinsics, cam2world, scale, pose_prior)
+        intrinsics, cam2world, scale, pose_prior = (
+            None if known is None else known.to(self._device) for known in (intrinsics, cam2world, scale, pose_prior)
+        )
         flat, size = images.flatten(0, 1), (images.shape[-2], images.shape[-1])
         tokens = self._read(flat, tokens)
         told = Told(images.shape[1], size, intrinsics, cam2world)
@@ -145,7 +148,7 @@ class MultiViewModel(nn.Module):
         self._check(images, tokens, intrinsics, pose_prior=pose_prior)
         flat = images.flatten(0, 1)
         tokens = self._read(flat, tokens)
-        return self._correct(tokens, intrinsics, pose_prior, flat)
+        return self._correct(tokens, intrinsics.to(self._device), pose_prior.to(self._device), flat)
 
     @torch.no_grad()
     def landmarks(self, tokens: Sequence[Tokens], intrinsics: Tensor, cam2world: Tensor, images: Tensor) -> Landmarks:
@@ -160,7 +163,7 @@ class MultiViewModel(nn.Module):
         size, grid = (images.shape[-2], images.shape[-1]), tokens[0].grid
         alone = self._measure_alone(tokens, Told(1, size, intrinsics[:, None], cam2world[:, None]), images)
         assert alone is not None
-        with no_autocast(images.device):
+        with no_autocast(alone.log_depth.device):
             depth = alone.log_depth[:, 0].exp().clamp(*REACH)
             points = transform(cam2world.float(), unproject(depth, intrinsics.float()))
             columns, rows = middles_of(size, grid, like=points).long().unbind(-1)
@@ -185,8 +188,12 @@ class MultiViewModel(nn.Module):
         tokens = self.encoder.intermediate(images, blocks=self.taps) if tokens is None else tokens
         return cast(tokens, self.trunk.reference)
 
+    @property
+    def _device(self) -> torch.device:
+        return self.trunk.reference.device
+
     def _picture(self, images: Tensor) -> Tensor:
-        return picture(self.encoder, images, self.trunk.reference.device)
+        return picture(self.encoder, images, self._device)
 
     @torch.no_grad()
     def _measure_alone(self, tokens: Sequence[Tokens], told: Told, images: Tensor) -> Alone | None:
