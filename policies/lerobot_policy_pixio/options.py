@@ -95,7 +95,7 @@ class PixioOptions(_Base):
         ):
             if getattr(self, name) not in get_args(choices):
                 raise UnknownNameError(f"choice of {name}", getattr(self, name), get_args(choices))
-        seen = self.normalization_mapping.get("VISUAL", NormalizationMode.IDENTITY)
+        seen = getattr(self, "normalization_mapping", {}).get("VISUAL", NormalizationMode.IDENTITY)
         if seen is not NormalizationMode.IDENTITY:
             raise SettingError(
                 f"normalization_mapping says {seen.name} for VISUAL, but the encoder takes raw pixels and normalises "
