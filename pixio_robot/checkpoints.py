@@ -30,6 +30,7 @@ HUB_NAMES = {f"pixio_{size}": f"facebook/pixio-{size}" for size in ("vitb16", "v
 HUB_NAMES |= {"mae_vitb16": "facebook/vit-mae-base", "mae_vitl16": "facebook/vit-mae-large"}
 HUB_NAMES |= {"mae_vith14": "facebook/vit-mae-huge"}
 OUR_BLOCK = "pixio_robot"
+INDEX = "model.safetensors.index.json"
 
 
 def load_encoder(
@@ -90,8 +91,11 @@ def write_folder(encoder: Encoder, folder: Path, *, dtype: torch.dtype | None) -
         config[OUR_BLOCK] = encoder.provenance | {"sha256": fingerprint}
         text.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         shutil.copymode(text, weights)  # safetensors lets nobody else read what it writes
-        for file in sorted(Path(scratch).iterdir(), key=lambda file: file == text):  # config.json comes last
-            os.replace(file, folder / file.name)
+        for file in sorted(Path(scratch).iterdir()):
+            if file != text:
+                os.replace(file, folder / file.name)
+        (folder / INDEX).unlink(missing_ok=True)  # of weights in several files, which would be read in place of these
+        os.replace(text, folder / text.name)  # last: it is what makes the folder an encoder's
 
 
 def _locate(name: str) -> tuple[Path, dict[str, Any]]:
@@ -182,7 +186,7 @@ def _facts(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_safetensors(folder: Path) -> dict[str, Tensor]:
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     names = ["model.safetensors"]
     if index.is_file():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))

@@ -162,11 +162,15 @@ class Encoder(nn.Module):
         wanted = [block + depth if block < 0 else block for block in blocks]
         if not wanted or not all(0 <= block < depth for block in wanted):
             raise SettingError(f"blocks={list(blocks)}: choose from 0 to {depth - 1}, or -{depth} to -1.")
+        return self._tokens_after(images, wanted, norm=norm)
+
+    def _tokens_after(self, images: Tensor, blocks: Sequence[int], *, norm: bool) -> list[Tokens]:
+        """Check, normalise and encode images; gradients flow where they are not switched off."""
         if not torch.compiler.is_compiling():
             check_images(images, self.spec.patch_size)
         weight = next(self.backbone.parameters())
         pixels = normalize(images.to(weight.device), weight.dtype, self.backbone.statistics)
-        return self.backbone.tokens_after(pixels, wanted, norm=norm)
+        return self.backbone.tokens_after(pixels, blocks, norm=norm)
 
     @property
     def fingerprint(self) -> str:
@@ -184,6 +188,11 @@ class Encoder(nn.Module):
                 digest.update(value.detach().float().cpu().contiguous().numpy().data)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+    @fingerprint.setter
+    def fingerprint(self, known: str) -> None:
+        """Keep the name of weights that were rounded or trained since it was taken."""
+        self._fingerprint = known
 
     def redrawn(self, seed: int) -> "Encoder":
         """Give the same architecture with fresh weights, drawn as its own training would begin, on the CPU.

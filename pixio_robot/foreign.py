@@ -223,14 +223,16 @@ def read_folder(folder: Path, kind: str, provenance: Mapping[str, Any]) -> Encod
         reader = getattr(transformers, _PARTS.get(kind, "AutoModel"))
         model, found = reader.from_pretrained(folder, output_loading_info=True)
     except ImportError as error:
+        libraries = "'pixio-robot[transformers]'" + (" timm" if kind == "timm_wrapper" else "")
         raise CheckpointError(
-            f"{folder} holds a model of type {kind!r}, which other libraries run: "
-            f"pip install 'pixio-robot[transformers]' ({error})."
+            f"{folder} holds a model of type {kind!r}, which other libraries run: pip install {libraries} ({error})."
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} cannot be read by transformers: {error}") from error
     lacking = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
-    if lacking:
+    if lacking and all(key.startswith("pooler.") for key in lacking):
+        model.pooler = None  # a classifier's ViT has none, and tokens do not pass through it
+    elif lacking:
         raise CheckpointError(f"{folder} lacks weights of the sizes it promises: {', '.join(sorted(lacking)[:5])}.")
     encoder = wrap_model(model.float(), provenance=provenance)
     processor = folder / PROCESSOR

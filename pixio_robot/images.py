@@ -51,6 +51,15 @@ def check_images(images: Tensor, patch_size: int) -> None:
             f"Images of {shape[2]} x {shape[3]} pixels cannot be cut into patches of {patch_size}; "
             f"the nearest size that can is {near[0]} x {near[1]}."
         )
+    check_pixels(images)
+
+
+def check_pixels(images: Tensor) -> None:
+    """Refuse values that are no raw pixels.
+
+    Raises:
+        ImageError: Unless ``images`` are uint8, or float in [0, 1].
+    """
     if images.dtype == torch.uint8:
         return
     if not images.is_floating_point():
@@ -79,8 +88,13 @@ def resize(images: Tensor, size: tuple[int, int] | None) -> Tensor:
     """Resize uint8 or float images [b 3 h w] to (height, width), bilinearly with antialiasing; the one way to.
 
     Cached and live frames must be resized alike. The result keeps the dtype; images that fit are returned untouched.
+
+    Raises:
+        ImageError: If values to be resized are no raw pixels, see ``check_pixels``.
     """
     if size is None or tuple(images.shape[-2:]) == tuple(size):
         return images
+    check_pixels(images)
     out = F.interpolate(images.float(), size=tuple(size), mode="bilinear", antialias=True)
-    return out.round().clamp(0, 255).to(images.dtype) if images.dtype == torch.uint8 else out.clamp(0, 1)
+    out = out.round().clamp(0, 255) if images.dtype == torch.uint8 else out.clamp(0, 1)  # of rounding alone
+    return out.to(images.dtype)

@@ -64,19 +64,42 @@ def build_cache(
     if variants < 0 or bool(variants) != (augment is not None):
         raise SettingError(f"variants={variants} and augment={augment} do not go together: give both, or neither.")
     recipe = Recipe(encoder=encoder, grid=grid, size=size, batch_size=batch_size, augment=augment)
-    identity = {
-        "format": FORMAT,
-        **recipe.identity,
-        "dataset_sha256": source.fingerprint,
-        "frames": len(source),
-        "cameras": list(source.cameras),
-        "variants": variants,
-    }
+    identity = cache_identity(encoder, source, grid=grid, size=size, variants=variants, augment=augment)
     if not _is_whole(path, identity):
         path.parent.mkdir(parents=True, exist_ok=True)
         with sole_builder(path):
             _build(path, recipe, source, _start(path, encoder, source, identity, chunk))
     return FeatureCache.open(path, encoder=encoder, source=source)
+
+
+def cache_identity(
+    encoder: Encoder,
+    source: FrameSource,
+    *,
+    grid: int | None = None,
+    size: tuple[int, int] | None = None,
+    variants: int = 0,
+    augment: Augmentation | None = None,
+) -> dict[str, Any]:
+    """Give what must agree for two caches to hold the same, in JSON's types. Arguments as for ``build_cache``."""
+    return {
+        "format": FORMAT,
+        **Recipe(encoder=encoder, grid=grid, size=size, augment=augment).identity,
+        "dataset_sha256": source.fingerprint,
+        "frames": len(source),
+        "cameras": list(source.cameras),
+        "variants": variants,
+    }
+
+
+def differing(path: Path, identity: dict[str, Any]) -> list[str]:
+    """Name the facts in which the cache at ``path``, finished or not, is another than ``cache_identity`` says.
+
+    Raises:
+        CacheError: If there is none.
+    """
+    found = open_group(path).attrs
+    return [key for key in identity if json.dumps(found.get(key)) != json.dumps(identity[key])]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,9 +177,8 @@ def _start(path: Path, encoder: Encoder, source: FrameSource, identity: dict[str
 def _agreeing(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """The attributes of the cache at ``path``, which must be this one."""
     found = dict(open_group(path).attrs)
-    differing = [key for key in identity if json.dumps(found.get(key)) != json.dumps(identity[key])]
-    if differing:
-        told = "; ".join(f"{key} is {found.get(key)!r} there, {identity[key]!r} here" for key in differing)
+    if others := differing(path, identity):
+        told = "; ".join(f"{key} is {found.get(key)!r} there, {identity[key]!r} here" for key in others)
         raise CacheError(f"{path} holds a cache of something else ({told}). Choose another path, or delete it.")
     return found
 

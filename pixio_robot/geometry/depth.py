@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError, UnknownNameError
 from pixio_robot.geometry.cameras import base_rays, check_intrinsics, check_poses
-from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead, LinearHead, Readout, picture
+from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead, LinearHead, Readout, cast, picture
 from pixio_robot.geometry.planes import lean_on_planes
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
 from pixio_robot.geometry.taps import taps_of
@@ -198,6 +198,7 @@ class DepthModel(nn.Module):
         Arguments and errors are those of ``from_tokens``.
         """
         self._check(len(tokens[0].patches), size, intrinsics, cam2base)
+        tokens = cast(tokens, self.head.out.weight)
         extra = self._rays(tokens[0], size, intrinsics, cam2base, posed) if self.settings.rays else None
         if isinstance(self.head, DPTHead):
             device = self.head.out.weight.device
@@ -263,14 +264,14 @@ class DepthModel(nn.Module):
         if intrinsics is None or cam2base is None:
             return empty
         known = torch.ones_like(empty[:, :1])
-        full = torch.cat([base_rays(intrinsics.float(), cam2base.float(), size, tokens.grid), known], dim=1)
-        return full if posed is None else torch.where(posed[:, None, None, None], full, empty)
+        full = torch.cat([base_rays(intrinsics.to(empty), cam2base.to(empty), size, tokens.grid), known], dim=1)
+        return full if posed is None else torch.where(posed[:, None, None, None].to(empty.device), full, empty)
 
     def log_depth(self, answer: Tensor, intrinsics: Tensor | None, cam2base: Tensor | None) -> Tensor:
         """Turn the head's numbers [b c h w] into log metres [b h w], for "canonical" and "support"."""
         settings = self.settings
         assert intrinsics is not None
-        k = intrinsics.float()
+        k = intrinsics.to(answer)
         focal = (k[:, 0, 0] * k[:, 1, 1]).sqrt()
         log_depth = answer[:, 0] + (focal / settings.focal).log()[:, None, None]
         if settings.coding == "support":
@@ -280,7 +281,7 @@ class DepthModel(nn.Module):
                 answer[:, 2:],
                 settings.support_heights,
                 intrinsics=k,
-                cam2base=cam2base.float(),
+                cam2base=cam2base.to(answer),
                 farthest=settings.max_depth,
             )
         return log_depth

@@ -87,6 +87,11 @@ class _Head(nn.Module):
         return maps
 
 
+def cast(tokens: Sequence[Tokens], weight: Tensor) -> list[Tokens]:
+    """Bring tokens to the type and device of a weight that reads them: an encoder may compute in half precision."""
+    return [one.map(lambda part: part.to(weight)) for one in tokens]
+
+
 class LinearHead(_Head):
     """Batch norm, then one linear map shared by all patches, then bilinear interpolation with aligned corners.
 

@@ -14,7 +14,7 @@ from pixio_robot.errors import CheckpointError, DataError, SettingError
 from pixio_robot.geometry.cameras import check_intrinsics, check_poses, compose, invert, transform, unproject
 from pixio_robot.geometry.depth import DepthModel
 from pixio_robot.geometry.drift import REACH, DriftFinder, Landmarks, middles_of
-from pixio_robot.geometry.heads import picture
+from pixio_robot.geometry.heads import cast, picture
 from pixio_robot.geometry.matching import Alone, Told
 from pixio_robot.geometry.storage import fill, read_folder, write_folder
 from pixio_robot.geometry.taps import shared_blocks
@@ -114,8 +114,11 @@ class MultiViewModel(nn.Module):
                 model without a depth head; or tokens of other blocks.
         """
         self._check(images, tokens, intrinsics, cam2world, scale, pose_prior)
+        intrinsics, cam2world, scale, pose_prior = (
+            None if known is None else known.to(self._device) for known in (intrinsics, cam2world, scale, pose_prior)
+        )
         flat, size = images.flatten(0, 1), (images.shape[-2], images.shape[-1])
-        tokens = self.encoder.intermediate(flat, blocks=self.taps) if tokens is None else tokens
+        tokens = self._read(flat, tokens)
         told = Told(images.shape[1], size, intrinsics, cam2world)
         if pose_prior is not None:
             told = told._replace(cam2world=self._correct(tokens, intrinsics, pose_prior, flat), exact=False)
@@ -144,8 +147,8 @@ class MultiViewModel(nn.Module):
         """
         self._check(images, tokens, intrinsics, pose_prior=pose_prior)
         flat = images.flatten(0, 1)
-        tokens = self.encoder.intermediate(flat, blocks=self.taps) if tokens is None else tokens
-        return self._correct(tokens, intrinsics, pose_prior, flat)
+        tokens = self._read(flat, tokens)
+        return self._correct(tokens, intrinsics.to(self._device), pose_prior.to(self._device), flat)
 
     @torch.no_grad()
     def landmarks(self, tokens: Sequence[Tokens], intrinsics: Tensor, cam2world: Tensor, images: Tensor) -> Landmarks:
@@ -160,7 +163,7 @@ class MultiViewModel(nn.Module):
         size, grid = (images.shape[-2], images.shape[-1]), tokens[0].grid
         alone = self._measure_alone(tokens, Told(1, size, intrinsics[:, None], cam2world[:, None]), images)
         assert alone is not None
-        with no_autocast(images.device):
+        with no_autocast(alone.log_depth.device):
             depth = alone.log_depth[:, 0].exp().clamp(*REACH)
             points = transform(cam2world.float(), unproject(depth, intrinsics.float()))
             columns, rows = middles_of(size, grid, like=points).long().unbind(-1)
@@ -180,8 +183,17 @@ class MultiViewModel(nn.Module):
         found = self.finder(tokens[-1], told, self._picture(images), known)[-1]
         return torch.cat([pose_prior[:, :1], invert(found.world2cam).unflatten(0, (-1, views - 1)).to(pose_prior)], 1)
 
+    def _read(self, images: Tensor, tokens: Sequence[Tokens] | None) -> list[Tokens]:
+        """Encode images, unless they were, for the trunk to read."""
+        tokens = self.encoder.intermediate(images, blocks=self.taps) if tokens is None else tokens
+        return cast(tokens, self.trunk.reference)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.trunk.reference.device
+
     def _picture(self, images: Tensor) -> Tensor:
-        return picture(self.encoder, images, self.trunk.reference.device)
+        return picture(self.encoder, images, self._device)
 
     @torch.no_grad()
     def _measure_alone(self, tokens: Sequence[Tokens], told: Told, images: Tensor) -> Alone | None:

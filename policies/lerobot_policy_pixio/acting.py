@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class Actor:
         config.device = device or config.device
         overrides = {"device_processor": {"device": config.device}}
         pipelines = make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=overrides)
-        return cls(_load(folder, config), *pipelines, task=task)
+        return cls(load_policy(folder, config), *pipelines, task=task)
 
     @torch.inference_mode()
     def __call__(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
@@ -95,11 +95,20 @@ def _repeat(key: str, value: Any, steps: int) -> Any:
     return value.unsqueeze(1).expand(-1, steps, *value.shape[1:])
 
 
-def _load(folder: Path, config: PreTrainedConfig) -> PreTrainedPolicy:
-    """The policy of a checkpoint; if that holds additions by PEFT alone, around the policy that they were made for."""
+def load_policy(folder: Path, config: PreTrainedConfig) -> PreTrainedPolicy:
+    """Load the policy of a checkpoint; if that holds additions by PEFT alone, those within the policy that they extend.
+
+    Args:
+        folder: A ``pretrained_model`` folder.
+        config: Its settings, changed where they should be.
+
+    Raises:
+        CheckpointError: If it needs another encoder.
+    """
     policy_class = get_policy_class(config.type)
     if not config.use_peft:
         return policy_class.from_pretrained(folder, config=config)
     adapter = PeftConfig.from_pretrained(str(folder))
     policy: Any = policy_class.from_pretrained(str(adapter.base_model_name_or_path), config=config)
-    return cast("PreTrainedPolicy", PeftModel.from_pretrained(policy, str(folder), config=adapter))
+    PeftModel.from_pretrained(policy, str(folder), config=adapter)  # puts them into the policy
+    return policy

@@ -42,9 +42,10 @@ def build(options: argparse.Namespace) -> int:
         "grid": options.grid or None,
         "size": frames.resize_to(options.size or encoder.spec.image_size),
         "variants": options.variants,
+        "augment": ImageAugmentation() if options.variants else None,
     }
-    path = options.folder or cache_path(options.dataset, encoder, **settings)
-    settings |= {"batch_size": options.batch_size, "augment": ImageAugmentation() if options.variants else None}
+    path = options.folder or cache_path(options.dataset, encoder, frames, **settings)
+    settings |= {"batch_size": options.batch_size}
     estimate = estimate_cache(encoder, frames, **settings)
     _show_estimate(path, frames, estimate)
     _check_disk(path, estimate, settings["grid"], options.variants)
@@ -52,9 +53,8 @@ def build(options: argparse.Namespace) -> int:
         return 0
     cache = build_cache(path, encoder, frames, chunk=options.chunk, **settings)
     console.print(f"{cache.path} is whole: {_size(cache.nbytes)}. To train from it:")
-    console.print(
-        f"  lerobot-train --policy.type=pixio_act --policy.encoder={options.encoder} --policy.cache={path} ..."
-    )
+    sight = f"--policy.encoder={options.encoder} --policy.encoder_dtype={options.dtype}"
+    console.print(f"  lerobot-train --policy.type=pixio_act {sight} --policy.cache={path} ...")
     return 0
 
 

@@ -1,9 +1,15 @@
 """Where the caches of a data set lie: in a folder beside it, so that it can be found, pushed or deleted alone."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
+from typing import Any
 
+from pixio_robot.cache import Augmentation, FrameSource
+from pixio_robot.cache.build import cache_identity, differing
 from pixio_robot.encoder import Encoder
+from pixio_robot.errors import CacheError
 
 
 def cache_folder(dataset_root: str | Path) -> Path:
@@ -15,23 +21,40 @@ def cache_folder(dataset_root: str | Path) -> Path:
 def cache_path(
     dataset_root: str | Path,
     encoder: Encoder,
+    source: FrameSource,
     *,
     grid: int | None = None,
     size: tuple[int, int] | None = None,
     variants: int = 0,
+    augment: Augmentation | None = None,
 ) -> Path:
-    """The place of one cache, named for what made it, such as ``pixio_vitb16-1f6c5d3a-256x256-grid4.zarr``.
+    """The place of one cache in a data set's folder of caches: where it lies, finished or not, or else is to be built.
 
-    Arguments as for ``pixio_robot.build_cache``.
+    A new one is named for what makes it, such as ``pixio_vitb16-1f6c5d3a-256x256-grid4-9be07d3c.zarr``: the last part
+    stands for all that must agree, cameras and frames included. One of any other name is found, too.
+
+    Arguments but the first as for ``pixio_robot.build_cache``.
     """
+    identity = cache_identity(encoder, source, grid=grid, size=size, variants=variants, augment=augment)
+    for path in find_caches(dataset_root):
+        if _is(path, identity):
+            return path
     name = Path(str(encoder.provenance.get("name", encoder.spec.family))).name
     parts = [re.sub(r"[^\w.]+", "_", name), encoder.fingerprint[:8]]
     parts += [f"{size[0]}x{size[1]}"] if size else []
     parts += [f"grid{grid}" if grid else "all"]
     parts += [f"{variants}variants"] if variants else []
+    parts += [hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]]
     return cache_folder(dataset_root) / f"{'-'.join(parts)}.zarr"
 
 
 def find_caches(dataset_root: str | Path) -> list[Path]:
     """All caches in a data set's folder of caches, finished or not."""
     return sorted(cache_folder(dataset_root).glob("*.zarr"))
+
+
+def _is(path: Path, identity: dict[str, Any]) -> bool:
+    try:
+        return not differing(path, identity)
+    except CacheError:
+        return False

@@ -28,7 +28,7 @@ from pixio_robot.errors import CacheError
 
 WAY_OUT = (
     "To train without a cache, set --policy.cache=null; to continue a checkpoint without its cache, or with another, "
-    "change the step 'CachedTokensStep' in its policy_preprocessor.json."
+    "change the step 'CachedTokensStep' in its policy_preprocessor.json, too."
 )
 
 
@@ -58,13 +58,19 @@ def check_fit(cache: FeatureCache, config: PixioOptions) -> None:
         config: The policy's settings; where they name no encoder by its hash yet, any will do.
 
     Raises:
-        CacheError: If the encoder, a camera, the images' size or the patches' pooling differ.
+        CacheError: If the encoder, its precision, a camera, the images' size or the patches' pooling differ.
     """
     known, pooled = cache.attributes, cache.attributes["pooled_to"]
     if config.encoder_hash not in (None, known["encoder_sha256"]):
         raise CacheError(
             f"{cache.path} was built by the encoder {known['encoder']!r} ({known['encoder_sha256'][:12]}), and the "
             f"policy sees through {config.encoder!r} ({str(config.encoder_hash)[:12]}): build a cache with that one."
+        )
+    if config.encoder_dtype != known["encoder_dtype"]:
+        raise CacheError(
+            f"{cache.path} was built in {known['encoder_dtype']}, and the policy's encoder computes in "
+            f"{config.encoder_dtype}: set encoder_dtype={known['encoder_dtype']!r}, or build one with --dtype "
+            f"{config.encoder_dtype}."
         )
     if pooled is not None and config.patches != "none" and pooled != config.cached_grid:
         wanted = "" if config.cached_grid is None else f" or grid={config.cached_grid}"

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 from lerobot.datasets.dataset_tools import remove_feature
-from lerobot.utils.feature_utils import dataset_to_policy_features
 
 from lerobot_policy_pixio.frames import DatasetFrames
 from pixio_robot.errors import DataError
@@ -35,9 +34,5 @@ def export_tables(frames: DatasetFrames, folder: Path) -> None:
 
 def policy_inputs(frames: DatasetFrames) -> str:
     """The value of ``--policy.input_features`` with this data set's cameras, of which its tables know nothing."""
-    features = {
-        name: feature
-        for name, feature in dataset_to_policy_features(frames.dataset.features).items()
-        if name.startswith("observation.") and (name in frames.cameras or name not in frames.dataset.meta.camera_keys)
-    }
+    features = {name: feature for name, feature in frames.policy_features.items() if name.startswith("observation.")}
     return json.dumps({name: {"type": kept.type.name, "shape": list(kept.shape)} for name, kept in features.items()})

@@ -42,11 +42,13 @@ def decode_frames(frames: DatasetFrames, folder: Path) -> Frames:
 
     Args:
         frames: The data set.
-        folder: Where the files go, one ``.npy`` per camera, 3 bytes a pixel; they are made if they are not there.
+        folder: Where the files go, one ``.npy`` per camera, 3 bytes a pixel; they are made if they are not there. Their
+            names hold the data set's hash, so that one that was edited or recorded anew is decoded anew.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    name = frames.fingerprint[:12]
     with FileLock(folder / ".lock"):
-        return {camera: _decode(frames, camera, folder / f"{camera}.npy") for camera in frames.cameras}
+        return {camera: _decode(frames, camera, folder / f"{camera}-{name}.npy") for camera in frames.cameras}
 
 
 def _decode(frames: DatasetFrames, camera: str, path: Path) -> NDArray[np.uint8]:

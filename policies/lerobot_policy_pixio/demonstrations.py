@@ -41,7 +41,8 @@ class Demonstrations:
         variants: Number of augmented variants in the cache, besides the clean frames.
 
     Raises:
-        DataError: If the data set lacks a feature of the policy, holds NaN, or has only episodes that are too short.
+        DataError: If the data set lacks a feature of the policy, holds NaN, or has only episodes that are too short; or
+            if ``pixels`` are of another.
         CacheError: If the cache is of another encoder, data set or setting.
         SettingError: If the policy needs a cache and none is given, or trains its encoder from one.
     """
@@ -72,6 +73,7 @@ class Demonstrations:
         if cameras:
             _check_cameras(frames, cameras)
         if cameras and pixels is not None:
+            _check_pixels(frames, cameras, pixels)
             self._seen = PixelStore(pixels, cameras, device)
         elif cameras:
             opened = _open_cache(frames, policy, cache)
@@ -156,6 +158,16 @@ def _check_cameras(frames: DatasetFrames, cameras: Sequence[str]) -> None:
         if camera not in frames.cameras:
             there = ", ".join(frames.cameras) or "none"
             raise DataError(f"{frames.dataset.root} has no camera {camera!r}; its cameras are: {there}.")
+
+
+def _check_pixels(frames: DatasetFrames, cameras: Sequence[str], pixels: Frames) -> None:
+    for camera in cameras:
+        given = len(pixels.get(camera, ()))
+        if given != len(frames):
+            raise DataError(
+                f"{frames.dataset.root} has {len(frames)} frames, and pixels hold {given} of {camera!r}: give what "
+                "decode_frames makes of this data set."
+            )
 
 
 def _open_cache(frames: DatasetFrames, policy: PixioPolicy, path: str | Path | None) -> FeatureCache:

@@ -12,9 +12,11 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from lerobot.configs import PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.datasets.video_utils import decode_video_frames
 from lerobot.utils.constants import OBS_STATE
+from lerobot.utils.feature_utils import dataset_to_policy_features
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -82,6 +84,14 @@ class DatasetFrames:
         """Number of frames per camera."""
         return self.dataset.meta.total_frames
 
+    @property
+    def policy_features(self) -> dict[str, PolicyFeature]:
+        """The data set's features as a policy knows them; of its cameras those that are among ``cameras``."""
+        dataset = self.dataset
+        known = dataset_to_policy_features(dataset.features)
+        hidden = set(dataset.meta.camera_keys) - set(self.cameras)
+        return {name: feature for name, feature in known.items() if name not in hidden}
+
     def row_checksums(self) -> np.ndarray:
         """Uint32 [frames], see ``row_checksums``."""
         columns = ["episode_index", "timestamp"] + [OBS_STATE] * (OBS_STATE in self.dataset.features)
@@ -100,6 +110,12 @@ class DatasetFrames:
     def fingerprint(self) -> str:
         """Sha-256 over the data set's features, episodes, tables and videos."""
         return self._fingerprint
+
+    @property
+    def statistics_fingerprint(self) -> str:
+        """Sha-256 over the data set's statistics, by which states and actions are normalised."""
+        told = json.dumps(self.dataset.meta.stats, sort_keys=True, default=lambda values: np.asarray(values).tolist())
+        return hashlib.sha256(told.encode()).hexdigest()
 
     @cached_property
     def _fingerprint(self) -> str:

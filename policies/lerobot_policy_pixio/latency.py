@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from lerobot.configs import PreTrainedConfig
-from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.import_utils import register_third_party_plugins
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from lerobot_policy_pixio.acting import load_policy
 from lerobot_policy_pixio.modeling_pixio import PixioPolicy
 from lerobot_policy_pixio.options import PixioOptions
 from pixio_robot.errors import CheckpointError, SettingError, told_on_one_line
@@ -173,7 +174,7 @@ def _load(folder: Path, device: str | None, dtype: str, compiled: bool) -> tuple
         raise SettingError(f"This machine has no device {config.device!r} that PyTorch can use; try --device cpu.")
     if isinstance(config, PixioOptions) and config.train_encoder == "frozen":
         config.encoder_dtype = "bfloat16" if dtype == "bfloat16" else "float32"
-    policy = get_policy_class(config.type).from_pretrained(folder, config=config).eval()
+    policy = load_policy(folder, config).eval()
     if compiled:
         for module in (*encoders_of(policy), *_heads_of(policy)):
             module.forward = torch.compile(module.forward)  # not module.compile(): that would compile our clock, too

@@ -58,8 +58,15 @@ class PixioPolicy(_Base):
 
         Raises:
             DataError: If one is missing.
+            SettingError: If a gradient is wanted, and what a cache should give arrives otherwise, or not at all.
         """
-        cameras = list(self.config.image_features)
+        cameras, cache = list(self.config.image_features), self.config.cache
+        if cache and torch.is_grad_enabled() and not all(isinstance(batch.get(key), Tokens) for key in cameras):
+            raise SettingError(
+                f"This policy is to be trained from the cache {cache}, but its tokens do not arrive: LeRobot keeps the "
+                "pipelines of a checkpoint that --policy.path names, and they read no cache. Train on with "
+                f"`pixio-train --policy.path=... --cache={cache}`, or from images with --policy.cache=null."
+            )
         missing = [camera for camera in cameras if camera not in batch]
         if missing:
             there = [key for key in batch if key.startswith("observation.image")]
@@ -98,12 +105,7 @@ class PixioPolicy(_Base):
         return batch | {OBS_ENV_STATE: torch.cat([*given, told], dim=-1)}
 
     def _check_finite(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            rate: Any = getattr(self.config, "optimizer_lr", None)
-            raise SettingError(
-                f"The loss became {loss.item()}: training diverged. Lower optimizer_lr (now {rate:g}), or look for NaN "
-                "in the states and actions."
-            )
+        check_finite(loss, "loss", self.config)
 
     def _get_default_peft_targets(self) -> dict[str, Any]:
         """What LeRobot's ``--peft`` flags adapt: the head's linear layers by additions, and the adapter in full.
@@ -142,6 +144,25 @@ class PixioPolicy(_Base):
                 f"--peft.target_modules match {inside[0]!r} in the encoder, which is frozen and takes no gradient: "
                 "name layers of the head, or train the encoder with train_encoder='lora'."
             )
+
+
+def check_finite(number: Tensor, name: str, config: PixioOptions) -> None:
+    """Stop a training that has diverged.
+
+    Args:
+        number: What should be finite.
+        name: What it is called.
+        config: The settings of the policy that is trained.
+
+    Raises:
+        SettingError: If it is not.
+    """
+    if not torch.isfinite(number):
+        rate: Any = getattr(config, "optimizer_lr", None)
+        raise SettingError(
+            f"The {name} became {number.item()}: training diverged. Lower optimizer_lr (now {rate:g}), or look for NaN "
+            "in the states and actions."
+        )
 
 
 def _leave_out(policy: PixioPolicy, state: dict[str, Tensor], prefix: str, _metadata: Any) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
 
@@ -95,6 +95,12 @@ class PixioOptions(_Base):
         ):
             if getattr(self, name) not in get_args(choices):
                 raise UnknownNameError(f"choice of {name}", getattr(self, name), get_args(choices))
+        seen = getattr(self, "normalization_mapping", {}).get("VISUAL", NormalizationMode.IDENTITY)
+        if seen is not NormalizationMode.IDENTITY:
+            raise SettingError(
+                f"normalization_mapping says {seen.name} for VISUAL, but the encoder takes raw pixels and normalises "
+                "them itself: choose IDENTITY."
+            )
         self._check_training()
         if self.task_conditioning == "language" and self.language_model is None:
             raise SettingError(

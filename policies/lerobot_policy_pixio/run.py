@@ -29,7 +29,7 @@ class RunFolder:
     Args:
         path: The folder; ``claim`` makes it.
         config: The policy's settings.
-        **settings: What else decides the result, such as the data set's hash, batch size and seed.
+        **settings: What else decides the result, such as the data set's hash, the cache's facts, batch size and seed.
 
     Attributes:
         path: The folder.
@@ -45,7 +45,7 @@ class RunFolder:
             return
         flat, found = ({**run["policy"], **run} for run in (self._identity, json.loads(self._file.read_text())))
         differing = [
-            f"{key} is {found.get(key)!r} there, {flat.get(key)!r} here"
+            f"{key} is {repr(found[key]) if key in found else 'not written down'} there, {flat.get(key)!r} here"
             for key in flat | found
             if key != "policy" and found.get(key) != flat.get(key)
         ]

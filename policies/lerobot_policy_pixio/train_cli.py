@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from lerobot.configs import PreTrainedConfig, parser
 from lerobot.configs.default import WandBConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -16,7 +17,7 @@ from lerobot_policy_pixio.cached_tokens import cache_settings, check_fit
 from lerobot_policy_pixio.evaluation import Evaluation
 from lerobot_policy_pixio.frames import DECODER, DatasetFrames, open_dataset
 from lerobot_policy_pixio.options import PixioOptions
-from lerobot_policy_pixio.training import train
+from lerobot_policy_pixio.training import train, with_features
 from pixio_robot.cache import FeatureCache, build_cache
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.encoder import Encoder
@@ -173,22 +174,26 @@ def _policy_of(config: PixioTrainConfig) -> PixioOptions:
 
 def find_or_build_cache(frames: DatasetFrames, policy: PixioOptions) -> tuple[Path, Encoder]:
     """Give a cache beside the data set that fits a policy, made now if there is none, and the policy's encoder."""
-    encoder = load_encoder(policy.encoder, device=policy.device)
-    settings = cache_settings(policy, encoder, frames)
-    path = cache_path(frames.dataset.root, encoder, **settings)
-    for found in sorted(find_caches(frames.dataset.root), key=lambda found: found != path):
-        if _fits(found, frames, policy, encoder):
-            logger.info("Training from the cache %s", found)
-            return found, encoder
+    policy = with_features(policy, frames)
+    encoder = load_encoder(policy.encoder, device=policy.device, dtype=getattr(torch, policy.encoder_dtype))
+    settings, root = cache_settings(policy, encoder, frames), frames.dataset.root
+    path = cache_path(root, encoder, frames, **settings)
+    found = [_open_fitting(place, frames, policy, encoder) for place in find_caches(root)]
+    if fitting := [cache for cache in found if cache is not None]:
+        best = min(fitting, key=lambda cache: (cache.path != path, cache.variants))
+        logger.info("Training from the cache %s", best.path)
+        return best.path, encoder
     logger.info("No cache of %s fits: building %s", policy.encoder, path)
     build_cache(path, encoder, frames, **settings)
     return path, encoder
 
 
-def _fits(path: Path, frames: DatasetFrames, policy: PixioOptions, encoder: Encoder) -> bool:
+def _open_fitting(path: Path, frames: DatasetFrames, policy: PixioOptions, encoder: Encoder) -> FeatureCache | None:
+    """The cache, if it is whole and fits."""
     try:
-        check_fit(FeatureCache.open(path, encoder=encoder, source=frames), policy)
+        cache = FeatureCache.open(path, encoder=encoder, source=frames)
+        check_fit(cache, policy)
     except CacheError as error:
         logger.debug("Left out: %s", error)
-        return False
-    return True
+        return None
+    return cache

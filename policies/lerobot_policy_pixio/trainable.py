@@ -10,7 +10,6 @@ from lerobot_policy_pixio.options import PixioOptions
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError
 from pixio_robot.foreign import TimmBackbone, TransformerBackbone
-from pixio_robot.images import check_images, normalize
 from pixio_robot.nn import Backbone, VisionTransformer
 from pixio_robot.tokens import Tokens
 
@@ -32,15 +31,12 @@ class TrainableEncoder(Encoder):
 
     def __init__(self, encoder: Encoder, config: PixioOptions, *, fingerprint: str | None = None) -> None:
         super().__init__(encoder.spec, encoder.backbone, provenance=encoder.provenance)
-        self._fingerprint = fingerprint or encoder.fingerprint
+        self.fingerprint = fingerprint or encoder.fingerprint
         SELECTIONS[config.train_encoder](self, config)
 
     def forward(self, images: Tensor) -> Tokens:
         """Encode images as ``Encoder`` does, with gradients."""
-        check_images(images, self.spec.patch_size)
-        weight = next(self.backbone.parameters())
-        pixels = normalize(images.to(weight.device), weight.dtype, self.backbone.statistics)
-        return self.backbone.tokens_after(pixels, [self.spec.depth - 1], norm=True)[0]
+        return self._tokens_after(images, [self.spec.depth - 1], norm=True)[0]
 
 
 def attention_layers(encoder: Encoder) -> list[str]:

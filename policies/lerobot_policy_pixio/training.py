@@ -25,7 +25,6 @@ from lerobot.optim import load_optimizer_state, load_scheduler_state
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR, TRAINING_STATE_DIR
-from lerobot.utils.feature_utils import dataset_to_policy_features
 from torch import Tensor
 
 from lerobot_policy_pixio.decoded import Frames
@@ -34,7 +33,7 @@ from lerobot_policy_pixio.evaluation import Evaluation
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.fused_adam import as_in_presets, fuse
 from lerobot_policy_pixio.logs import Metrics, RunLog, track
-from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy
+from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy, check_finite
 from lerobot_policy_pixio.options import PixioOptions
 from lerobot_policy_pixio.run import RunFolder, lerobot_config
 from pixio_robot.cache import FeatureCache
@@ -92,15 +91,21 @@ def train(
         alone gather_samples_per_s, and what ``Evaluation.run`` gives at steps with an evaluation.
 
     Raises:
-        SettingError: If the folder holds another run or one that is being trained, training diverges, or the policy
-            trains its encoder from a cache.
+        SettingError: If the folder holds another run, one that is being trained or one that is beyond ``steps``,
+            training diverges, or the policy trains its encoder from a cache.
         DataError: If the data set lacks what the policy needs.
         CacheError: If the cache is of another encoder, data set or setting.
         CheckpointError: If the encoder is not the one that the policy was trained with.
     """
     frames = dataset_root if isinstance(dataset_root, DatasetFrames) else DatasetFrames(dataset_root)
-    variants = 0 if cache is None else FeatureCache.open(cache).variants
-    settings = {"dataset_sha256": frames.fingerprint, "batch_size": batch_size, "seed": seed, "variants": variants}
+    settings: dict[str, Any] = {
+        "dataset_sha256": frames.fingerprint,
+        "statistics_sha256": frames.statistics_fingerprint,
+        "batch_size": batch_size,
+        "seed": seed,
+        "steps": steps if config.get_scheduler_preset() else None,  # a constant rate may go on for longer
+        **_facts_of(cache),
+    }
     refusal = SettingError(f"Another process trains in {folder}. Wait for it, or choose another folder.")
     with alone(Path(folder) / ".lock", refusal), torch.random.fork_rng(_cuda_devices(config)):
         run = RunFolder(Path(folder), config, **settings)
@@ -113,6 +118,11 @@ def train(
         demonstrations = Demonstrations(frames, policy, processors[0], cache, pixels=pixels, memory_gb=memory_gb)
         trainer = Trainer(policy, demonstrations, steps=steps, batch_size=batch_size, seed=seed)
         start = 0 if newest is None else trainer.resume(newest)
+        if start > steps:
+            raise SettingError(
+                f"{run.path} has trained for {start} steps already, not steps={steps}: ask for at least as many, or "
+                "choose another folder."
+            )
         run.claim()
         lerobots = lerobot_config(
             run.path,
@@ -192,7 +202,7 @@ class Trainer:
         """Take optimizer step number ``step``, counted from 1, and return its losses, grad_norm and lr.
 
         Raises:
-            SettingError: If the loss is not finite.
+            SettingError: If the loss or its gradient is not finite; the weights are then those of the step before.
         """
         began = time.perf_counter()
         batch = self._gather(step)
@@ -202,6 +212,7 @@ class Trainer:
             loss, parts = self.policy(batch)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._trained, self._clip)
+        check_finite(norm, "gradient's norm", self.policy.config)  # before it gets into the weights
         self.optimizer.step()
         self.optimizer.zero_grad()
         lr = self.optimizer.param_groups[0]["lr"]
@@ -236,15 +247,10 @@ def make_policy(
 ) -> PixioPolicy:
     """Make a policy for a data set on its configuration's device, from ``pretrained_path`` or with weights of ``seed``.
 
-    Actions are those of the data set, and so are observations where the configuration names none.
+    Actions are those of the data set, and so are observations where the configuration names none: of its cameras, those
+    that ``frames`` have.
     """
-    config = copy.deepcopy(config)
-    features = dataset_to_policy_features(frames.dataset.features)
-    outputs = {key: feature for key, feature in features.items() if feature.type is FeatureType.ACTION}
-    config.output_features = outputs
-    config.input_features = config.input_features or {
-        key: feature for key, feature in features.items() if key not in outputs
-    }
+    config = with_features(config, frames)
     kind, meta = policy_class(config), frames.dataset.meta
     lerobots: dict[str, Any] = {"dataset_stats": meta.stats, "dataset_meta": meta}  # as in LeRobot's make_policy
     with torch.random.fork_rng(_cuda_devices(config)):
@@ -252,6 +258,17 @@ def make_policy(
         if config.pretrained_path is None:
             return kind(config, encoder=encoder, **lerobots).to(config.device)
         return kind.from_pretrained(config.pretrained_path, config=config, encoder=encoder, **lerobots)
+
+
+def with_features(config: PixioOptions, frames: DatasetFrames) -> PixioOptions:
+    """Settings with a data set's features: its actions, and its observations where the settings name none."""
+    config = copy.deepcopy(config)
+    features = frames.policy_features
+    config.output_features = {key: feature for key, feature in features.items() if feature.type is FeatureType.ACTION}
+    config.input_features = config.input_features or {
+        key: feature for key, feature in features.items() if key not in config.output_features
+    }
+    return config
 
 
 def policy_class(config: PixioOptions) -> type[PixioPolicy]:
@@ -264,6 +281,12 @@ def make_processors(policy: PixioPolicy, frames: DatasetFrames) -> Processors:
     """LeRobot's pre- and post-processor of a policy, with the data set's statistics."""
     stats: Any = frames.dataset.meta.stats
     return make_pre_post_processors(policy.config, dataset_stats=stats)
+
+
+def _facts_of(cache: str | Path | None) -> dict[str, Any]:
+    """What decides, beside the encoder and the data set, which features a run sees."""
+    known = {} if cache is None else FeatureCache.open(cache).attributes
+    return {f"cache_{fact}": known.get(fact) for fact in ("encoder_dtype", "pooled_to", "variants", "augmentation")}
 
 
 def sample_rows(frames: int, batch_size: int, *, seed: int, step: int) -> Tensor:

@@ -145,8 +145,11 @@ class Eyes(nn.Module):
                 f"The checkpoint lacks {len(lacking)} weights of the policy's eyes, such as {lacking[0]!r}: it is of "
                 "other settings, or cut short."
             )
-        if self._blank and self._config.train_encoder == "frozen" and self._config.encoder_dtype == "float32":
-            check_same(self._config, self.encoder)
+        if self._blank and self._config.train_encoder == "frozen":
+            if self._config.encoder_dtype == "float32":
+                check_same(self._config, self.encoder)
+            else:
+                self.encoder.fingerprint = str(self._config.encoder_hash)  # taken before these weights were rounded
         self._blank = False
 
 
@@ -209,6 +212,7 @@ def describe_encoder(encoder: Encoder) -> dict[str, Any]:
     facts: dict[str, Any] = asdict(encoder.spec)
     if isinstance(encoder.backbone, ForeignBackbone):
         facts["model"] = json.loads(encoder.backbone.model.config.to_json_string())
+        facts["pooler"] = getattr(encoder.backbone.model, "pooler", None) is not None
         facts["statistics"] = [list(row) for row in encoder.backbone.statistics]
     return facts
 
@@ -223,6 +227,8 @@ def rebuild_encoder(config: PixioOptions) -> Encoder:
 
     settings = dict(facts["model"])
     model = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    if not facts.get("pooler", True):
+        model.pooler = None
     encoder = wrap_model(model.float(), provenance=provenance)
     mean, std = facts["statistics"]
     encoder.backbone.statistics = PixelStatistics(tuple(mean), tuple(std))

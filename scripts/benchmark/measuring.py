@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from lerobot.configs import FeatureType
 from lerobot.utils.constants import ACTION, PRETRAINED_MODEL_DIR
-from lerobot.utils.feature_utils import dataset_to_policy_features
 
 from benchmark.acting import open_actor
 from benchmark.arms import CALIBRATION, Sight, open_sight
@@ -114,11 +112,7 @@ def _open_sight(cell: Cell, frames: DatasetFrames, config: Benchmark) -> Sight:
 
 
 def _configure(cell: Cell, frames: DatasetFrames, sight: Sight, config: Benchmark) -> PixioOptions:
-    features = {
-        name: feature
-        for name, feature in dataset_to_policy_features(frames.dataset.features).items()
-        if name != ACTION and (feature.type is not FeatureType.VISUAL or name in frames.cameras)
-    }
+    features = {name: feature for name, feature in frames.policy_features.items() if name != ACTION}
     steps = config.training[cell.policy].steps
     policy = configure(cell.policy, sight, features, suite=cell.task.suite, steps=steps, device=config.device)
     return policy if sight.trained else replace(policy, encoder_dtype=config.encoder_dtype)
@@ -144,7 +138,7 @@ def _train(
     cache = None
     if sight.encoder is not None:
         facts = cache_settings(policy, sight.encoder, frames)
-        cache = cache_path(shared_folder(config, cell.task) / "demonstrations", sight.encoder, **facts)
+        cache = cache_path(shared_folder(config, cell.task) / "demonstrations", sight.encoder, frames, **facts)
         cache.parent.mkdir(parents=True, exist_ok=True)
         with cost.of("shared"), FileLock(cache.with_name(f".{cache.name}.queue")):
             build_cache(cache, sight.encoder, frames, **facts)

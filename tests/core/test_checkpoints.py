@@ -79,7 +79,7 @@ def test_half_precision_halves_the_file_and_computes_in_float32(encoder, images,
     assert cast(images).patches.dtype == torch.bfloat16
 
 
-def test_weights_split_over_files_are_read(encoder, tmp_path):
+def test_weights_split_over_files_are_read_until_others_take_their_place(encoder, tmp_path):
     encoder.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     names = sorted(state)
@@ -90,6 +90,9 @@ def test_weights_split_over_files_are_read(encoder, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "model.safetensors").unlink()
     assert states_equal(encoder, load_encoder(tmp_path))
+    other = encoder.redrawn(1)
+    other.save_pretrained(tmp_path)
+    assert states_equal(other, load_encoder(tmp_path))
 
 
 def test_the_licence_of_a_model_card_is_known(encoder, tmp_path):

@@ -167,6 +167,17 @@ def test_resizing_keeps_the_type_and_the_range():
     assert small.shape[-2:] == (32, 48)
     assert resize(pixels, (40, 60)) is pixels
     torch.testing.assert_close(resize(pixels / 255, (32, 48)), small / 255, atol=0.51 / 255, rtol=0)
+    assert resize(pixels.half() / 255, (32, 48)).dtype == torch.float16
+
+
+def test_what_is_no_raw_picture_is_refused_before_resizing_could_hide_it():
+    pixels = torch.randint(0, 256, (2, 3, 40, 60), dtype=torch.uint8)
+    with pytest.raises(ImageError, match=r"span \[0, 255\]. Divide by 255"):
+        resize(pixels.float(), (32, 48))
+    with pytest.raises(ImageError, match="Pass raw RGB"):
+        resize(normalize(pixels, torch.float32), (32, 48))
+    with pytest.raises(ImageError, match=r"not torch\.int64"):
+        resize(pixels.long(), (32, 48))
 
 
 @pytest.mark.parametrize("patch_size", [4, 8, 16])

@@ -1,6 +1,7 @@
 """Encoders other than Pixio: MAE, built here, and models that transformers runs."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from transformers import (
     TimmWrapperConfig,
     TimmWrapperModel,
     ViTConfig,
+    ViTForImageClassification,
     ViTMAEConfig,
     ViTMAEModel,
     ViTModel,
@@ -235,6 +237,29 @@ def test_other_types_are_refused_by_name(tmp_path):
         load_encoder(tmp_path)
     with pytest.raises(SettingError, match=r"type 'clip_vision_model' cannot be wrapped; one of \['dinov2', "):
         wrap_model(model)
+
+
+def test_the_vit_of_a_classifier_is_read_without_a_pooler(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    classifier = ViTForImageClassification(ViTConfig(**sizes, image_size=64, patch_size=16)).eval()
+    classifier.save_pretrained(tmp_path / "theirs")
+    encoder = load_encoder(tmp_path / "theirs")
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = classifier.vit(2 * images - 1).last_hidden_state
+    tokens = encoder(images)
+    torch.testing.assert_close(torch.cat([tokens.classes, tokens.patches], 1), expected, atol=1e-5, rtol=0)
+    assert load_encoder(tmp_path / "theirs").fingerprint == encoder.fingerprint  # no random weights are among it
+    encoder.save_pretrained(tmp_path / "ours")
+    assert load_encoder(tmp_path / "ours").fingerprint == encoder.fingerprint
+
+
+@pytest.mark.parametrize(("kind", "also"), [("resnet", ""), ("timm_wrapper", " timm")])
+def test_libraries_that_are_missing_are_named(tmp_path, monkeypatch, kind, also):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(CheckpointError, match=rf"pip install 'pixio-robot\[transformers\]'{also} \("):
+        load_encoder(tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"depths": [1, 1, 2, 2]}, {"hidden_sizes": [8, 16, 24, 40]}])

@@ -1,5 +1,6 @@
 """Where cameras have got to: the solver, what it is fed with, and the two ways to ask a model."""
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -179,6 +180,17 @@ def test_a_finder_that_is_given_matches_finds_the_pose(encoder: Encoder, views: 
         sure = torch.full_like(at, 1e6)
         found = refine_pose(sighting.world2cam, points.repeat_interleave(2, 0), at, sure, finder.spread)
         torch.testing.assert_close(invert(found), truth[:, 1:].flatten(0, 1), atol=3e-3, rtol=0)
+
+
+def test_views_of_an_encoder_of_half_precision_are_read(
+    model: MultiViewModel, encoder: Encoder, views: torch.Tensor
+) -> None:
+    half = copy.deepcopy(encoder).bfloat16()
+    rough = MultiViewModel(half, model.settings, alone=DepthModel(half, model.settings.alone)).eval()
+    rough._stored().load_state_dict(model._stored().state_dict())
+    torch.testing.assert_close(rough(views, K, poses()).depth_z, model(views, K, poses()).depth_z, atol=0, rtol=0.02)
+    found, exact = (one.correct_poses(views, K, poses()) for one in (rough, model))
+    torch.testing.assert_close(found, exact, atol=1e-3, rtol=0)
 
 
 def test_every_weight_of_the_finder_learns(model: MultiViewModel, views: torch.Tensor) -> None:

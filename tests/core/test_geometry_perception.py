@@ -1,10 +1,11 @@
+import copy
 from typing import Any
 
 import pytest
 import torch
 
 from pixio_robot import Encoder, VisualFeatureAdapter, create_encoder
-from pixio_robot.errors import SettingError, UnknownNameError
+from pixio_robot.errors import ImageError, SettingError, UnknownNameError
 from pixio_robot.geometry.cameras import project
 from pixio_robot.geometry.depth import DepthModel, DepthSettings
 from pixio_robot.geometry.perception import Calibration, Perception
@@ -53,6 +54,15 @@ def test_answers_are_those_of_the_parts_alone(encoder: Encoder, views: dict[str,
         torch.testing.assert_close(found.confidence[0], depth.confidence[number])
 
 
+def test_a_head_reads_an_encoder_of_half_precision(encoder: Encoder, views: dict[str, torch.Tensor]) -> None:
+    cameras = {name: Calibration(K, torch.eye(4)) for name in views}
+    for settings in ({"head": "linear"}, {"rays": True, "detail": True}):
+        exact, rough = (make(one, **settings) for one in (encoder, copy.deepcopy(encoder).bfloat16()))
+        for name, found in rough.depth(0, views, cameras).items():
+            assert found.depth.dtype == torch.float32
+            torch.testing.assert_close(found.depth, exact.depth(0, views, cameras)[name].depth, atol=0, rtol=0.02)
+
+
 def test_points_lie_where_their_pixels_are_and_follow_the_pose(
     encoder: Encoder, views: dict[str, torch.Tensor]
 ) -> None:
@@ -90,6 +100,8 @@ def test_what_is_missing_is_told(encoder: Encoder, views: dict[str, torch.Tensor
         Perception(encoder).policy(0, views)
     with pytest.raises(SettingError, match="no depth model"):
         Perception(encoder).depth(0, views)
+    with pytest.raises(ImageError, match="Divide by 255"):
+        Perception(encoder, size=(32, 32)).see(0, {"top": 255 * torch.rand(3, 64, 64)})
     with pytest.raises(SettingError, match="missing: wrist"):
         make(encoder).points(0, views, {"top": Calibration(K)})
     with pytest.raises(UnknownNameError, match="'wrist'"):

@@ -1,5 +1,6 @@
 """``pixio-cache``, as it is called."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ def test_a_cache_is_built_beside_its_data_set_and_shown(
     assert "to encode, variants included │ 68" in said.out
     [path] = find_caches(root)
     assert path.parent == root.parent / "walks.pixio_cache"
-    assert path.name.endswith(f"-{encoder.fingerprint[:8]}-grid2.zarr")
+    assert re.fullmatch(rf"\w+-{encoder.fingerprint[:8]}-grid2-[0-9a-f]{{8}}.zarr", path.name)
     FeatureCache.open(path, encoder=encoder, source=DatasetFrames(root))
     shown = call("info", root).out
     assert shown == call("info", path).out
@@ -63,6 +64,22 @@ def test_a_cache_is_built_beside_its_data_set_and_shown(
         "not stated",
     ):
         assert told in shown
+
+
+def test_a_build_goes_on_whatever_its_folder_is_called(
+    call: Callable[..., Said], root: Path, encoder_folder: Path
+) -> None:
+    build = ("build", root, "--encoder", encoder_folder, "--grid", 2, "--device", "cpu")
+    call(*build)
+    [named] = find_caches(root)
+    path = named.rename(named.with_name("tiny-grid2.zarr"))
+    (path / "marks" / "observation.images.top" / "c" / "0").write_bytes(bytes(4))
+    assert call(*build).code == 0
+    assert find_caches(root) == [path]
+    assert "complete │ yes" in call("info", path).out
+    assert call(*build, "--cameras", "observation.images.top").code == 0
+    assert call(*build, "--dtype", "bfloat16").code == 0
+    assert len(find_caches(root)) == 3
 
 
 def test_variants_are_built_and_verified(call: Callable[..., Said], root: Path, encoder_folder: Path) -> None:

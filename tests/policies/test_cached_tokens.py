@@ -18,7 +18,7 @@ from lerobot_policy_pixio.cached_tokens import CachedTokensStep
 from lerobot_policy_pixio.dataset_tables import export_tables, policy_inputs
 from lerobot_policy_pixio.frames import DECODER, DatasetFrames
 from pixio_robot import Encoder, FeatureCache, build_cache
-from pixio_robot.errors import CacheError
+from pixio_robot.errors import CacheError, SettingError
 from pixio_robot.tokens import Tokens
 
 CAMERAS = ("observation.images.top", "observation.images.wrist")
@@ -121,6 +121,21 @@ def test_a_checkpoint_needs_no_cache_to_act_and_says_so_if_it_trains(
     assert policy.select_action(preprocessor(seen)).shape == (1, 3)
     with pytest.raises(CacheError, match=r"no feature cache at.*change the step 'CachedTokensStep'"):
         preprocessor(loop.raw(ROWS))
+
+
+def test_a_cache_that_the_pipelines_of_a_checkpoint_do_not_read_is_told(
+    kind: str, configure: Any, cache: Path, dataset_root: Path
+) -> None:
+    """As ``lerobot-train --policy.path=CHECKPOINT --policy.cache=CACHE`` would have it."""
+    loop = Loop(configure(kind, cache=None), dataset_root)
+    batch = loop.batch(ROWS)
+    loop.policy.config.cache = str(cache)
+    without = {key: value for key, value in batch.items() if key not in CAMERAS}
+    for given in (batch, without):
+        with pytest.raises(SettingError, match=rf"pixio-train --policy\.path=\.\.\. --cache={cache}"):
+            loop.policy.train()(dict(given))
+    with torch.no_grad():
+        assert loop.policy(dict(batch))[0].isfinite()
 
 
 def test_batches_of_an_edited_data_set_are_refused(

@@ -55,7 +55,7 @@ def stock() -> Callable[..., Any]:
     [
         (ACTConfig, "vision_backbone", "PixioOptions, which leaves it alone"),
         (ACTConfig, "pretrained_backbone_weights", "PixioOptions, which sets it to None against downloads"),
-        (ACTConfig, "optimizer_lr", "PixioPolicy._check_finite, which names it"),
+        (ACTConfig, "optimizer_lr", "modeling_pixio.check_finite, which names it"),
         (ACTConfig, "push_to_hub", "PixioOptions, which turns it off"),
         (DiffusionConfig, "pretrained_backbone_weights", "PixioOptions, which sets it to None against downloads"),
         (DiffusionConfig, "spatial_softmax_num_keypoints", "PixioDiffusionConfig, which sizes the U-Net by it"),

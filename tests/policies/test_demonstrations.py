@@ -13,6 +13,7 @@ from lerobot.datasets.sampler import EpisodeAwareSampler
 from torch.utils.data import default_collate
 
 from lerobot_policy_pixio import PixioACTConfig, PixioDiffusionConfig
+from lerobot_policy_pixio.decoded import decode_frames
 from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import Trainer, make_policy, make_processors
@@ -146,3 +147,30 @@ def test_variants_are_drawn_by_seed_and_step(demonstrate: Callable[..., Any], va
 def test_an_encoder_in_training_cannot_be_cached(demonstrate: Callable[..., Any]) -> None:
     with pytest.raises(SettingError, match=r"train_encoder='last_blocks'.*lerobot-train.*'frozen'"):
         demonstrate(train_encoder="last_blocks", train_blocks=1)
+
+
+def test_a_data_set_that_was_recorded_anew_is_decoded_anew(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    first, second = (
+        DatasetFrames(make_dataset(tmp_path / f"walks {seed}", seed=seed, dtype="image")) for seed in (0, 1)
+    )
+    before, after = (decode_frames(frames, tmp_path / "frames") for frames in (first, second))
+    for frames, decoded in ((first, before), (second, after)):
+        for camera in frames.cameras:
+            assert (decoded[camera] == frames.read(camera, 0, len(frames)).numpy()).all()
+    made = sorted((tmp_path / "frames").glob("*.npy"))
+    assert len(made) == 4
+    again = decode_frames(first, tmp_path / "frames")
+    assert sorted((tmp_path / "frames").glob("*.npy")) == made
+    assert all((again[camera] == before[camera]).all() for camera in before)
+
+
+def test_pixels_of_another_data_set_are_refused(make_config: Callable[..., PixioACTConfig], dataset_root: Path) -> None:
+    frames = DatasetFrames(dataset_root)
+    policy = make_policy(make_config(), frames, seed=0)
+    preprocessor, _ = make_processors(policy, frames)
+    top, wrist = frames.cameras
+    few = {top: np.zeros((34, 3, 64, 64), np.uint8), wrist: np.zeros((33, 3, 64, 64), np.uint8)}
+    with pytest.raises(DataError, match=rf"has 34 frames, and pixels hold 33 of '{wrist}'"):
+        Demonstrations(frames, policy, preprocessor, pixels=few)
+    with pytest.raises(DataError, match=rf"pixels hold 0 of '{wrist}'"):
+        Demonstrations(frames, policy, preprocessor, pixels={top: few[top]})

@@ -75,6 +75,20 @@ def test_a_blind_policy_spends_nothing_on_looking(save_policy: Callable[..., Pat
     assert latency.measure(save_policy("pixio_act", blind=True), repeats=2).encoder == [0, 0]
 
 
+def test_a_policy_with_additions_by_peft_is_measured_with_them(
+    save_policy: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = save_policy("pixio_act")
+    policy: Any = get_policy_class("pixio_act").from_pretrained(folder)
+    policy.config.pretrained_path = folder
+    wrapped = policy.wrap_with_peft(peft_cli_overrides={"r": 4, "method_type": "LORA"})
+    for part in (wrapped, wrapped.config, *make_pre_post_processors(wrapped.config)):
+        part.save_pretrained(tmp_path / "adapted")
+    row = latency.measure(tmp_path / "adapted", repeats=1)
+    assert row.encoder[0] > 0
+    assert row.total[0] == pytest.approx(row.encoder[0] + row.head[0] + row.processors[0], abs=0.01)
+
+
 def test_the_command_prints_a_table_and_writes_the_figures(
     save_policy: Callable[..., Path],
     tmp_path: Path,

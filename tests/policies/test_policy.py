@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_policy, make_pre_post_processors
 from safetensors.torch import load_file
-from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
+from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from lerobot_policy_pixio import PixioACTConfig, PixioDiffusionConfig
 from lerobot_policy_pixio.frames import open_dataset
@@ -41,7 +41,10 @@ def foreign(tmp_path: Path) -> Callable[[str], Path]:
 
     def folder(family: str) -> Path:
         torch.manual_seed(0)
-        if family == "resnet":
+        if family == "vit":  # as classifiers leave it
+            sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+            model = ViTModel(ViTConfig(**sizes, image_size=64, patch_size=16), add_pooling_layer=False)
+        elif family == "resnet":
             sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
             model = ResNetModel(ResNetConfig(**sizes, layer_type="basic"))
         else:
@@ -183,6 +186,15 @@ def test_a_checkpoint_with_its_encoder_needs_no_other_file(
         act(type(policy)(policy.config), batch)  # its settings alone hold no weights
 
 
+def test_a_rounded_encoder_in_a_checkpoint_keeps_its_name(
+    kind: str, make: Make, encoder: Encoder, tmp_path: Path
+) -> None:
+    """Caches ask for it: a run that continues with its own would be refused."""
+    make(kind, save_backbone=True, encoder_dtype="bfloat16").save_pretrained(tmp_path)
+    reloaded = get_policy_class(kind).from_pretrained(tmp_path)
+    assert reloaded.eyes.encoder.fingerprint == encoder.fingerprint
+
+
 def test_a_checkpoint_refuses_another_encoder(kind: str, make: Make, encoder: Encoder, tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
     encoder.save_pretrained(folder)
@@ -218,7 +230,7 @@ def test_a_checkpoint_of_other_eyes_is_refused(kind: str, make: Make, tmp_path: 
         type(seeing).from_pretrained(tmp_path, config=seeing.config)
 
 
-@pytest.mark.parametrize("family", ["resnet", "dinov2"])
+@pytest.mark.parametrize("family", ["resnet", "dinov2", "vit"])
 def test_encoders_of_other_families_serve(
     kind: str, family: str, make: Make, make_batch: Make, act: Make, foreign: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -289,6 +301,8 @@ def test_bad_inputs_are_refused_with_what_is_there(kind: str, make: Make, make_b
         make(kind, input_features=state | {TOP: PolicyFeature(type=FeatureType.VISUAL, shape=(1, 64, 64))})
     with pytest.raises(DataError, match=r"needs 'action' among its outputs"):
         make(kind, output_features={})
+    with pytest.raises(ImageError, match=r"Divide by 255"):
+        act(policy, batch | {TOP: 255 * torch.rand(*batch[TOP].shape[:-2], 48, 96)})
     with pytest.raises(SettingError, match=r"training diverged"):
         policy(batch | {"action": torch.full_like(batch["action"], torch.nan)})
 
@@ -304,6 +318,11 @@ def test_bad_inputs_are_refused_with_what_is_there(kind: str, make: Make, make_b
         ({"train_encoder": "last_blocks", "train_blocks": 3}, SettingError, r"choose from 1 to 2"),
         ({"task_conditioning": "language"}, SettingError, r"needs language_model"),
         ({"tasks": ["sit", "sit"]}, SettingError, r"'sit' stands twice"),
+        (
+            {"normalization_mapping": {"VISUAL": NormalizationMode.MEAN_STD}},
+            SettingError,
+            r"says MEAN_STD for VISUAL.*choose IDENTITY",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(

@@ -18,11 +18,14 @@ from lerobot.policies.factory import get_policy_class
 from statsmodels.stats.proportion import proportion_confint
 
 from lerobot_policy_pixio import PixioACTConfig, train_cli
-from lerobot_policy_pixio.cache_folders import find_caches
+from lerobot_policy_pixio.augmentation import ImageAugmentation
+from lerobot_policy_pixio.cache_folders import cache_folder, find_caches
 from lerobot_policy_pixio.evaluation import Evaluation, wilson
 from lerobot_policy_pixio.frames import DatasetFrames
-from lerobot_policy_pixio.training import make_policy, make_processors
-from pixio_robot.errors import SettingError
+from lerobot_policy_pixio.train_cli import find_or_build_cache
+from lerobot_policy_pixio.training import make_policy, make_processors, train
+from pixio_robot import FeatureCache, build_cache
+from pixio_robot.errors import CacheError, SettingError
 
 ACT = ["--policy.type=pixio_act", "--policy.dim_model=32", "--policy.n_heads=2", "--policy.chunk_size=5"]
 ACT += ["--policy.n_action_steps=5", "--policy.dim_feedforward=64", "--policy.n_encoder_layers=1"]
@@ -177,6 +180,27 @@ def test_a_cache_is_made_beside_the_data_set_and_found_again(
     assert [row["loss"] for row in rows(run)] != [row["loss"] for row in rows(tmp_path / "again")]
     saved = json.loads((run / "checkpoints" / "last" / "pretrained_model" / "train_config.json").read_text())
     assert (saved["env"]["type"], saved["env_eval_freq"], saved["eval"]["n_episodes"]) == ("walk_env", 2, 2)
+
+
+def test_a_policy_takes_a_cache_that_fits_or_has_its_own_built_beside_the_others(
+    make_config: Callable[..., PixioACTConfig], make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_dataset(tmp_path / "walks")
+    one, both = DatasetFrames(root, ["observation.images.top"]), DatasetFrames(root)
+    narrow, _ = find_or_build_cache(one, make_config())
+    narrow = narrow.rename(narrow.with_name("tiny-grid2.zarr"))  # as it was called before names held all that matters
+    assert find_or_build_cache(one, make_config())[0] == narrow
+    wide, _ = find_or_build_cache(both, make_config())
+    assert find_or_build_cache(both, make_config())[0] == wide != narrow
+    narrow.rename(tmp_path / "elsewhere.zarr")
+    assert find_or_build_cache(one, make_config())[0] == wide
+    rough, encoder = find_or_build_cache(both, make_config(encoder_dtype="bfloat16"))
+    assert rough not in (narrow, wide)
+    assert FeatureCache.open(rough).attributes["encoder_dtype"] == "bfloat16"
+    build_cache(cache_folder(root) / "a.zarr", encoder, both, variants=1, augment=ImageAugmentation())
+    assert find_or_build_cache(both, make_config(encoder_dtype="bfloat16"))[0] == rough
+    with pytest.raises(CacheError, match=r"built in bfloat16, and the policy's encoder computes in float32"):
+        train(make_config(), both, rough, tmp_path / "run", steps=1)
 
 
 def test_what_pixio_train_does_not_do_is_refused(pixio_train: Callable[..., None], dataset_root: Path) -> None:

@@ -203,6 +203,15 @@ def test_blocks_and_attention_are_found_in_every_family(family: str, norm: str |
     assert all("lora_" in name for name in names)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
+def test_an_encoder_in_training_compiles_as_one_graph() -> None:
+    encoder = create_encoder("pixio_vitt16", seed=0, depth=1, width=24, heads=3, image_size=32)
+    trained = TrainableEncoder(encoder, PixioACTConfig(device="cpu", train_encoder="full"))
+    images = torch.rand(1, 3, 32, 32)
+    compiled: Any = torch.compile(trained, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(images).patches, trained(images).patches)
+
+
 def test_maes_fixed_positions_are_not_trained() -> None:
     encoder = create_encoder("mae_vitt16", seed=0, width=32, depth=2, heads=2, image_size=64)
     trained = TrainableEncoder(encoder, PixioACTConfig(device="cpu", train_encoder="full"))

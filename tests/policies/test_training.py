@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from lerobot.optim import load_optimizer_state
 from lerobot.policies.factory import make_pre_post_processors
 
 from lerobot_policy_pixio import PixioACTConfig, PixioDiffusionConfig
+from lerobot_policy_pixio.dataset_tables import policy_inputs
 from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.modeling_pixio_act import PixioACTPolicy
 from lerobot_policy_pixio.training import Trainer, make_policy, make_processors, sample_rows, train
-from pixio_robot import Encoder, build_cache, create_encoder, runs
+from pixio_robot import Encoder, build_cache, create_encoder, load_encoder, runs
 from pixio_robot.errors import CacheError, CheckpointError, DataError, SettingError
 
 MakeConfig = Callable[..., PixioACTConfig]
@@ -184,6 +186,13 @@ def test_a_blind_policy_trains_without_a_cache(trained: Callable[..., Any], make
     assert math.isfinite(log[-1]["loss"])
 
 
+def test_a_policy_looks_through_the_cameras_that_its_frames_have(make_config: MakeConfig, dataset_root: Path) -> None:
+    frames = DatasetFrames(dataset_root, ["observation.images.wrist"])
+    config = make_policy(make_config(), frames, seed=0).config
+    assert set(config.image_features) == {"observation.images.wrist"}
+    assert json.loads(policy_inputs(frames)).keys() == config.input_features.keys()
+
+
 def test_bf16_is_amp(trained: Callable[..., Any], make_config: MakeConfig) -> None:
     exact, _ = trained("exact", config=make_config())
     mixed, log = trained("mixed", config=make_config(use_amp=True))
@@ -202,7 +211,7 @@ def test_what_does_not_belong_together_is_refused(
 ) -> None:
     trained("run", steps=1)
     with pytest.raises(SettingError, match=r"another run \(batch_size is 8 there, 4 here\)"):
-        trained("run", batch_size=4)
+        trained("run", steps=1, batch_size=4)
     other = make_dataset(tmp_path / "other", seed=1)
     with pytest.raises(CacheError, match=r"another data set"):
         trained("a", dataset_root=other)
@@ -221,6 +230,45 @@ def test_what_does_not_belong_together_is_refused(
     features = make_policy(make_config(), DatasetFrames(dataset_root), seed=0).config.input_features
     with pytest.raises(DataError, match=r"no camera 'observation.images.wrist'.*observation.images.top"):
         trained("g", dataset_root=one_eyed, config=make_config(input_features=features))
+
+
+def test_a_run_goes_on_only_with_the_features_statistics_and_schedule_that_it_began_with(
+    trained: Callable[..., Any], make_config: MakeConfig, make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    frames = DatasetFrames(make_dataset(tmp_path / "walks"))
+    precise, rough = (load_encoder(make_config().encoder, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    whole, pooled, rounded = (
+        build_cache(tmp_path / f"{name}.zarr", encoder, frames, grid=grid).path
+        for name, encoder, grid in (("whole", precise, None), ("pooled", precise, 2), ("rounded", rough, 2))
+    )
+    run = partial(trained, dataset_root=frames, steps=2, encoder=None)
+    run(cache=pooled)
+    with pytest.raises(SettingError, match=r"another run \(cache_pooled_to is 2 there, None here\)"):
+        run(cache=whole)
+    with pytest.raises(SettingError, match=r"\(cache_encoder_dtype is 'float32' there, 'bfloat16' here\)"):
+        run(cache=rounded)
+    with pytest.raises(SettingError, match=r"\(steps is 2 there, 4 here\)"):
+        run(cache=pooled, steps=4)
+    written = tmp_path / "run" / "run.json"
+    known = json.loads(written.read_text())
+    written.write_text(json.dumps({key: known[key] for key in known if key != "statistics_sha256"}))
+    with pytest.raises(SettingError, match=r"\(statistics_sha256 is not written down there, '\w+' here\)"):
+        run(cache=pooled)
+    written.write_text(json.dumps(known))
+    frames.dataset.meta.stats["action"]["std"] *= 2  # pyright: ignore[reportOptionalSubscript]
+    with pytest.raises(SettingError, match=r"\(statistics_sha256 is '\w+' there, '\w+' here\)"):
+        run(cache=pooled)
+
+
+def test_a_run_at_a_constant_rate_may_be_made_longer_but_not_shorter(
+    trained: Callable[..., Any], make_config: MakeConfig
+) -> None:
+    at_once, _ = trained("at once", config=make_config(), steps=4)
+    trained("longer", config=make_config(), steps=2)
+    longer, _ = trained("longer", config=make_config(), steps=4)
+    assert equal(longer, at_once)
+    with pytest.raises(SettingError, match=r"trained for 4 steps already, not steps=3"):
+        trained("longer", config=make_config(), steps=3)
 
 
 def test_two_runs_at_once_in_one_folder_are_refused(
@@ -258,6 +306,19 @@ def test_nan_in_the_demonstrations_is_found_before_training(
     root = make_dataset(tmp_path / "spoilt", spoilt=11)
     with pytest.raises(DataError, match=r"'action' holds NaN or infinity in 1 frames.*first in 11"):
         trained(dataset_root=root, config=make_config(blind=True), cache=None)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_as_they_were(
+    make_config: MakeConfig, dataset_root: Path, cache: Path, encoder: Encoder
+) -> None:
+    frames = DatasetFrames(dataset_root)
+    policy = make_policy(make_config(), frames, seed=0, encoder=encoder)
+    demonstrations = Demonstrations(frames, policy, make_processors(policy, frames)[0], cache)
+    trainer, before = Trainer(policy, demonstrations, steps=2, batch_size=8), [one.clone() for one in weights(policy)]
+    next(policy.eyes.adapter.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(SettingError, match=r"gradient's norm became (nan|inf): training diverged. Lower optimizer_lr"):
+        trainer.step(1)
+    assert all(torch.equal(a, b) for a, b in zip(weights(policy), before, strict=True))
 
 
 def test_attention_reads_a_cache_of_every_patch(
