@@ -6,7 +6,6 @@ quickstart's small head, and with LeRobot's default one (width 512, 4 + 4 + 1 bl
 """
 
 import argparse
-import copy
 import json
 import os
 import shlex
@@ -157,9 +156,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="samples per step of all loops")
     parser.add_argument("--workers", type=int, default=0, help="decoding processes of LeRobot's loops")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of the arithmetic")
-    parser.add_argument(
-        "--cache-dtype", choices=["float32", "bfloat16"], default="float32", help="what the encoder fills the cache in"
-    )
     parser.add_argument("--amp", action="store_true", help="mixed precision (use_amp) where we train from the cache")
     parser.add_argument("--device", default="cpu", help="where all loops run")
     return parser.parse_args()
@@ -169,10 +165,10 @@ def measure(name: str, head: str, encoder: Encoder, root: Path, options: argpars
     """Let the loops take turns with one encoder and one head."""
     frames, encoder = DatasetFrames(root), encoder.to(options.device)
     config, stock = configure(name, head, options.device)
-    cache = options.folder / f"{encoder.fingerprint[:12]}.zarr"  # named, and so remembered, before it is cast
+    cache = options.folder / f"{encoder.fingerprint[:12]}.zarr"
     shutil.rmtree(cache, ignore_errors=True)  # its speed is measured too
     began = time.perf_counter()
-    build_cache(cache, copy.deepcopy(encoder).to(getattr(torch, options.cache_dtype)), frames, grid=config.grid)
+    build_cache(cache, encoder, frames, grid=config.grid)
     cache_seconds = time.perf_counter() - began
     turns = {
         CACHED: cached_turn(config, frames, encoder, cache, options),

@@ -36,7 +36,6 @@ from benchmark.tables import points
 from filelock import FileLock, Timeout
 from lerobot.configs import FeatureType
 from lerobot.policies.factory import get_policy_class
-from lerobot.utils.feature_utils import dataset_to_policy_features
 from page import write_whole
 from small_policies import STEPS, resnet_act, resnet_diffusion, small_act, small_diffusion
 from stock_loop import StockLoop
@@ -248,7 +247,7 @@ def learn_live(name: str, seed: int, frames: DatasetFrames, home: Path, options:
 
     def start(steps: int) -> StockLoop:
         config = ARMS[name].configure(steps)
-        features = dataset_to_policy_features(frames.dataset.features)
+        features = frames.policy_features
         acts = {key for key, feature in features.items() if feature.type is FeatureType.ACTION}
         config.output_features = {key: features[key] for key in acts}
         config.input_features = {key: feature for key, feature in features.items() if key not in acts}
