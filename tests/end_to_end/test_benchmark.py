@@ -14,13 +14,13 @@ from filelock import FileLock
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
-from benchmark import estimates, kept, reporting, results, running
+from benchmark import reporting, results, running
 from benchmark.cells import Cell, cell_folder, count_done, finish, is_done, plan_cells, work
 from benchmark.claims import claim
 from benchmark.remembering import EARLIER, RememberingEnv
 from benchmark.settings import Benchmark, Training
 
-from lerobot_env_pixio import EpisodeRecord, make_env, paired, read_records, wilson, write_records
+from lerobot_env_pixio import EpisodeRecord, make_env, read_records, write_records
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
 
 SCENES = range(1_000_000, 1_000_020)
@@ -391,110 +391,6 @@ def test_a_record_file_with_a_torn_last_line_costs_one_scene_everywhere(make_con
     path.write_text("nonsense\n" + path.read_text())
     with pytest.raises(DataError, match="line 1 is no episode record"):
         results.make_panels(config, cells)
-
-
-@pytest.mark.parametrize(
-    ("seeds", "scenes", "rate", "share"), [(3, 50, 0.7, 0.6), (1, 50, 0.8, 0.5), (5, 40, 0.5, 0.9)]
-)
-def test_the_interval_of_the_share_that_is_kept_covers_the_truth(
-    seeds: int, scenes: int, rate: float, share: float
-) -> None:
-    """300 studies; one whose seeds are all equally good, as the variance then is known to be of chance alone."""
-    random, covered, told = np.random.default_rng(0), 0, 0
-    for _ in range(300):
-        luck = random.random((seeds, scenes))
-        found = kept.share_kept(luck < rate, luck < rate * share)
-        if found is not None:
-            told += 1
-            covered += found.low <= share <= found.high
-    assert told >= 290
-    assert 0.92 <= covered / told <= 1.0
-
-
-@pytest.mark.parametrize(("seeds", "scenes"), [(3, 50), (1, 100)])
-def test_the_interval_of_a_difference_of_shares_covers_the_truth(seeds: int, scenes: int) -> None:
-    """300 studies of arms that keep nine and six tenths, on scenes whose difficulty they share."""
-    random, covered, told = np.random.default_rng(0), 0, 0
-    for _ in range(300):
-        hard = random.random((seeds, scenes))
-        found = kept.more_kept((hard < 0.7, hard < 0.7 * 0.9), (hard < 0.5, hard < 0.5 * 0.6))
-        if found is not None:
-            told += 1
-            covered += found.low <= 0.3 <= found.high
-    assert told >= 270
-    assert 0.92 <= covered / told <= 1.0
-
-
-def test_a_difference_of_shares_pairs_scenes_and_wants_both_shares() -> None:
-    scenes = np.arange(60).reshape(2, 30) % 3
-    mine, theirs = (scenes > 0, scenes > 0), (scenes > 0, scenes > 1)
-    found = kept.more_kept(mine, theirs)
-    assert found is not None
-    assert found.value == pytest.approx(0.5)
-    assert 0 < found.low < 0.5 < found.high
-    assert kept.more_kept(mine, (np.zeros((2, 30), bool),) * 2) is None
-
-
-def test_an_arm_of_one_seed_is_compared_by_all_seeds_of_the_other() -> None:
-    one, two = np.arange(40)[None] % 2 == 0, np.stack([np.arange(40) % 4 == 0, np.zeros(40, bool)])
-    found = estimates.difference_of(one, two)
-    assert found.value == pytest.approx(0.5 - 0.125)
-    assert found.low < found.value < found.high
-    assert estimates.difference_of(two, one).value == pytest.approx(-found.value)
-
-
-@pytest.mark.parametrize("solved", [40, 25])
-def test_arms_of_unequal_seeds_whose_scenes_all_differ_alike_do_not_differ_for_certain(solved: int) -> None:
-    one = np.arange(40)[None] < solved
-    alike = estimates.difference_of(one, np.tile(one, (3, 1)))
-    alone = paired(one[0].tolist(), one[0].tolist())
-    assert (alike.value, alike.low, alike.high) == pytest.approx((0.0, alone.low, alone.high))
-    half = estimates.difference_of(np.ones((1, 40), bool), np.stack([one[0], ~one[0]]))
-    assert (half.value, half.high <= 1.0) == (0.5, True)
-    assert half.low < 0.45
-
-
-def test_one_scene_for_several_seeds_tells_little_and_breaks_no_report() -> None:
-    """The first arm's seeds all solve it, and of the second's one of three."""
-    first, second = np.ones((3, 1), bool), np.array([[True], [False], [False]])
-    found = estimates.difference_of(first, second)
-    assert found.value == pytest.approx(2 / 3)
-    assert found.low < 0 < found.high <= 1
-    assert kept.share_kept(first, second) is None
-
-
-def test_the_mean_over_tasks_is_narrower_than_its_parts() -> None:
-    one = estimates.Estimate(value=0.5, low=0.4, high=0.7)
-    mean = estimates.over_tasks([one] * 4)
-    assert (mean.value, mean.low, mean.high) == pytest.approx((0.5, 0.45, 0.6))
-
-
-def test_a_share_without_successes_cannot_be_told_and_one_without_change_is_not_certain() -> None:
-    none, some = np.zeros((2, 10), bool), np.arange(20).reshape(2, 10) % 2 == 0
-    assert kept.share_kept(none, some) is None
-    found = kept.share_kept(some, some)
-    assert found is not None
-    assert found.value == 1.0
-    assert found.low < 0.8
-    assert found.high > 1.2
-    assert kept.share_kept(np.arange(20).reshape(2, 10) == 0, none) is None
-    lost = kept.share_kept(np.ones((2, 10), bool), none)
-    assert lost is not None
-    assert (lost.value, lost.low) == (0.0, 0.0)
-    assert lost.high == pytest.approx(wilson(0, 10)[1] / wilson(10, 10)[0])
-
-
-def test_an_arm_that_lost_all_its_successes_is_not_known_exactly() -> None:
-    """It keeps nothing, and the other five eighths; what the first may have kept is in doubt all the same."""
-    easy = np.tile(np.arange(100) % 10, (3, 1))
-    mine, theirs = (easy < 8, easy < 5), (easy < 8, easy < 0)
-    alone, lost, both = kept.share_kept(*mine), kept.share_kept(*theirs), kept.more_kept(mine, theirs)
-    assert alone is not None
-    assert lost is not None
-    assert both is not None
-    assert 0.02 < lost.high < 0.1
-    assert both.low == pytest.approx(alone.low - lost.high)
-    assert both.high == pytest.approx(alone.high)
 
 
 def test_an_environment_with_a_memory_shows_the_last_frames_and_forgets_at_the_reset() -> None:
