@@ -125,7 +125,9 @@ def tables(options: argparse.Namespace) -> int:
     export_tables(frames, folder)
     console.print(f"{folder} holds all but the images. Train on it from a cache, and nothing is decoded:")
     console.print(f"  lerobot-train --dataset.repo_id=local/{folder.name} --dataset.root={folder} \\")
-    console.print("    --policy.type=pixio_act --policy.cache=CACHE \\")
+    console.print(
+        "    --policy.type=pixio_act --policy.encoder=ENCODER --policy.encoder_dtype=DTYPE --policy.cache=CACHE \\"
+    )
     console.print(f"    --policy.input_features='{policy_inputs(frames)}' ...", markup=False)
     return 0
 

@@ -50,7 +50,8 @@ def check_report(config: Benchmark) -> None:
     found, wanted = json.loads(path.read_text()), config.identity
     _refuse_other_first_arm(path.parent, found, wanted)
     arms, tasks, policies = ({*found[key]} & {*wanted[key]} for key in ("arms", "tasks", "policies"))
-    common = {"arms": arms, "options": {*arms, *CONTROLS}, "training": policies, "datasets": tasks, "cameras": tasks}
+    shown = {*arms, *CONTROLS} - {*wanted["without"]}
+    common = {"arms": arms, "options": shown, "training": policies, "datasets": tasks, "cameras": tasks}
 
     def settled(facts: dict[str, Any]) -> dict[str, Any]:
         whole = {key: value for key, value in facts.items() if key not in (*GROWING, "without")}

@@ -3,7 +3,7 @@
 import resource
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +29,7 @@ from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.options import PixioOptions
 from lerobot_policy_pixio.training import train
 from pixio_robot import build_cache
+from pixio_robot.errors import PixioRobotError
 from pixio_robot.machine import machine_name
 
 
@@ -171,8 +172,9 @@ def _measure(
     torch.manual_seed(cell.seed)  # a diffusion policy draws its noise here
     records = play(seeds=seeds.draw(SCENES[config.scenes], config.episodes), videos=config.videos)
     if broken := [record.env_seed for record in records if record.error]:
-        again = {record.env_seed: record for record in play(seeds=broken)}
-        records = [again.get(record.env_seed, record) for record in records]
+        with suppress(PixioRobotError):  # then what broke off stays so, and what was played is kept
+            again = {record.env_seed: record for record in play(seeds=broken)}
+            records = [again.get(record.env_seed, record) for record in records]
     draft = path.with_suffix(".writing")
     draft.unlink(missing_ok=True)
     write_records(draft, records)

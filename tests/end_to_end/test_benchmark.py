@@ -319,6 +319,14 @@ def test_a_report_of_less_is_written_and_one_of_other_settings_is_not(make_confi
     assert settings.read_text() == written
 
 
+def test_a_report_without_a_control_needs_none_of_its_options(make_config: Any) -> None:
+    whole = make_config(options={"cnn": {"grid": 2}})
+    fill(whole, rates=RATES)
+    claim(whole)
+    running.run(make_config(report_only=True, without=["cnn"]), command="")
+    assert (Path(whole.folder) / "report.html").is_file()
+
+
 def test_an_unfinished_benchmark_is_reported_as_such(make_config: Any) -> None:
     config = make_config()
     assert reporting.write_report(config, command="") is None

@@ -15,14 +15,20 @@ from benchmark.cells import Cell
 from benchmark.settings import Benchmark
 
 from lerobot_env_pixio import EpisodeRecord, find_task, read_records
+from pixio_robot.errors import RenderError
 
 
-def test_an_episode_that_broke_off_is_played_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four scenes the second is lost at first, and the third each time."""
+@pytest.mark.parametrize("renders", [True, False])
+def test_an_episode_that_broke_off_is_played_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renders: bool
+) -> None:
+    """Of four scenes the second is lost at first, and the third each time; or nothing can be played again."""
     asked: list[list[int]] = []
 
     def roll_out(*_: Any, seeds: list[int], arm: str, policy_seed: int, **_named: Any) -> list[EpisodeRecord]:
         asked.append(seeds)
+        if len(asked) == 2 and not renders:
+            raise RenderError("No picture.")
         lost = {1: asked[0][1:3], 2: asked[0][2:3]}[len(asked)]
         settings: dict[str, Any] = {"suite": "metaworld", "task": "reach-v3", "arm": arm, "encoder": None}
         settings |= {"policy_seed": policy_seed, "total_reward": 0.0, "steps": 1, "settings": {}, "versions": {}}
@@ -35,5 +41,5 @@ def test_an_episode_that_broke_off_is_played_once_more(tmp_path: Path, monkeypat
     actor: Any = None
     records = measuring._measure(actor, cell, tmp_path, "clean", None, Sight(), config)
     assert asked == [[record.env_seed for record in records], asked[0][1:3]]
-    assert [record.success for record in records] == [True, True, None, True]
+    assert [record.success for record in records] == [True, True if renders else None, None, True]
     assert read_records(tmp_path / "records_clean.jsonl") == records

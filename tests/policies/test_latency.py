@@ -12,6 +12,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
 
 from lerobot_policy_pixio import latency
+from lerobot_policy_pixio.acting import load_policy
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, SettingError
 
@@ -84,6 +85,8 @@ def test_a_policy_with_additions_by_peft_is_measured_with_them(
     wrapped = policy.wrap_with_peft(peft_cli_overrides={"r": 4, "method_type": "LORA"})
     for part in (wrapped, wrapped.config, *make_pre_post_processors(wrapped.config)):
         part.save_pretrained(tmp_path / "adapted")
+    names = [name for name, _ in load_policy(tmp_path / "adapted", wrapped.config).named_parameters()]
+    assert any("lora_" in name for name in names)
     row = latency.measure(tmp_path / "adapted", repeats=1)
     assert row.encoder[0] > 0
     assert row.total[0] == pytest.approx(row.encoder[0] + row.head[0] + row.processors[0], abs=0.01)

@@ -20,6 +20,7 @@ from pixio_pretrain.evaluation import TASKS, EvalConfig, Recipe, cli, evaluate, 
 from pixio_pretrain.evaluation import neighbours as search
 from pixio_pretrain.evaluation.baselines import PixelBackbone, open_encoder
 from pixio_pretrain.evaluation.finetune import FinetuneConfig, TunedClassifier
+from pixio_pretrain.evaluation.linear import LinearProbe
 from pixio_pretrain.evaluation.sets import open_classes
 from pixio_robot import create_encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError, UnknownNameError
@@ -156,6 +157,19 @@ def test_the_linear_probe_learns(make: Callable[..., EvalConfig], augment: bool)
     record = read_record(evaluate(make("linear", recipe=LINEAR, augment=augment)))
     assert record["metrics"]["top1"] > 0.8
     assert [row["epoch"] for row in record["facts"]["history"]] == [30]
+
+
+def test_a_gradient_that_is_not_finite_stops_a_training(
+    make: Callable[..., EvalConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = LinearProbe.loss
+
+    def loss(self: LinearProbe, batch: Any) -> torch.Tensor:
+        return plain(self, batch) + (0 * next(self.module.parameters())).sum().sqrt()
+
+    monkeypatch.setattr(LinearProbe, "loss", loss)
+    with pytest.raises(SettingError, match=r"gradient's norm nan at step 1: try a smaller task\.recipe\.lr"):
+        evaluate(make("linear", recipe=LINEAR, augment=False))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from pixio_pretrain.geometry.losses import beyond, confidence_loss, gradient_mat
 from pixio_pretrain.geometry.sets import RgbdSet, Rows
 from pixio_pretrain.geometry.taps import Taps
 from pixio_robot import create_encoder
-from pixio_robot.errors import CheckpointError, DataError
+from pixio_robot.errors import CheckpointError, DataError, SettingError
 from pixio_robot.geometry.cameras import plane_depth
 from pixio_robot.geometry.depth import DepthSettings, load_depth
 
@@ -238,6 +238,20 @@ def test_a_fit_saves_itself_on_sigterm_and_goes_on_with_other_checkpoints(tmp_pa
     fit(resumed, dataclasses.replace(FIT, checkpoint_every=5), tmp_path / "stopped", identity={})
     for one, other in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+class Cliff(Slope):
+    """A loss that is finite where its gradient is not."""
+
+    def loss(self, rows: Rows, random: torch.Generator) -> dict[str, Tensor]:
+        return {"loss": super().loss(rows, random)["loss"] + (0 * next(self.module.parameters())).sum().sqrt()}
+
+
+def test_a_gradient_that_is_not_finite_stops_a_fit_before_it_gets_into_the_weights(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"gradient's norm nan at step 1\. Try a smaller lr"):
+        fit(cliff := Cliff(), FIT, tmp_path, identity={})
+    assert all(parameter.isfinite().all() for parameter in cliff.module.parameters())
+    assert not checkpoints(tmp_path / "checkpoints")
 
 
 def change(folder: Path, edit: Callable[[Any], None]) -> Path:

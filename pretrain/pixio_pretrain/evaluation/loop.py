@@ -231,9 +231,12 @@ def _step(
         loss = trainee.loss(batch)
     loss.backward()
     value = loss.item()
-    if not np.isfinite(value):
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients).item()
+    if not np.isfinite([value, norm]).all():  # neither may get into the weights
         raise SettingError(
-            f"The loss is {value} at step {seed[1] + 1}: try a smaller task.recipe.lr, or precision=fp32."
+            f"The loss is {value}, the gradient's norm {norm} at step {seed[1] + 1}: try a smaller task.recipe.lr, or "
+            "precision=fp32."
         )
     optimizer.step()
     optimizer.zero_grad()

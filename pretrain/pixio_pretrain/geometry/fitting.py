@@ -165,9 +165,12 @@ def _step(
         parts = task.loss(rows, random)
     parts["loss"].backward()
     row = {name: value.item() for name, value in parts.items()} | {"lr": rate}
-    if not np.isfinite(row["loss"]):
-        raise SettingError(f"The loss is {row['loss']} at step {step + 1}. Try a smaller lr than {config.lr:g}.")
-    torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0).item()
+    if not np.isfinite([row["loss"], norm]).all():  # neither may get into the weights
+        raise SettingError(
+            f"The loss is {row['loss']}, the gradient's norm {norm} at step {step + 1}. Try a smaller lr than "
+            f"{config.lr:g}."
+        )
     optimizer.step()
     optimizer.zero_grad()
     return row
