@@ -33,13 +33,13 @@ from typing import Any
 import numpy as np
 import torch
 from encoder_pictures import draw_depth, draw_features, draw_positions, draw_scaling
-from page import write_whole
 from tqdm import tqdm
 
 from pixio_pretrain import probe
 from pixio_pretrain.data import Frames, open_frames, split_episodes
 from pixio_pretrain.probe.table import NONE
 from pixio_robot import Encoder, EncoderSpec, load_encoder
+from pixio_robot.drafts import write_whole
 from pixio_robot.errors import DataError, SettingError, told_on_one_line
 from pixio_robot.machine import machine_name
 

@@ -36,7 +36,6 @@ from benchmark.tables import points
 from filelock import FileLock, Timeout
 from lerobot.configs import FeatureType
 from lerobot.policies.factory import get_policy_class
-from page import write_whole
 from small_policies import STEPS, resnet_act, resnet_diffusion, small_act, small_diffusion
 from stock_loop import StockLoop
 from tqdm import tqdm
@@ -55,6 +54,7 @@ from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import Trainer, make_policy, make_processors, train
 from pixio_robot import Encoder, build_cache, load_encoder
+from pixio_robot.drafts import draft_of, write_whole
 from pixio_robot.errors import told_on_one_line
 from pixio_robot.machine import machine_name
 
@@ -194,10 +194,8 @@ def train_and_measure(name: str, seed: int, home: Path, demonstrations: Path, op
         video_folder=home / "videos",
     )
     (home / "cell.json").write_text(json.dumps(asdict(cell), indent=2) + "\n")
-    draft = home / "records.writing"
-    draft.unlink(missing_ok=True)
-    write_records(draft, records)
-    draft.replace(home / "records.jsonl")  # last: with it, the cell is done
+    with draft_of(home / "records.jsonl") as draft:  # last: with it, the cell is done
+        write_records(draft, records)
 
 
 def learn_cached(name: str, seed: int, frames: DatasetFrames, home: Path, options: argparse.Namespace) -> Cell:
@@ -238,7 +236,7 @@ def cost_of_cache(cache: Path, encoder: Encoder, frames: DatasetFrames, grid: in
             shutil.rmtree(cache, ignore_errors=True)  # of a half-built one the cost is not known
             began = time.process_time()
             build_cache(cache, encoder, frames, grid=grid)
-            path.write_text(json.dumps({"seconds": time.process_time() - began}) + "\n")
+            write_whole(path, json.dumps({"seconds": time.process_time() - began}) + "\n")
     return json.loads(path.read_text())["seconds"]
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import matplotlib as mpl
 mpl.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+
+from pixio_robot.drafts import write_whole
 
 
 def write_page(path: Path, template: Path, **values: Any) -> None:
@@ -27,13 +28,6 @@ def write_page(path: Path, template: Path, **values: Any) -> None:
         loader=jinja2.FileSystemLoader(folders), autoescape=True, undefined=jinja2.StrictUndefined
     )
     write_whole(path, environment.get_template(template.name).render(**values))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that neither a kill nor another process that writes it, too, can leave half written."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def to_base64(data: bytes) -> str:

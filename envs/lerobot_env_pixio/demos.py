@@ -7,7 +7,6 @@ alone: it takes several seconds, which workers should not spend.
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -24,6 +23,7 @@ from lerobot_env_pixio.experts import demonstrate
 from lerobot_env_pixio.processes import run_jobs
 from lerobot_env_pixio.provenance import package_versions, refuse_other_settings
 from lerobot_env_pixio.suites import refuse_without_expert
+from pixio_robot.drafts import draft_of
 from pixio_robot.errors import DataError, SettingError
 
 logger = logging.getLogger(__name__)
@@ -163,13 +163,11 @@ def _play_seed(job: tuple[Path, int]) -> bool:
     staging, seed = job
     env, noise = _environment(staging)
     shown = demonstrate(env, seed, noise=noise)
-    begun = _episode(staging, seed).with_suffix(f".{os.getpid()}")
-    with begun.open("wb") as file:
+    with draft_of(_episode(staging, seed)) as draft, draft.open("wb") as file:
         if shown:
             arrays: dict[str, Any] = {**vars(shown), **shown.pixels}
             del arrays["pixels"]
             np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
-    begun.replace(_episode(staging, seed))
     return shown is not None
 
 

@@ -8,6 +8,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from pixio_robot.drafts import draft_of
+
 
 def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], *, fps: int = 30) -> None:
     """Write RGB pictures [h w 3] as H.264 in MP4, readable from its first byte on; odd sides lose a pixel.
@@ -18,15 +20,16 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], *, fps: int = 3
     first = next(frames)
     height, width = (side // 2 * 2 for side in first.shape[:2])
     path.parent.mkdir(parents=True, exist_ok=True)
-    begun = path.with_suffix(".partial.mp4")
-    with av.open(str(begun), "w", options={"movflags": "faststart"}) as container:
+    with (
+        draft_of(path) as draft,
+        av.open(str(draft), "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
         stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in chain([first], frames):
             picture = np.ascontiguousarray(frame[:height, :width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    begun.replace(path)
 
 
 def side_by_side(pixels: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:

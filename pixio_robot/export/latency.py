@@ -1,7 +1,6 @@
 """How long one look takes: torch without any compiler, and every runtime, in turns."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from huggingface_hub.utils import tqdm
 
 from pixio_robot.adapter import VisualFeatureAdapter
 from pixio_robot.checkpoints import load_encoder
+from pixio_robot.drafts import write_whole
 from pixio_robot.encoder import Encoder, EncoderSpec
 from pixio_robot.errors import SettingError
 from pixio_robot.export.backends import Precision, installed, open_session
@@ -180,6 +180,4 @@ def _write(path: Path, report: Sequence[Latency], facts: ExportFacts, *, threads
         "torch": torch.__version__,
         "latency": [asdict(row) for row in report],
     }
-    draft = path.with_name(f".{path.name}.writing")
-    draft.write_text(json.dumps(known, indent=2) + "\n")
-    os.replace(draft, path)
+    write_whole(path, json.dumps(known, indent=2) + "\n")

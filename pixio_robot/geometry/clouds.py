@@ -1,6 +1,5 @@
 """Depth and points in files that other programs read: PLY for MeshLab, CloudCompare and Open3D, PNG for depth."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from pixio_robot.drafts import draft_of
 from pixio_robot.errors import DataError
 from pixio_robot.geometry.metrics import Maps, as_floats
 
@@ -51,9 +51,8 @@ def write_ply(path: str | Path, points: Maps, *, colors: Maps | None = None, con
         rows[name] = values[kept]
     properties = "".join(f"property {_NAMES[kind][0]} {name}\n" for name, kind, _ in fields)
     header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(rows)}\n{properties}end_header\n"
-    draft = path.with_name(f"{path.name}.writing")
-    draft.write_bytes(header.encode("ascii") + rows.tobytes())
-    os.replace(draft, path)
+    with draft_of(path) as draft:
+        draft.write_bytes(header.encode("ascii") + rows.tobytes())
     return path
 
 
@@ -68,9 +67,8 @@ def write_depth_png(path: str | Path, depth: Maps) -> Path:
     with np.errstate(invalid="ignore"):
         known = (metres > 0) & (metres <= FARTHEST)
     values = np.where(known, np.round(np.where(known, metres, 0) * MILLIMETRES), 0).astype(np.uint16)
-    draft = path.with_name(f"{path.name}.writing")
-    Image.fromarray(values).save(draft, format="PNG")
-    os.replace(draft, path)
+    with draft_of(path) as draft:
+        Image.fromarray(values).save(draft, format="PNG")
     return path
 
 

@@ -1,12 +1,12 @@
 """A figure of depth maps: image, truth, prediction, error."""
 
 import importlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from pixio_robot.drafts import draft_of
 from pixio_robot.errors import DataError, SettingError
 from pixio_robot.geometry.metrics import Maps, as_floats
 
@@ -65,7 +65,6 @@ def draw_depth(
         cell.set(xticks=[], yticks=[])
     for cell, title in zip(axes[0], ("image", "true depth", "predicted depth", "error"), strict=True):
         cell.set_title(title, fontsize=10)
-    draft = path.with_name(f".writing-{path.name}")
-    figure.savefig(draft, dpi=110)
-    os.replace(draft, path)
+    with draft_of(path) as draft:
+        figure.savefig(draft, dpi=110, format=path.suffix.removeprefix("."))
     return path

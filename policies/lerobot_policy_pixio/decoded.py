@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lerobot_policy_pixio.frames import DatasetFrames
+from pixio_robot.drafts import draft_of
 
 Frames = Mapping[str, NDArray[np.uint8]]
 """Camera to all frames of a data set in order, uint8 [n 3 h w]."""
@@ -53,12 +54,13 @@ def decode_frames(frames: DatasetFrames, folder: Path) -> Frames:
 
 def _decode(frames: DatasetFrames, camera: str, path: Path) -> NDArray[np.uint8]:
     if not path.exists():
-        draft = path.with_suffix(".writing")
+        for left in path.parent.glob(f"{path.name}.*.writing"):
+            left.unlink()  # gigabytes of a process that was killed: the lock is ours
         shape = (len(frames), *frames.read(camera, 0, 1).shape[1:])
-        decoded = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=shape)
-        for start in tqdm(range(0, len(frames), BLOCK), desc=f"decode {camera}", unit="block"):
-            stop = min(start + BLOCK, len(frames))
-            decoded[start:stop] = frames.read(camera, start, stop).numpy()
-        decoded.flush()
-        draft.replace(path)
+        with draft_of(path) as draft:
+            decoded = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=shape)
+            for start in tqdm(range(0, len(frames), BLOCK), desc=f"decode {camera}", unit="block"):
+                stop = min(start + BLOCK, len(frames))
+                decoded[start:stop] = frames.read(camera, start, stop).numpy()
+            decoded.flush()
     return np.load(path, mmap_mode="r")

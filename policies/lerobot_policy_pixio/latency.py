@@ -24,6 +24,7 @@ from torch import nn
 from lerobot_policy_pixio.acting import load_policy
 from lerobot_policy_pixio.modeling_pixio import PixioPolicy
 from lerobot_policy_pixio.options import PixioOptions
+from pixio_robot.drafts import write_whole
 from pixio_robot.errors import CheckpointError, SettingError, told_on_one_line
 from pixio_robot.machine import device_name
 
@@ -65,7 +66,7 @@ def main() -> None:
     facts |= {"compiled": options.compile, "repeats": options.repeats}
     console.print(_table(found, facts))
     if options.json:
-        options.json.write_text(json.dumps(facts | {"latency_ms": [asdict(row) for row in found]}, indent=2) + "\n")
+        write_whole(options.json, json.dumps(facts | {"latency_ms": [asdict(row) for row in found]}, indent=2) + "\n")
         console.print(f"Figures: {options.json}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from lerobot.common.wandb_utils import WandBLogger
 from lerobot.configs.train import TrainPipelineConfig
 
-from lerobot_policy_pixio.run import write_whole
+from pixio_robot.drafts import write_whole
 
 Metrics = dict[str, float]
 

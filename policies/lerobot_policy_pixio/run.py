@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lerobot_policy_pixio.evaluation import Evaluation
 from lerobot_policy_pixio.frames import DECODER
+from pixio_robot.drafts import write_whole
 from pixio_robot.errors import SettingError
 
 
@@ -92,13 +93,6 @@ class RunFolder:
         os.replace(scratch, final)
         update_last_checkpoint(final)
         return final
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file that a kill cannot leave half written."""
-    scratch = file.with_name(f".writing-{file.name}")
-    scratch.write_text(text)
-    os.replace(scratch, file)
 
 
 def lerobot_config(

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pixio_pretrain.config import LogConfig
-from pixio_pretrain.drafts import draft_of
+from pixio_robot.drafts import write_whole
 from pixio_robot.errors import SettingError, UnknownNameError
 
 Row = dict[str, float]
@@ -126,8 +126,7 @@ class Logs(Silence):
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._trackers = [open_tracker(name, folder, config, settings, step) for name in config.trackers]
-        with draft_of(folder / "log.jsonl") as draft:
-            draft.write_text("".join(json.dumps(row) + "\n" for row in read_rows(folder, step)))
+        write_whole(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in read_rows(folder, step)))
         self._lines = (folder / "log.jsonl").open("a", buffering=1)
 
     def write(self, row: Row) -> None:

@@ -18,12 +18,12 @@ from pixio_pretrain.checkpoint import check_identity
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.data import Loaded
 from pixio_pretrain.distributed import gathered, gradient_norm, join, synchronising
-from pixio_pretrain.drafts import draft_of
 from pixio_pretrain.evaluate import mean_loss
 from pixio_pretrain.heap import keep_freed_memory
 from pixio_pretrain.logs import Logs, Row, Silence
 from pixio_pretrain.run import Run, folder_of, open_data, start
 from pixio_pretrain.speed import Meter, matmul_ceiling
+from pixio_robot.drafts import write_whole
 from pixio_robot.errors import SettingError
 from pixio_robot.runs import alone, termination
 
@@ -68,8 +68,7 @@ def train(config: RunConfig, *, command: str = "pixio_pretrain.train(config)") -
             if model:
                 loss = write_encoders(run, model, encoders, command=command)
                 result = {"encoders": names, "held_out_loss": loss, "identity": run.identity}
-                with draft_of(folder / "result.json") as draft:
-                    draft.write_text(json.dumps(result, indent=2) + "\n")
+                write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
     return folder / names[0]
 
 

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from benchmark.settings import Benchmark
 from lerobot_env_pixio import Task
+from pixio_robot.drafts import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +59,7 @@ def is_done(folder: str | Path, cell: Cell) -> bool:
 
 def finish(home: Path, facts: dict[str, object]) -> None:
     """Write a cell's result, whole or not at all."""
-    draft = home / f"{RESULT}.writing"
-    draft.write_text(json.dumps(facts, indent=2) + "\n")
-    draft.replace(home / RESULT)
+    write_whole(home / RESULT, json.dumps(facts, indent=2) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from filelock import FileLock
 
 from benchmark.settings import CONTROLS, Benchmark, Training
 from lerobot_env_pixio.provenance import refuse_other_settings
+from pixio_robot.drafts import write_whole
 from pixio_robot.errors import DataError
 
 GROWING = ("arms", "options", "tasks", "policies", "seeds", "training", "datasets", "cameras", "versions")
@@ -30,9 +31,7 @@ def claim(config: Benchmark) -> None:
             _refuse_other_first_arm(path.parent, found, wanted)
             if found == wanted:
                 return
-        draft = path.with_suffix(".writing")
-        draft.write_text(json.dumps(wanted, indent=2) + "\n")
-        draft.replace(path)
+        write_whole(path, json.dumps(wanted, indent=2) + "\n")
 
 
 def check_report(config: Benchmark) -> None:

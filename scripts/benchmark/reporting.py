@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from page import to_base64, write_page, write_whole
+from page import to_base64, write_page
 
 from benchmark.arms import label
 from benchmark.cells import count_done, plan_cells
@@ -15,6 +15,7 @@ from benchmark.results import FilledCell, Panel, make_panels
 from benchmark.running import ANSWERS
 from benchmark.settings import CLEAN, CONTROLS, Benchmark
 from benchmark.tables import Grid, arms_grid, cost_grid, overview, score_grids, sentences
+from pixio_robot.drafts import write_whole
 
 METHOD = (
     "The last weights of every training are measured, never the best of several. All arms play the same held-out "

@@ -11,7 +11,6 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 import compare_policies as script
-import page
 
 from lerobot_env_pixio import EpisodeRecord, write_records
 from pixio_robot.errors import DataError
@@ -61,21 +60,3 @@ def test_a_folder_is_of_one_comparison(options: argparse.Namespace) -> None:
     options.batch_size = 8
     with pytest.raises(DataError, match="batch_size: 4 there, 8 wanted"):
         script.claim(options)
-
-
-def test_two_processes_that_write_a_file_at_once_each_write_it_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second begins and ends between the first's writing and its putting it in place."""
-    replace = Path.replace
-
-    def meanwhile(draft: Path, target: Path) -> Path:
-        monkeypatch.setattr(Path, "replace", replace)
-        monkeypatch.setattr(page.os, "getpid", lambda: -1)
-        page.write_whole(target, "second")
-        return draft.replace(target)
-
-    monkeypatch.setattr(Path, "replace", meanwhile)
-    page.write_whole(tmp_path / "results.md", "first")
-    assert (tmp_path / "results.md").read_text() == "first"
-    assert [path.name for path in tmp_path.iterdir()] == ["results.md"]

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pixio_pretrain.curation.scores import Scores
 from pixio_pretrain.curation.table import as_table
-from pixio_pretrain.drafts import draft_of
+from pixio_robot.drafts import write_whole
 from pixio_robot.errors import DataError
 
 MEASURES = ("histogram_score", "height", "width", "mae_loss")
@@ -48,8 +48,7 @@ def write_pixio(table: pa.Table, folder: Path, *, shards: Sequence[str]) -> int:
             _split(row["key"])[1]: {name: row[name] for name in MEASURES if row[name] is not None} for row in members_of
         }
         file.parent.mkdir(parents=True, exist_ok=True)
-        with draft_of(file) as draft:
-            draft.write_text(json.dumps(members))
+        write_whole(file, json.dumps(members))
     return len(files)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from pixio_pretrain.curation.selection import CurationConfig, dropped_rows, keep_chances, soft_chances
 from pixio_pretrain.data.skips import Skipped
 from pixio_pretrain.data.source import Source
-from pixio_pretrain.drafts import draft_of
+from pixio_robot.drafts import write_whole
 
 PICTURED = 20_000
 """Samples from the start of the table among which pictures are chosen: finding them costs another reading."""
@@ -85,8 +85,7 @@ def write_report(
         colors={"kept": BLUE, "dropped": RED},
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    with draft_of(file) as draft:
-        draft.write_text(page, encoding="utf-8")
+    write_whole(file, page)
 
 
 def _measures(table: pa.Table, dropped: Mapping[str, NDArray[np.bool_]]) -> list[Measure]:

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixio_pretrain.curation.scores import Scores
-from pixio_pretrain.drafts import draft_of
 from pixio_pretrain.identity import differences
+from pixio_robot.drafts import draft_of
 from pixio_robot.errors import DataError
 
 SCHEMA = pa.schema(

@@ -12,10 +12,10 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from pixio_pretrain.checkpoint import check_identity
-from pixio_pretrain.drafts import draft_of
 from pixio_pretrain.evaluation.job import Job
 from pixio_pretrain.evaluation.sets.classes import ClassSet
 from pixio_pretrain.evaluation.views import batches_of
+from pixio_robot.drafts import write_whole
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CacheError
 from pixio_robot.tokens import Tokens
@@ -102,8 +102,7 @@ def stored_rows(
             progress.update(len(found))
             if number % FLUSHED == 0 or done == shape[0]:
                 stored.flush()
-                with draft_of(mark) as draft:
-                    draft.write_text(json.dumps({"identity": identity, "done": done}))
+                write_whole(mark, json.dumps({"identity": identity, "done": done}))
     return torch.from_numpy(stored)
 
 

@@ -15,9 +15,9 @@ from omegaconf import MISSING
 from PIL import Image
 
 from pixio_pretrain.checkpoint import check_identity
-from pixio_pretrain.drafts import draft_of
 from pixio_pretrain.evaluation.baselines import open_encoder
 from pixio_pretrain.precision import autocast, resolve
+from pixio_robot.drafts import draft_of, write_whole
 from pixio_robot.encoder import ENCODERS, Encoder
 from pixio_robot.errors import DataError, SettingError
 from pixio_robot.machine import machine_name
@@ -201,8 +201,7 @@ def write_outcome(folder: Path, outcome: Outcome, facts: Mapping[str, Any]) -> N
         with draft_of(folder / "pictures" / name) as draft:
             picture.save(draft, format="png")
     record = {**facts, "metrics": outcome.metrics, "data": outcome.data, "facts": outcome.facts}
-    with draft_of(folder / "record.json") as draft:
-        draft.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    write_whole(folder / "record.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def read_record(file: Path) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from pixio_pretrain.drafts import draft_of
 from pixio_pretrain.evaluation.intervals import resampled
 from pixio_pretrain.evaluation.job import Values, read_record
 from pixio_pretrain.probe.resampling import interval, over_seeds
+from pixio_robot.drafts import write_whole
 from pixio_robot.errors import DataError
 
 PERCENT = ("top1", "top5", "delta", "miou", "iou", "ap")
@@ -69,10 +69,8 @@ def write_report(folder: Path) -> Path:
         loader=jinja2.PackageLoader("pixio_pretrain.evaluation", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = folder / "report.html"
-    with draft_of(page) as draft:
-        draft.write_text(environment.get_template("report.html.jinja").render(sections=sections))
-    with draft_of(folder / "results.md") as draft:
-        draft.write_text("\n".join(line for section in sections for line in _markdown(section)))
+    write_whole(page, environment.get_template("report.html.jinja").render(sections=sections))
+    write_whole(folder / "results.md", "\n".join(line for section in sections for line in _markdown(section)))
     return page
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pixio_pretrain.drafts import draft_of
 from pixio_pretrain.geometry.mono import FARTHEST, NEAREST, is_valid
 from pixio_pretrain.geometry.sets import RgbdSet, Rows
 from pixio_pretrain.probe.resampling import group_means, interval, resampled_means
+from pixio_robot.drafts import write_whole
 from pixio_robot.geometry.cameras import transform, unproject
 from pixio_robot.geometry.metrics import depth_errors
 from pixio_robot.geometry.robot_metrics import point_errors
@@ -99,8 +99,7 @@ def write_tables(folder: Path, *tables: tuple[Sequence[Mapping[str, Any]], Seque
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, words in text.items():
-        with draft_of(folder / name) as draft:
-            draft.write_text(words + "\n")
+        write_whole(folder / name, words + "\n")
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]], shown: Sequence[str] = SHOWN) -> str:

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pixio_pretrain.drafts import draft_of
 from pixio_pretrain.probe.geometry import Measurement
+from pixio_robot.drafts import write_whole
 from pixio_robot.errors import DataError
 
 
@@ -34,8 +34,7 @@ class ProbeRecord:
 
 def write_records(path: Path, records: Iterable[ProbeRecord]) -> None:
     """Write a file of JSON lines, whole or not at all."""
-    with draft_of(path) as draft:
-        draft.write_text("".join(json.dumps(asdict(record), sort_keys=True) + "\n" for record in records))
+    write_whole(path, "".join(json.dumps(asdict(record), sort_keys=True) + "\n" for record in records))
 
 
 def read_records(path: Path) -> list[ProbeRecord]:
