@@ -6,7 +6,7 @@ hash of its weights before training, and read from where it lies; or stored too,
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -146,10 +146,9 @@ class Eyes(nn.Module):
                 "other settings, or cut short."
             )
         if self._blank and self._config.train_encoder == "frozen":
-            if self._config.encoder_dtype == "float32":
+            if not _are_rounded(self.encoder.parameters()):
                 check_same(self._config, self.encoder)
-            else:
-                self.encoder.fingerprint = str(self._config.encoder_hash)  # taken before these weights were rounded
+            self.encoder.fingerprint = str(self._config.encoder_hash)  # taken before weights were rounded
         self._blank = False
 
 
@@ -164,6 +163,11 @@ def check_same(config: PixioOptions, encoder: Encoder) -> None:
             f"{_trained_on(config)}; the one at hand has {encoder.fingerprint[:12]}. Point `encoder` at the weights of "
             "its training."
         )
+
+
+def _are_rounded(weights: Iterable[Tensor]) -> bool:
+    """Whether weights are, or once were, bfloat16."""
+    return all(torch.equal(weight, weight.bfloat16().to(weight.dtype)) for weight in weights)
 
 
 def _trained_on(config: PixioOptions) -> str:

@@ -191,8 +191,11 @@ def test_a_rounded_encoder_in_a_checkpoint_keeps_its_name(
 ) -> None:
     """Caches ask for it: a run that continues with its own would be refused."""
     make(kind, save_backbone=True, encoder_dtype="bfloat16").save_pretrained(tmp_path)
-    reloaded = get_policy_class(kind).from_pretrained(tmp_path)
-    assert reloaded.eyes.encoder.fingerprint == encoder.fingerprint
+    for dtype in ("bfloat16", "float32"):
+        config = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=[f"--encoder_dtype={dtype}"])
+        reloaded = get_policy_class(kind).from_pretrained(tmp_path, config=config)
+        assert reloaded.eyes.encoder.fingerprint == encoder.fingerprint
+        assert {weight.dtype for weight in reloaded.eyes.encoder.parameters()} == {getattr(torch, dtype)}
 
 
 def test_a_checkpoint_refuses_another_encoder(kind: str, make: Make, encoder: Encoder, tmp_path: Path) -> None:
