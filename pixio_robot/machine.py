@@ -1,9 +1,11 @@
-"""What a figure was measured on, for what stands beside it."""
+"""This machine: what a figure was measured on, and how much memory is left."""
 
 import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 if TYPE_CHECKING:
     import torch
@@ -25,3 +27,25 @@ def machine_name(device: "str | torch.device" = "cpu") -> str:
     """Name a machine: its CPU and cores, and the GPU if ``device`` is one."""
     gpu = device_name(device) if str(device).startswith("cuda") else "no GPU"
     return f"{device_name()}, {os.cpu_count()} cores, {gpu}"
+
+
+def free_memory(device: "str | torch.device" = "cpu") -> int:
+    """Bytes that may still be used: of a GPU, or of this machine or this container, whichever has less left."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    found = [psutil.virtual_memory().available, _free_in_container(Path("/sys/fs/cgroup"))]
+    return min(number for number in found if number is not None)
+
+
+def _free_in_container(folder: Path) -> int | None:
+    """Read the limit of control groups, version 2, whose cached files count as used but make room when it is needed."""
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+        amounts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except OSError:
+        return None
+    cached = sum(int(amounts.get(name, 0)) for name in ("active_file", "inactive_file"))
+    return None if limit == "max" else max(int(limit) - used + cached, 0)

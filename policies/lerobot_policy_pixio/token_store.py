@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Sequence
 
-import psutil
 import torch
 from torch import Tensor
 
 from pixio_robot.cache import FeatureCache
+from pixio_robot.machine import free_memory
 from pixio_robot.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class TokenStore:
         self.gigabytes = (
             sum(frames * x.nbytes for tokens in samples for x in (tokens.classes, tokens.patches)) / GIGABYTE
         )
-        limit = _free_bytes(device) / 2 / GIGABYTE if memory_gb is None else memory_gb
+        limit = free_memory(device) / 2 / GIGABYTE if memory_gb is None else memory_gb
         self.in_memory = self.gigabytes <= limit
         where = f"held in memory of {device}" if self.in_memory else f"more than {limit:.2f} GB: read from disk"
         logger.info("Cached tokens of %d camera(s), %.2f GB: %s.", len(self._cameras), self.gigabytes, where)
@@ -81,7 +81,3 @@ def _concatenate(parts: Sequence[Tokens]) -> Tokens:
         return parts[0]
     classes, patches = torch.cat([part.classes for part in parts]), torch.cat([part.patches for part in parts])
     return Tokens(classes, patches, parts[0].grid)
-
-
-def _free_bytes(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

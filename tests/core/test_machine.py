@@ -1,13 +1,15 @@
-"""What a figure was measured on."""
+"""What a figure was measured on, and what memory is left."""
 
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pixio_robot.machine import device_name, machine_name
+from pixio_robot import machine
+from pixio_robot.machine import device_name, free_memory, machine_name
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -27,3 +29,20 @@ def test_a_gpu_is_named_beside_its_host(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[str(device)])
     assert device_name(torch.device("cuda:1")) == "H100"
     assert machine_name("cuda") == f"{device_name()}, {os.cpu_count()} cores, Orin"
+
+
+def test_memory_is_read_from_machine_and_container(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("3145728\n")
+    (tmp_path / "memory.current").write_text("2097152\n")
+    (tmp_path / "memory.stat").write_text("anon 4096\nfile 1048576\nactive_file 524288\ninactive_file 524288\n")
+    assert machine._free_in_container(tmp_path) == 2**21  # of what is used, half is cached files
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine._free_in_container(tmp_path) is None
+    assert machine._free_in_container(tmp_path / "none") is None
+
+
+def test_free_memory_is_the_lesser_of_machine_and_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    for container, expected in ((None, 1000), (2000, 1000), (10, 10)):
+        monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+        monkeypatch.setattr(machine, "_free_in_container", lambda _, found=container: found)
+        assert free_memory() == expected

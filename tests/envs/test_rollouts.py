@@ -72,22 +72,10 @@ def test_cameras_of_different_height_stand_side_by_side() -> None:
 
 
 def test_more_environments_than_memory_are_refused_with_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_megabytes", lambda: 2000)
+    monkeypatch.setattr(memory, "free_memory", lambda: 2000 * 2**20)
     memory.refuse_too_many("metaworld", slots=4, workers=2)
     with pytest.raises(SettingError, match=r"slots=100.*2000 MB are free.*slots=7 would fit"):
         rollout(stand, MAKE, seeds=range(200), slots=100, workers=2)
-    monkeypatch.setattr(memory, "free_megabytes", lambda: None)
-    memory.refuse_too_many("metaworld", slots=10**6, workers=2)
-
-
-def test_memory_is_read_from_machine_and_container(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("3145728\n")
-    (tmp_path / "memory.current").write_text("2097152\n")
-    (tmp_path / "memory.stat").write_text("anon 4096\nfile 1048576\nactive_file 524288\ninactive_file 524288\n")
-    assert memory._free_in_container(tmp_path) == 2  # of what is used, half is cached files
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory._free_in_container(tmp_path) is None
-    assert memory._free_in_container(tmp_path / "none") is None
 
 
 def test_records_survive_the_file(records: list[EpisodeRecord], tmp_path: Path) -> None:
