@@ -141,33 +141,36 @@ def _result(arms: list[NDArray[np.float64]], low: float, high: float) -> PooledR
     return PooledRate(value=value, low=low, high=high, per_seed=tuple(means), scenes=arms[0].shape[1])
 
 
-def spread_of_mean(arms: list[NDArray[np.float64]]) -> tuple[float, float]:
+def spread_of_mean(*tasks: list[NDArray[np.float64]]) -> tuple[float, float]:
     """Give the variance of a mean, or of a difference of two, over other seeds and scenes, and Student's quantile.
 
+    Of several tasks it is the mean of their means: each has scenes of its own, and a seed may be good at all of them.
     Where nothing varies, the variance is exactly 0.
 
     Args:
-        arms: One or two tables [seeds scenes], of successes or of any other numbers; scenes in the same order.
+        *tasks: One or two tables [seeds scenes] each, of successes or of any other numbers; scenes in the same order in
+            both, seeds in all tasks.
     """
-    scenes = arms[0].shape[1]
     # Mean squares as variances of the arms' means: what the means of seeds vary by, and what is left of a table once
     # the means of seeds and scenes are taken out. Each holds the episodes' own luck once.
-    seeds_part, rest_part, squared, squared_rest = 0.0, 0.0, 0.0, 0.0
-    for table in arms:
-        count = len(table)
-        rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
-        of_seeds = table.mean(axis=1).var(ddof=1) / count
-        of_rest = (rest**2).sum() / ((count - 1) * (scenes - 1)) / table.size
-        seeds_part, rest_part = seeds_part + of_seeds, rest_part + of_rest
-        squared += of_seeds**2 / (count - 1)
-        squared_rest += of_rest**2 / ((count - 1) * (scenes - 1))
-    by_scene = arms[0].mean(axis=0) - sum(table.mean(axis=0) for table in arms[1:])
-    scenes_part = by_scene.var(ddof=1) / scenes
+    seeds_part, scenes_part, rest_part, squared, squared_rest = 0.0, 0.0, 0.0, 0.0, 0.0
+    for tables in zip(*tasks, strict=True):
+        count = len(tables[0])
+        of_seeds = np.mean([table.mean(axis=1) for table in tables], axis=0).var(ddof=1) / count
+        seeds_part, squared = seeds_part + of_seeds, squared + of_seeds**2 / (count - 1)
+        for table in tables:
+            rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
+            freedom = (count - 1) * (table.shape[1] - 1)
+            of_rest = (rest**2).sum() / freedom / table.size / len(tasks) ** 2
+            rest_part, squared_rest = rest_part + of_rest, squared_rest + of_rest**2 / freedom
+    squared_total = squared + squared_rest
+    for arms in tasks:
+        by_scene = arms[0].mean(axis=0) - sum(table.mean(axis=0) for table in arms[1:])
+        of_scenes = by_scene.var(ddof=1) / by_scene.size / len(tasks) ** 2
+        scenes_part, squared_total = scenes_part + of_scenes, squared_total + of_scenes**2 / (by_scene.size - 1)
     variance = seeds_part + scenes_part - rest_part  # the luck is in both, and counts once
     if variance <= rest_part:  # as if neither seeds nor scenes differed; the luck is always left
         variance, squared_total = rest_part, squared_rest
-    else:
-        squared_total = squared + scenes_part**2 / (scenes - 1) + squared_rest
     if variance < _NOTHING:
         return 0.0, float(stats.norm.ppf(0.975))
     freedom = variance**2 / squared_total

@@ -8,6 +8,8 @@ from benchmark.estimates import Estimate, Table, rate_of
 from lerobot_env_pixio import paired
 from lerobot_env_pixio.crossed import spread_of_mean
 
+Numbers = NDArray[np.float64]
+
 MOST = 2.0
 """The largest share that is looked at: twice as many successes as without the shift."""
 PRECISION = 1e-3
@@ -40,7 +42,9 @@ def share_kept(clean: Table, shifted: Table) -> Estimate | None:
         return Estimate(value=0.0, low=0.0, high=after.high / before.low) if after.high < MOST * before.low else None
     share = float(second.mean() / first.mean())
     low, high = (_last_inside(first, second, share, end) for end in (0.0, max(share, MOST)))
-    return None if (low, high) == (0.0, max(share, MOST)) else Estimate(value=share, low=low, high=high)
+    if (low, high) == (0.0, max(share, MOST)):
+        return None
+    return Estimate(value=share, low=low, high=high, parts=_several(_moved(first, second, share)))
 
 
 def more_kept(arm: tuple[Table, Table], other: tuple[Table, Table]) -> Estimate | None:
@@ -60,19 +64,27 @@ def more_kept(arm: tuple[Table, Table], other: tuple[Table, Table]) -> Estimate 
     first, second = share_kept(*arm), share_kept(*other)
     if first is None or second is None:
         return None
-    moved = [
-        (np.asarray(shifted, float) - share.value * np.asarray(clean, float)) / clean.mean()
-        for (clean, shifted), share in ((arm, first), (other, second))
-    ]
+    moved = [_moved(*tables, share.value) for tables, share in ((arm, first), (other, second))]
     difference = first.value - second.value
     variance, quantile = _spread(moved)
     if variance == 0 or not all(table.any() for table in moved):  # an arm does not vary: what each share alone may be
         return Estimate(value=difference, low=first.low - second.high, high=first.high - second.low)
     reach = quantile * variance**0.5
-    return Estimate(value=difference, low=max(difference - reach, -MOST), high=min(difference + reach, MOST))
+    low, high = max(difference - reach, -MOST), min(difference + reach, MOST)
+    return Estimate(value=difference, low=low, high=high, parts=_several(*moved))
 
 
-def _last_inside(clean: NDArray[np.float64], shifted: NDArray[np.float64], inside: float, end: float) -> float:
+def _moved(clean: Table | Numbers, shifted: Table | Numbers, share: float) -> Numbers:
+    """What each seed and scene moves a share by, to first order, times their number."""
+    return (np.asarray(shifted, float) - share * np.asarray(clean, float)) / clean.mean()
+
+
+def _several(*tables: Numbers) -> tuple[Numbers, ...] | None:
+    """Tables of several seeds each, or nothing."""
+    return tables if min(len(table) for table in tables) > 1 else None
+
+
+def _last_inside(clean: Numbers, shifted: Numbers, inside: float, end: float) -> float:
     """The share farthest from one that is inside, towards an end, by bisection; the end itself if that is inside."""
     if _may_be_zero(shifted - end * clean):
         return end
@@ -82,13 +94,13 @@ def _last_inside(clean: NDArray[np.float64], shifted: NDArray[np.float64], insid
     return inside
 
 
-def _may_be_zero(table: NDArray[np.float64]) -> bool:
+def _may_be_zero(table: Numbers) -> bool:
     """Whether the mean of a table [seeds scenes] cannot be told from zero at the 5 % level."""
     variance, quantile = _spread([table])
     return abs(table.mean()) <= quantile * variance**0.5 + 1e-12
 
 
-def _spread(tables: list[NDArray[np.float64]]) -> tuple[float, float]:
+def _spread(tables: list[Numbers]) -> tuple[float, float]:
     """As ``spread_of_mean``, but over scenes alone where a table has one seed."""
     if min(len(table) for table in tables) > 1:
         return spread_of_mean(tables)
