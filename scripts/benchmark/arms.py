@@ -29,8 +29,6 @@ CALIBRATION = 64
 """Frames of each camera that set the CNN's batch statistics."""
 CNN_OPTIONS = {"train_encoder": "full", "optimizer_lr_encoder": 1e-3, "patches": "spatial_softmax", "grid": 4}
 """The CNN learns at the rate of the policies, and says where 16 things are."""
-READ_OUT = ("image_size", "classes", "patches", "grid")
-"""Options that random weights take over from the first arm, which they are the control of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,7 @@ def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[], t
     Raises:
         PixioRobotError: Whatever ``load_encoder`` raises.
     """
-    options = config.options.get(arm, {})
+    options = config.options_of(arm)
     match arm:
         case "blind":
             return Sight()
@@ -100,9 +98,7 @@ def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[], t
             source = _made(shared / "encoders" / f"cnn-{seed}", lambda: draw_cnn(seed, frames()))
             options = CNN_OPTIONS | {"image_size": config.size} | options
         case "random":
-            name, first = next(iter(config.arms.items()))
-            read_alike = {key: value for key, value in config.options.get(name, {}).items() if key in READ_OUT}
-            options = read_alike | options
+            first = next(iter(config.arms.values()))
             place = Path(config.folder) / "encoders" / f"random-{seed}"
             source = _made(place, lambda: load_encoder(first).redrawn(seed))
         case _:

@@ -7,7 +7,7 @@ from typing import Any
 from filelock import FileLock
 
 from benchmark.settings import CONTROLS, Benchmark, Training
-from lerobot_env_pixio.provenance import refuse_other_settings
+from lerobot_env_pixio.provenance import package_versions, refuse_other_settings
 from pixio_robot.drafts import write_whole
 from pixio_robot.errors import DataError
 
@@ -25,6 +25,7 @@ def claim(config: Benchmark) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(".settings.lock")):
         wanted = config.identity
+        wanted["versions"] = {task.suite: package_versions(task.suite) for task in config.find_tasks()}
         if path.exists():
             found = json.loads(path.read_text())
             refuse_other_settings(path.parent, found=found, wanted=wanted | _unchanged(found, wanted))

@@ -86,6 +86,10 @@ def _warnings(config: Benchmark, filled: Sequence[FilledCell], *, done: int, pla
         found.append(f"Unfinished: {done} of {planned} cells are done.")
     if len(config.seeds) == 1:
         found.append("One training seed: no interval here answers for the luck of training.")
+    if len(config.seeds) == 2:
+        found.append(
+            "Two training seeds: where trainings differ much, a 95 % interval holds the truth 90 % of the time."
+        )
     for arm in config.arms:
         weights = {one.facts["encoder"] for one in filled if one.cell.arm == arm}
         if len(weights) > 1:

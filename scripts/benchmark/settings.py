@@ -8,7 +8,6 @@ from typing import Any, get_args
 from omegaconf import MISSING
 
 from lerobot_env_pixio import Task, find_task, seeds
-from lerobot_env_pixio.provenance import package_versions
 from lerobot_env_pixio.shifts import SHIFTS
 from pixio_robot.errors import SettingError, UnknownNameError
 
@@ -22,6 +21,9 @@ SCENES = {"evaluation": seeds.EVALUATION, "development": seeds.DEVELOPMENT}
 SIGHT_OPTIONS = ("image_size", "classes", "patches", "grid", "train_encoder", "train_blocks", "lora_rank")
 SIGHT_OPTIONS += ("optimizer_lr_encoder",)
 """Fields of a policy in which arms may differ; see ``PixioOptions``."""
+
+READ_OUT = ("image_size", "classes", "patches", "grid")
+"""Options that random weights take over from the first arm, which they are the control of."""
 
 INCIDENTAL = ("workers", "threads", "device", "report_only", "worker")
 """Settings of where and how fast cells are computed."""
@@ -133,9 +135,14 @@ class Benchmark:
         named = {task_name(parse_task(name)): Path(folder) for name, folder in self.datasets.items()}
         return named.get(task_name(task))
 
+    def options_of(self, arm: str) -> dict[str, Any]:
+        """In what an arm's policy differs from the default."""
+        first = self.options.get(next(iter(self.arms)), {}) if arm == "random" else {}
+        return {name: value for name, value in first.items() if name in READ_OUT} | dict(self.options.get(arm, {}))
+
     def train_encoder_of(self, arm: str) -> str:
         """How an arm has its encoder trained with the policy; "frozen" where its options do not say."""
-        return self.options.get(arm, {}).get("train_encoder", "frozen")
+        return self.options_of(arm).get("train_encoder", "frozen")
 
     def check(self) -> None:
         """Refuse what cannot be run, before anything is.
@@ -194,7 +201,7 @@ class Benchmark:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides a folder's results; where and how fast they are computed does not."""
+        """The settings that decide a folder's results; where and how fast they are computed does not."""
         facts = json.loads(json.dumps(asdict(self)))
         for key in ("folder", "tier", "note", "videos", "save_every", *INCIDENTAL):
             del facts[key]
@@ -203,7 +210,6 @@ class Benchmark:
         facts["tasks"] = [task_name(task) for task in self.find_tasks()]
         facts["cameras"] = {name: facts["cameras"][name] for name in facts["tasks"] if name in facts["cameras"]}
         facts["training"] = {name: facts["training"][name] for name in self.policies}
-        facts["versions"] = {task.suite: package_versions(task.suite) for task in self.find_tasks()}
         return facts
 
 

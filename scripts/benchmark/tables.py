@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmark.estimates import Estimate, over_tasks
 from benchmark.figures import Looks
@@ -110,23 +111,22 @@ def _with_means(
 
 def arms_grid(panels: Sequence[Panel], looks: Looks) -> Grid:
     """What each arm sees through: where its weights come from, and how much of the policy is trained."""
-    rows: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for panel in panels:
         for arm, cells in panel.cells.items():
-            facts = cells[0].facts
-            weights = facts["weights"] or {}
-            rows.setdefault(
-                (panel.policy, arm),
-                [
-                    f"{looks[arm][0]}, {panel.policy}",
-                    str(weights.get("name", NONE)),
-                    ", ".join(dict.fromkeys((one.facts["encoder"] or NONE)[:12] for one in cells)),
-                    str(weights.get("licence", NONE)),
-                    f"{facts['trained_parameters']:,}",
-                ],
-            )
-    columns = ["arm, policy", "encoder", "sha256, by training seed", "licence", "weights that are trained"]
-    return Grid(title="Arms", columns=columns, rows=list(rows.values()))
+            found.setdefault((panel.policy, arm), []).extend(cell.facts for cell in cells)
+    rows = []
+    for (policy, arm), facts in found.items():
+        weights = [one["weights"] or {} for one in facts]
+        columns = [
+            [str(one.get("name", NONE)) for one in weights],
+            [(one["encoder"] or NONE)[:12] for one in facts],
+            [str(one.get("licence", NONE)) for one in weights],
+            [f"{one['trained_parameters']:,}" for one in facts],
+        ]
+        rows.append([f"{looks[arm][0]}, {policy}", *("; ".join(dict.fromkeys(column)) for column in columns)])
+    columns = ["arm, policy", "encoder", "sha256, by training seed and task", "licence", "weights that are trained"]
+    return Grid(title="Arms", columns=columns, rows=rows)
 
 
 def cost_grid(panels: Sequence[Panel], looks: Looks) -> Grid:
@@ -148,14 +148,13 @@ def cost_grid(panels: Sequence[Panel], looks: Looks) -> Grid:
 def sentences(panel: Panel, looks: Looks, config: Benchmark) -> list[str]:
     """What the numbers of a panel allow to be said, and no more: a cause is named where arms differ in nothing else."""
     scores, first = panel.scores.get(CLEAN, {}), next(iter(config.arms))
-    tuned = config.train_encoder_of(first)
     said = []
     if first in scores and "random" in scores[first].against:
-        cause = "pre-training" if tuned == config.train_encoder_of("random") else ""
+        cause = "pre-training" if config.options_of(first) == config.options_of("random") else ""
         said.append(_compare(first, looks["random"][0].lower(), scores[first].against["random"], cause))
     if "cnn" in scores and first in scores["cnn"].against:
         against = _flip(scores["cnn"].against[first])
-        cause = "the frozen encoder" if tuned == "frozen" else ""
+        cause = "the frozen encoder" if config.train_encoder_of(first) == "frozen" else ""
         said.append(_compare(first, "a small CNN trained end to end", against, cause))
     for shift, kept in panel.kept.items():
         less = kept["cnn"].less_first if "cnn" in kept else None
