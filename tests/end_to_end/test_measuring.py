@@ -14,13 +14,15 @@ from benchmark.arms import Sight
 from benchmark.cells import Cell
 from benchmark.settings import Benchmark
 
-from lerobot_env_pixio import EpisodeRecord, find_task, read_records
+from lerobot_env_pixio import EpisodeRecord, find_task, read_records, seeds
+from lerobot_policy_pixio.evaluation import Evaluation
+from lerobot_policy_pixio.train_cli import EvalOptions
 from pixio_robot.errors import RenderError
 
 
-@pytest.mark.parametrize("renders", [True, False])
+@pytest.mark.parametrize(("renders", "scenes"), [(True, "evaluation"), (False, "development")])
 def test_an_episode_that_broke_off_is_played_once_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renders: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renders: bool, scenes: str
 ) -> None:
     """Of four scenes the second is lost at first, and the third each time; or nothing can be played again."""
     asked: list[list[int]] = []
@@ -37,9 +39,16 @@ def test_an_episode_that_broke_off_is_played_once_more(
 
     monkeypatch.setattr(measuring, "rollout", roll_out)
     cell = Cell(task=find_task("metaworld", "reach"), policy="act", arm="blind", seed=0)
-    config = Benchmark(folder=str(tmp_path), episodes=4, size=16, slots=2, videos=1)
+    config = Benchmark(folder=str(tmp_path), episodes=4, scenes=scenes, size=16, slots=2, videos=1)
     actor: Any = None
     records = measuring._measure(actor, cell, tmp_path, "clean", None, Sight(), config)
-    assert asked == [[record.env_seed for record in records], asked[0][1:3]]
+    first = {"evaluation": seeds.EVALUATION, "development": seeds.DEVELOPMENT}[scenes][0]
+    played = [record.env_seed for record in records]
+    assert played == [first, first + 1, first + 2, first + 3]
+    assert asked == [played, played[1:3]]
     assert [record.success for record in records] == [True, True if renders else None, None, True]
     assert read_records(tmp_path / "records_clean.jsonl") == records
+
+
+def test_what_is_looked_at_while_training_is_not_what_is_measured() -> None:
+    assert Evaluation.first_seed == EvalOptions.first_seed == seeds.DEVELOPMENT[0]

@@ -6,8 +6,8 @@ from lerobot_env_pixio import seeds
 from pixio_robot.errors import SettingError
 
 
-def test_the_three_ranges_never_meet() -> None:
-    for one, two in combinations((seeds.DEMONSTRATION, seeds.EVALUATION, seeds.FRAMES), 2):
+def test_the_four_ranges_never_meet() -> None:
+    for one, two in combinations((seeds.DEMONSTRATION, seeds.EVALUATION, seeds.FRAMES, seeds.DEVELOPMENT), 2):
         assert one[-1] < two[0] or two[-1] < one[0]
 
 
