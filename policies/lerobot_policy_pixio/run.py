@@ -23,6 +23,9 @@ from lerobot_policy_pixio.frames import DECODER
 from pixio_robot.drafts import write_whole
 from pixio_robot.errors import SettingError
 
+ELSEWHERE = ("device", "encoder")
+"""Settings of where a run goes on, and where its encoder lies then: who that is, its hash in the checkpoint says."""
+
 
 class RunFolder:
     """A training run on disk: ``run.json`` says which it is, and ``checkpoints/`` are LeRobot's.
@@ -41,14 +44,17 @@ class RunFolder:
 
     def __init__(self, path: Path, config: PreTrainedConfig, **settings: Any) -> None:
         self.path = path
-        self._identity = json.loads(json.dumps({"policy": draccus.encode(config, PreTrainedConfig), **settings}))
+        policy = {
+            name: value for name, value in draccus.encode(config, PreTrainedConfig).items() if name not in ELSEWHERE
+        }
+        self._identity = json.loads(json.dumps({"policy": policy, **settings}))
         if not self._file.is_file():
             return
         flat, found = ({**run["policy"], **run} for run in (self._identity, json.loads(self._file.read_text())))
         differing = [
             f"{key} is {repr(found[key]) if key in found else 'not written down'} there, {flat.get(key)!r} here"
             for key in flat | found
-            if key != "policy" and found.get(key) != flat.get(key)
+            if key not in ("policy", *ELSEWHERE) and found.get(key) != flat.get(key)
         ]
         if differing:
             raise SettingError(

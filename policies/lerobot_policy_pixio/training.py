@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from huggingface_hub.utils import tqdm
 from lerobot.common.train_utils import load_training_step, should_save_checkpoint, update_last_checkpoint
-from lerobot.configs import FeatureType
+from lerobot.configs import FeatureType, PreTrainedConfig
 from lerobot.configs.default import WandBConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.optim import load_optimizer_state, load_scheduler_state
@@ -35,7 +35,7 @@ from lerobot_policy_pixio.fused_adam import as_in_presets, fuse
 from lerobot_policy_pixio.logs import Metrics, RunLog, track
 from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy, check_finite
 from lerobot_policy_pixio.options import PixioOptions
-from lerobot_policy_pixio.run import RunFolder, lerobot_config
+from lerobot_policy_pixio.run import ELSEWHERE, RunFolder, lerobot_config
 from pixio_robot.cache import FeatureCache
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError
@@ -113,7 +113,10 @@ def train(
         if newest is None:
             policy = make_policy(config, frames, seed=seed, encoder=encoder)
         else:
-            policy = policy_class(config).from_pretrained(newest / PRETRAINED_MODEL_DIR, encoder=encoder)
+            known = PreTrainedConfig.from_pretrained(newest / PRETRAINED_MODEL_DIR)
+            for name in ELSEWHERE:
+                setattr(known, name, getattr(config, name))
+            policy = policy_class(config).from_pretrained(newest / PRETRAINED_MODEL_DIR, config=known, encoder=encoder)
         processors = make_processors(policy, frames)
         demonstrations = Demonstrations(frames, policy, processors[0], cache, pixels=pixels, memory_gb=memory_gb)
         trainer = Trainer(policy, demonstrations, steps=steps, batch_size=batch_size, seed=seed)

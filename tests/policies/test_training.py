@@ -232,6 +232,21 @@ def test_what_does_not_belong_together_is_refused(
         trained("g", dataset_root=one_eyed, config=make_config(input_features=features))
 
 
+def test_a_run_goes_on_where_the_same_encoder_lies_elsewhere(
+    trained: Callable[..., Any], make_config: MakeConfig, encoder: Encoder, tmp_path: Path
+) -> None:
+    for name, seed in (("here", None), ("other", 9)):
+        one = encoder if seed is None else encoder.redrawn(seed)
+        one.save_pretrained(tmp_path / name)
+    config = make_config(encoder=str(tmp_path / "here"))
+    trained("run", steps=1, config=config, encoder=None)
+    (tmp_path / "here").rename(tmp_path / "there")
+    policy, _ = trained("run", steps=2, config=make_config(encoder=str(tmp_path / "there")), encoder=None)
+    assert policy.config.encoder == str(tmp_path / "there")
+    with pytest.raises(CheckpointError, match=r"trained on the encoder.*the one at hand"):
+        trained("run", steps=3, config=make_config(encoder=str(tmp_path / "other")), encoder=None)
+
+
 def test_a_run_goes_on_only_with_the_features_statistics_and_schedule_that_it_began_with(
     trained: Callable[..., Any], make_config: MakeConfig, make_dataset: Callable[..., Path], tmp_path: Path
 ) -> None:
