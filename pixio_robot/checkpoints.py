@@ -70,6 +70,8 @@ def load_encoder(
     if encoder.provenance.get("sha256", fingerprint) != fingerprint:
         logger.warning("%s: the weights were changed after the sha256 in config.json was written.", path)
         encoder.provenance["sha256"] = fingerprint
+    here = Path(name_or_path).expanduser()
+    encoder.source = str(here.absolute() if here.exists() else name_or_path)
     logger.info("Loaded %s, licence: %s.", name_or_path, encoder.provenance.get("licence", "not stated"))
     return encoder.to(device=device, dtype=dtype)
 

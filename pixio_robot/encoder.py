@@ -103,6 +103,7 @@ class Encoder(nn.Module):
         spec: The sizes.
         backbone: The network.
         provenance: What is known of the weights.
+        source: What ``load_encoder`` reads to get it again, here; empty where it was not loaded.
 
     Raises:
         SettingError: If the backbone is absent and the family is not one that is built here.
@@ -118,6 +119,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.provenance = dict(provenance or {})
+        self.source = ""
         if backbone is None and spec.family not in ("pixio", "mae"):
             raise SettingError(f"Encoders of family {spec.family!r} are not built from sizes; load one.")
         self.backbone: Backbone = VisionTransformer(**asdict(spec)) if backbone is None else backbone

@@ -166,7 +166,8 @@ def _start(path: Path, encoder: Encoder, source: FrameSource, identity: dict[str
     """Start a cache, or take up one that was started with the same identity; give its attributes."""
     if not path.exists() or not any(path.iterdir()):
         known = encoder.provenance
-        told = {"encoder": known.get("name", "unnamed"), "encoder_licence": known.get("licence"), "chunk": chunk}
+        told = {"encoder": known.get("name", "unnamed"), "encoder_source": encoder.source, "chunk": chunk}
+        told |= {"encoder_licence": known.get("licence")}
         zarr.create_group(path, attributes=identity | told)
     attributes = _agreeing(path, identity)
     checksums = np.ascontiguousarray(source.row_checksums(), "<u4")

@@ -126,7 +126,8 @@ def rebuild(facts: ExportFacts) -> OnePass:
         UnknownNameError: The same, by its name.
     """
     spec = EncoderSpec(**facts.encoder["spec"])
-    encoder = Encoder(spec) if spec.family in ("pixio", "mae") else load_encoder(str(facts.encoder["name"]))
+    source = facts.encoder.get("source") or str(facts.encoder["name"])
+    encoder = Encoder(spec) if spec.family in ("pixio", "mae") else load_encoder(source)
     depth = None if facts.depth is None else DepthModel(encoder, DepthSettings(**facts.depth))
     adapter = None if facts.adapter is None else VisualFeatureAdapter(**facts.adapter)
     return OnePass(encoder, depth=depth, adapter=adapter)

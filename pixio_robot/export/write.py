@@ -172,6 +172,7 @@ def _describe_encoder(encoder: Encoder, size: tuple[int, int]) -> dict[str, Any]
     side = encoder.spec.patch_size
     return {
         "name": encoder.provenance.get("name"),
+        "source": encoder.source,
         "sha256": encoder.fingerprint,
         "licence": encoder.provenance.get("licence", "not stated"),
         "spec": asdict(encoder.spec),

@@ -95,7 +95,7 @@ class DepthModel(nn.Module):
     Args:
         encoder: The encoder.
         settings: The head's; the defaults when absent.
-        encoder_name: What ``load_encoder`` reads to get this encoder; its own name when absent.
+        encoder_name: What ``load_encoder`` reads to get this encoder; what it was loaded from when absent.
         facts: What is known of the head's training.
 
     Attributes:
@@ -114,7 +114,7 @@ class DepthModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.settings = settings = settings or DepthSettings()
-        self.encoder_name = encoder_name or str(encoder.provenance.get("name", ""))
+        self.encoder_name = encoder_name or encoder.source or str(encoder.provenance.get("name", ""))
         self.facts = dict(facts or {})
         extra, width = RAY_CHANNELS if settings.rays else 0, encoder.spec.width
         self.head: LinearHead | DPTHead

@@ -38,7 +38,7 @@ class MultiViewModel(nn.Module):
             the trunk has only its errors left to find, and view 0 where other poses may have drifted. It stays as it
             is, and its settings become ``settings.alone``; if only these are given, it has fresh weights, for stored
             ones to replace.
-        encoder_name: What ``load_encoder`` reads to get this encoder; its own name when absent.
+        encoder_name: What ``load_encoder`` reads to get this encoder; what it was loaded from when absent.
         facts: What is known of training.
 
     Attributes:
@@ -68,7 +68,7 @@ class MultiViewModel(nn.Module):
         elif self.settings.alone is not None:
             alone = DepthModel(encoder, self.settings.alone)
         self.taps = shared_blocks(encoder, alone)
-        self.encoder_name = encoder_name or str(encoder.provenance.get("name", ""))
+        self.encoder_name = encoder_name or encoder.source or str(encoder.provenance.get("name", ""))
         self.facts = dict(facts or {})
         self.trunk = Trunk(encoder.spec.width, self.settings)
         self.finder = None

@@ -87,7 +87,8 @@ def verify(options: argparse.Namespace) -> int:
         return 0
     known = cache.attributes
     frames = DatasetFrames(options.dataset, cache.cameras)
-    encoder = _encoder(options.encoder or known["encoder"], options, known["encoder_dtype"])
+    source = options.encoder or known.get("encoder_source") or known["encoder"]
+    encoder = _encoder(source, options, known["encoder_dtype"])
     cache = FeatureCache.open(path, encoder=encoder, source=frames)
     augment = ImageAugmentation.from_description(known["augmentation"]) if cache.variants else None
     generator = torch.Generator().manual_seed(options.seed)

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from pixio_robot import Encoder, create_encoder
+from pixio_robot import Encoder, create_encoder, load_encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError, UnknownNameError
 from pixio_robot.geometry.cameras import plane_depth
 from pixio_robot.geometry.depth import DepthModel, DepthSettings, load_depth
@@ -141,6 +141,19 @@ def test_a_folder_gives_the_same_model_back(encoder: Encoder, wide_images: torch
     assert again.facts == {"steps": 3}
     torch.testing.assert_close(again(wide_images, K).depth, model(wide_images, K).depth)
     assert load_depth(tmp_path / "depth", encoder=encoder).encoder is encoder
+
+
+def test_the_encoder_is_found_again_by_what_it_was_loaded_from(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own name, which the card says, may be read by nobody."""
+    encoder.save_pretrained(tmp_path / "encoder")
+    monkeypatch.chdir(tmp_path)
+    loaded = [load_encoder(name) for name in ("encoder", "shipped:pixio_vitt16")]
+    monkeypatch.chdir("/")
+    for one in loaded:
+        make(one).save_pretrained(tmp_path / "depth")
+        assert load_depth(tmp_path / "depth").encoder.fingerprint == one.fingerprint
 
 
 def test_another_encoder_a_damaged_file_and_another_kind_are_refused(encoder: Encoder, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_variants_are_built_and_verified(call: Callable[..., Said], root: Path, 
     cache = FeatureCache.open(path)
     assert (cache.variants, cache.cameras) == (2, [top])
     assert "augmentation │ light, nudge" in call("info", path).out
-    check = ("verify", path, "--dataset", root, "--encoder", encoder_folder, "--device", "cpu", "--frames", 3)
+    check = ("verify", path, "--dataset", root, "--device", "cpu", "--frames", 3)
     said = call(*check)
     assert (said.code, "the same features" in said.out) == (0, True)
     file = path / "variants" / "1" / top / "c" / "0" / "0" / "0"
