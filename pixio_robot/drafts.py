@@ -14,6 +14,7 @@ def draft_of(file: Path) -> Iterator[Path]:
     is expected.
     """
     draft = file.with_name(f"{file.name}.{os.getpid()}.writing")
+    draft.unlink(missing_ok=True)  # a killed process left it: in containers, one after the other has the same number
     try:
         yield draft
         os.replace(draft, file)

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -33,4 +34,13 @@ def test_an_error_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         break_off()
     assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["results.md"]
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_no_beginning(tmp_path: Path) -> None:
+    file = tmp_path / "results.md"
+    (tmp_path / f"results.md.{os.getpid()}.writing").write_text("half of ")
+    with draft_of(file) as draft, draft.open("a") as opened:
+        opened.write("all")
+    assert file.read_text() == "all"
     assert [path.name for path in tmp_path.iterdir()] == ["results.md"]
