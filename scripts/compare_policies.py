@@ -54,7 +54,7 @@ from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import Trainer, make_policy, make_processors, train
 from pixio_robot import Encoder, build_cache, load_encoder
-from pixio_robot.drafts import draft_of, write_whole
+from pixio_robot.drafts import write_whole
 from pixio_robot.errors import told_on_one_line
 from pixio_robot.machine import machine_name
 
@@ -194,8 +194,7 @@ def train_and_measure(name: str, seed: int, home: Path, demonstrations: Path, op
         video_folder=home / "videos",
     )
     (home / "cell.json").write_text(json.dumps(asdict(cell), indent=2) + "\n")
-    with draft_of(home / "records.jsonl") as draft:  # last: with it, the cell is done
-        write_records(draft, records)
+    write_records(home / "records.jsonl", records)  # last: with it, the cell is done
 
 
 def learn_cached(name: str, seed: int, frames: DatasetFrames, home: Path, options: argparse.Namespace) -> Cell:

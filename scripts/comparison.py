@@ -33,7 +33,6 @@ from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import train
 from pixio_robot import Encoder, build_cache, create_encoder, load_encoder
 from pixio_robot.checkpoints import SHIPPED
-from pixio_robot.drafts import draft_of
 from pixio_robot.errors import SettingError
 from pixio_robot.machine import machine_name
 
@@ -197,8 +196,7 @@ def measure(plan: Plan, arm: Arm, home: Path, workers: int) -> list[EpisodeRecor
         videos=1,
         video_folder=home / "videos",
     )
-    with draft_of(path) as draft:  # a kill must not leave half of the episodes where all are expected
-        write_records(draft, records)
+    write_records(path, records)
     return records
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pixio_robot.drafts import write_whole
 from pixio_robot.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -48,59 +49,30 @@ class EpisodeRecord:
 
 
 def write_records(path: str | Path, records: Iterable[EpisodeRecord]) -> None:
-    """Append records to a file of JSON lines, creating it and its folder if need be.
-
-    A last line that a kill tore off is removed first, so that nothing is ever appended to half a record.
-    """
+    """Write a file of JSON lines, whole or not at all, in the place of one that is there; its folder is made, too."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        _mend(path)
-    with path.open("a") as file:
-        file.writelines(json.dumps(asdict(record), sort_keys=True) + "\n" for record in records)
+    write_whole(path, "".join(json.dumps(asdict(record), sort_keys=True) + "\n" for record in records))
 
 
 def read_records(path: str | Path) -> list[EpisodeRecord]:
-    """Read a file of JSON lines. A last line that a kill tore off is left out, which the log says.
+    """Read a file of JSON lines. A last line that was torn off is left out, which the log says.
 
     Raises:
         DataError: A line is no record; says which.
     """
-    whole, torn = _split_off_torn_line(Path(path).read_bytes())
-    if torn:
-        logger.warning("%s: the last line was torn off by a kill; %d bytes of it are ignored", path, len(torn))
+    *lines, rest = Path(path).read_bytes().split(b"\n")
+    if rest:  # a record ends with a line break
+        try:
+            json.loads(rest)
+        except ValueError:
+            logger.warning("%s: the last line was torn off by a kill; %d bytes of it are ignored", path, len(rest))
+        else:
+            lines.append(rest)
     records = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             records.append(EpisodeRecord(**json.loads(line)))
         except (TypeError, ValueError) as error:
             raise DataError(f"{path}, line {number} is no episode record: {error}") from error
     return records
-
-
-def _split_off_torn_line(content: bytes) -> tuple[bytes, bytes]:
-    """Part a file's whole lines from a beginning of one that a kill left at its end.
-
-    A record ends with a line break. Without one, the line is torn unless all of it but that has been written.
-    """
-    whole, _, last = content.rpartition(b"\n")
-    if not last:
-        return content, b""
-    try:
-        json.loads(last)
-    except ValueError:
-        return whole, last
-    return content, b""
-
-
-def _mend(path: Path) -> None:
-    """Make a file end with a whole line."""
-    content = path.read_bytes()
-    whole, torn = _split_off_torn_line(content)
-    if torn:
-        logger.warning("%s: the last line was torn off by a kill; %d bytes of it are removed", path, len(torn))
-        with path.open("r+b") as file:
-            file.truncate(len(content) - len(torn))
-    elif whole and not whole.endswith(b"\n"):
-        with path.open("ab") as file:
-            file.write(b"\n")

@@ -29,7 +29,6 @@ from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.options import PixioOptions
 from lerobot_policy_pixio.training import train
 from pixio_robot import build_cache
-from pixio_robot.drafts import draft_of
 from pixio_robot.errors import PixioRobotError
 from pixio_robot.machine import machine_name
 
@@ -176,8 +175,7 @@ def _measure(
         with suppress(PixioRobotError):  # then what broke off stays so, and what was played is kept
             again = {record.env_seed: record for record in play(seeds=broken)}
             records = [again.get(record.env_seed, record) for record in records]
-    with draft_of(path) as draft:
-        write_records(draft, records)
+    write_records(path, records)
     return records
 
 

@@ -50,7 +50,7 @@ def make_config(tmp_path: Path) -> Callable[..., Benchmark]:
     return make
 
 
-def fill(config: Benchmark, *, rates: dict[str, float], torn: str = "", broken: str = "") -> list[Cell]:
+def fill(config: Benchmark, *, rates: dict[str, float]) -> list[Cell]:
     """Fill all cells in as ``measuring`` would: every arm solves the easiest scenes, and half of them when shifted."""
     cells = plan_cells(config)
     for cell in cells:
@@ -368,9 +368,7 @@ def test_a_control_that_is_off_is_missed_aloud(make_config: Any, monkeypatch: An
 
 
 def rewrite(path: Path, change: Callable[[EpisodeRecord], EpisodeRecord]) -> None:
-    records = read_records(path)
-    path.unlink()
-    write_records(path, [change(one) for one in records])
+    write_records(path, [change(one) for one in read_records(path)])
 
 
 def test_a_broken_scene_is_left_out_of_every_arm(make_config: Any) -> None:

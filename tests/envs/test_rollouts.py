@@ -81,14 +81,14 @@ def test_more_environments_than_memory_are_refused_with_a_number(monkeypatch: py
 def test_records_survive_the_file(records: list[EpisodeRecord], tmp_path: Path) -> None:
     path = tmp_path / "runs" / "records.jsonl"
     write_records(path, records[:2])
-    write_records(path, records[2:])
+    write_records(path, records)  # in its place
     assert read_records(path) == records
     path.write_text(path.read_text() + '{"suite": "metaworld"}\n')
     with pytest.raises(DataError, match="line 6"):
         read_records(path)
 
 
-def test_a_torn_last_line_is_left_out_said_and_mended(
+def test_a_torn_last_line_is_left_out_and_said(
     records: list[EpisodeRecord], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "records.jsonl"
@@ -97,12 +97,8 @@ def test_a_torn_last_line_is_left_out_said_and_mended(
     path.write_bytes(whole[:-40])  # a kill in the middle of the third line
     assert read_records(path) == records[:2]
     assert "torn off by a kill" in caplog.text
-    write_records(path, records[2:])
-    assert read_records(path) == records
     path.write_bytes(whole[:-1])  # only the line break is missing
     assert read_records(path) == records[:3]
-    write_records(path, records[3:])
-    assert read_records(path) == records
     path.write_bytes(b"{}" + whole[:-40])  # the first line is another matter
     with pytest.raises(DataError, match="line 1"):
         read_records(path)
