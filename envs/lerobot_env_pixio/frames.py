@@ -133,7 +133,8 @@ def render_frames(
         split=split,
     )
     seeds.draw(seeds.FRAMES, len(names) * episodes_per_task, first=first_seed)
-    _make(settings, names[0]).close()  # bad names fail here, before long work
+    for name in names:
+        _make(settings, name).close()  # bad names fail here, before long work
     group = _open(folder, settings)
     _fill(folder, group, settings, workers=workers)
     group.attrs["complete"] = True

@@ -139,7 +139,8 @@ def render_rgbd(
         first_seed=first_seed,
     )
     seeds.draw(seeds.FRAMES, len(names) * scenes_per_task, first=first_seed)
-    settings.stage(names[0]).close()  # bad names fail here, before long work
+    for name in names:
+        settings.stage(name).close()  # bad names fail here, before long work
     group = _open(folder, settings)
     _fill(folder, group, settings, workers=workers)
     group.attrs["complete"] = True

@@ -119,6 +119,8 @@ def test_mistakes_are_told_before_the_folder_exists(tmp_path: Path) -> None:
         render_frames(tmp_path / "a", tasks=["pick-palce"])
     with pytest.raises(UnknownNameError, match="gripperPOV"):
         render_frames(tmp_path / "a", cameras=["griperPOV"])
+    with pytest.raises(UnknownNameError, match="No camera is called 'side'.*cam0"):  # cheetah-run has one, not all
+        render_frames(tmp_path / "a", suite="dmcontrol", cameras=["side"])
     with pytest.raises(SettingError):
         render_frames(tmp_path / "a", episodes_per_task=10**6)
     assert not (tmp_path / "a").exists()
