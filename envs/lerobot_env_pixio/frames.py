@@ -9,22 +9,19 @@ On request the exact answers stand beside them, float32: ``hand``, ``object``, `
 """
 
 import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from tqdm import tqdm
-from zarr.codecs import ZstdCodec
 
-from lerobot_env_pixio import seeds
 from lerobot_env_pixio.environment import ManipulationEnv, make_env
-from lerobot_env_pixio.processes import run_jobs
-from lerobot_env_pixio.provenance import package_versions, reopen_group
+from lerobot_env_pixio.provenance import package_versions
+from lerobot_env_pixio.scene_sets import Column, Notes, Render, ScenePlan, render_set
 from lerobot_env_pixio.suites import find_suite
 from lerobot_env_pixio.tasks import find_tasks
 from lerobot_env_pixio.truth import MEANINGS, Oracle, answer_shapes
@@ -51,10 +48,31 @@ class _Settings:
     truth: bool = False
     split: str | None = None
 
-    @property
-    def rows(self) -> int:
-        """Rows of one episode: frames times cameras."""
-        return self.frames_per_episode * len(self.cameras)
+    def columns(self) -> dict[str, Column]:
+        """Name the arrays."""
+        found = {"frames": Column(shape=(*self.size, 3), dtype="uint8", fill=0)}
+        for name, dtype in (("episode", "int32"), ("task", "int16"), ("camera", "int8")):
+            found[name] = Column(dtype=dtype, compressed=False)
+        for name, shape in answer_shapes(*self.size).items() if self.truth else ():
+            found[name] = Column(shape=shape, dtype="float32", fill=np.nan, meaning=MEANINGS[name])
+        return found
+
+    @contextmanager
+    def open_task(self, name: str) -> Iterator[tuple[Render, Notes]]:
+        """Make a task ready to be rendered."""
+        with ExitStack() as stack:
+            env = make_env(
+                self.suite,
+                name,
+                cameras=self.cameras,
+                size=self.size,
+                render=self.render,
+                shift=self.shift,
+                split=self.split,
+            )
+            stack.callback(env.close)
+            oracle = stack.enter_context(closing(Oracle(env))) if self.truth else None
+            yield partial(_render_episode, env, oracle, self), {}
 
 
 def render_frames(
@@ -132,86 +150,25 @@ def render_frames(
         truth=truth,
         split=split,
     )
-    seeds.draw(seeds.FRAMES, len(names) * episodes_per_task, first=first_seed)
-    for name in names:
-        _make(settings, name).close()  # bad names fail here, before long work
-    group = _open(folder, settings)
-    _fill(folder, group, settings, workers=workers)
-    group.attrs["complete"] = True
+    plan = ScenePlan(
+        folder=folder,
+        tasks=names,
+        scenes=episodes_per_task,
+        rows=frames_per_episode * len(settings.cameras),
+        first_seed=first_seed,
+        unit="episode",
+        columns=settings.columns(),
+        open_task=settings.open_task,
+    )
+    made_by = {**asdict(settings), "versions": package_versions(suite)}
+    unnamed = {"stride": [4, 8], "truth": False, "split": None}
+    group = render_set(plan, made_by=made_by, unnamed=unnamed, workers=workers)
     logger.info("%d pictures in %s", group["frames"].shape[0], folder)
     return folder
 
 
-def _make(settings: _Settings, task: str) -> ManipulationEnv:
-    return make_env(
-        settings.suite,
-        task,
-        cameras=settings.cameras,
-        size=settings.size,
-        render=settings.render,
-        shift=settings.shift,
-        split=settings.split,
-    )
-
-
-def _open(folder: Path, settings: _Settings) -> Any:
-    """Open the group, or create it with its arrays at full length."""
-    made_by = {**asdict(settings), "versions": package_versions(settings.suite)}
-    group = reopen_group(folder, wanted=made_by, unnamed={"stride": [4, 8], "truth": False, "split": None})
-    if group is not None:
-        return group
-    rows, count = settings.rows, settings.rows * len(settings.tasks) * settings.episodes_per_task
-    group = zarr.create_group(folder, attributes={**made_by, "complete": False})
-    picture = (*settings.size, 3)
-    group.create_array(
-        "frames", shape=(count, *picture), chunks=(rows, *picture), dtype="uint8", compressors=ZstdCodec(level=1)
-    )
-    for name, dtype in (("episode", "int32"), ("task", "int16"), ("camera", "int8")):
-        group.create_array(name, shape=(count,), chunks=(rows,), dtype=dtype, fill_value=-1, compressors=None)
-    for name, shape in answer_shapes(*settings.size).items() if settings.truth else ():
-        array = {"shape": (count, *shape), "chunks": (rows, *shape), "dtype": "float32", "fill_value": np.nan}
-        group.create_array(name, **array, compressors=ZstdCodec(level=1), attributes={"meaning": MEANINGS[name]})
-    return group
-
-
-def _fill(folder: Path, group: Any, settings: _Settings, *, workers: int) -> None:
-    """Render the missing episodes, a task's in as few jobs as keep all workers busy, since each compiles its scene."""
-    done = np.asarray(group["episode"][:: settings.rows]) >= 0
-    missing = [np.flatnonzero(~row) for row in done.reshape(len(settings.tasks), settings.episodes_per_task)]
-    parts = math.ceil(workers / max(1, sum(len(numbers) > 0 for numbers in missing)))
-    jobs = [
-        (folder, settings, task, part.tolist())
-        for task, numbers in enumerate(missing)
-        for part in np.array_split(numbers, parts)
-        if len(part)
-    ]
-    with tqdm(total=done.size, initial=int(done.sum()), desc="render", unit="episode") as progress:
-        for rendered in run_jobs(_render_task, jobs, workers=workers):
-            progress.update(rendered)
-
-
-def _render_task(job: tuple[Path, _Settings, int, list[int]]) -> int:
-    folder, settings, task, missing = job
-    group: Any = zarr.open_group(folder, mode="r+")
-    env = _make(settings, settings.tasks[task])
-    oracle = Oracle(env) if settings.truth else None
-    for number in missing:
-        episode = task * settings.episodes_per_task + number
-        where = slice(episode * settings.rows, (episode + 1) * settings.rows)
-        seed = seeds.FRAMES[settings.first_seed + episode]
-        for name, rows in _render_episode(env, oracle, seed, settings).items():
-            group[name][where] = rows
-        group["task"][where] = task
-        group["camera"][where] = np.tile(np.arange(len(settings.cameras)), settings.frames_per_episode)
-        group["episode"][where] = episode  # last: it marks the episode as whole
-    env.close()
-    if oracle:
-        oracle.close()
-    return len(missing)
-
-
 def _render_episode(
-    env: ManipulationEnv, oracle: Oracle | None, seed: int, settings: _Settings
+    env: ManipulationEnv, oracle: Oracle | None, settings: _Settings, seed: int
 ) -> dict[str, NDArray[Any]]:
     """Play one episode, first wandering, then with a noisy expert if there is one: each array [frames*cameras ...]."""
     random = np.random.default_rng([seed, 2])
@@ -229,6 +186,7 @@ def _render_episode(
             action = simulation.expert_action() + noise * simulation.noise * drift
         if step >= wander and (step - wander) % stride == 0:
             pictures = np.stack(list(env.observe()["pixels"].values()))
-            looks.append({"frames": pictures, **(oracle.answer() if oracle else {})})
+            camera = np.arange(len(pictures))
+            looks.append({"frames": pictures, "camera": camera, **(oracle.answer() if oracle else {})})
         env.act(np.clip(action, simulation.action_low, simulation.action_high).astype(np.float32))
     return {name: np.concatenate([look[name] for look in looks]) for name in looks[0]}

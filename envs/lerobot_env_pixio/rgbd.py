@@ -8,21 +8,19 @@ which part of the scene each is. Units and axes are in each array's attributes.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from tqdm import tqdm
-from zarr.codecs import ZstdCodec
 
-from lerobot_env_pixio import seeds
-from lerobot_env_pixio.processes import run_jobs
-from lerobot_env_pixio.provenance import package_versions, reopen_group
+from lerobot_env_pixio.provenance import package_versions
 from lerobot_env_pixio.rgbd_stage import Stage
+from lerobot_env_pixio.scene_sets import Column, Notes, Render, ScenePlan, render_set
 from lerobot_env_pixio.suites import refuse_without_expert
 from lerobot_env_pixio.tasks import find_tasks
 from lerobot_env_pixio.truth import MEANINGS
@@ -53,17 +51,39 @@ class _Settings:
     held_out: list[str]
     first_seed: int
 
-    def stage(self, task: str) -> Stage:
+    def columns(self) -> dict[str, Column]:
+        """Name the arrays."""
+        views, size = len(self.cameras) + self.free, tuple(self.size)
+        shapes: dict[str, tuple[tuple[int, ...], str, float]] = {
+            "color": ((views, *size, 3), "uint8", 0),
+            "depth": ((views, *size), "float32", np.nan),
+            "body": ((views, *size), "int16", -1),
+            "intrinsics": ((views, 3, 3), "float64", np.nan),
+            "cam2world": ((views, 4, 4), "float64", np.nan),
+            "task": ((), "int16", -1),
+            "scene": ((), "int32", -1),
+        }
+        return {
+            name: Column(shape=shape, dtype=dtype, fill=fill, meaning=_MEANINGS.get(name))
+            for name, (shape, dtype, fill) in shapes.items()
+        }
+
+    @contextmanager
+    def open_task(self, name: str) -> Iterator[tuple[Render, Notes]]:
+        """Make a task ready to be rendered."""
         height, width = self.size
-        return Stage(
+        stage = Stage(
             self.suite,
-            task,
+            name,
             cameras=self.cameras,
             free=self.free,
             size=(height, width),
             render=self.render,
             held_out=self.held_out,
         )
+        with closing(stage):
+            bodies = {"names": list(stage.cameras.bodies.values()), "parts": stage.parts()}
+            yield partial(_render_scene, stage, self.moments), {f"bodies/{name}": bodies}
 
 
 def render_rgbd(
@@ -138,72 +158,23 @@ def render_rgbd(
         held_out=sorted(held_out),
         first_seed=first_seed,
     )
-    seeds.draw(seeds.FRAMES, len(names) * scenes_per_task, first=first_seed)
-    for name in names:
-        settings.stage(name).close()  # bad names fail here, before long work
-    group = _open(folder, settings)
-    _fill(folder, group, settings, workers=workers)
-    group.attrs["complete"] = True
+    plan = ScenePlan(
+        folder=folder,
+        tasks=names,
+        scenes=scenes_per_task,
+        rows=moments,
+        first_seed=first_seed,
+        unit="scene",
+        columns=settings.columns(),
+        open_task=settings.open_task,
+    )
+    made_by = {**asdict(settings), "kind": "rgbd", "versions": package_versions(suite)}
+    group = render_set(plan, made_by=made_by, workers=workers)
     logger.info("%d moments of %d views in %s", *group["color"].shape[:2], folder)
     return folder
 
 
-def _open(folder: Path, settings: _Settings) -> Any:
-    """Open the group, or create it with its arrays at full length."""
-    made_by = {**asdict(settings), "kind": "rgbd", "versions": package_versions(settings.suite)}
-    group = reopen_group(folder, wanted=made_by)
-    if group is not None:
-        return group
-    group = zarr.create_group(folder, attributes={**made_by, "complete": False})
-    rows = len(settings.tasks) * settings.scenes_per_task * settings.moments
-    views, size = len(settings.cameras) + settings.free, tuple(settings.size)
-    shapes: dict[str, tuple[tuple[int, ...], str, float]] = {
-        "color": ((views, *size, 3), "uint8", 0),
-        "depth": ((views, *size), "float32", np.nan),
-        "body": ((views, *size), "int16", -1),
-        "intrinsics": ((views, 3, 3), "float64", np.nan),
-        "cam2world": ((views, 4, 4), "float64", np.nan),
-        "task": ((), "int16", -1),
-        "scene": ((), "int32", -1),
-    }
-    for name, (shape, dtype, fill) in shapes.items():
-        array = {"shape": (rows, *shape), "chunks": (settings.moments, *shape), "dtype": dtype, "fill_value": fill}
-        made = group.create_array(name, **array, compressors=ZstdCodec(level=1))
-        if name in _MEANINGS:
-            made.attrs["meaning"] = _MEANINGS[name]
-    return group
-
-
-def _fill(folder: Path, group: Any, settings: _Settings, *, workers: int) -> None:
-    """Render the scenes that are missing, one task per job so that each model is compiled once."""
-    done = np.asarray(group["scene"][:: settings.moments]) >= 0
-    per_task = done.reshape(len(settings.tasks), settings.scenes_per_task)
-    jobs = [
-        (folder, settings, task, np.flatnonzero(~row).tolist()) for task, row in enumerate(per_task) if not row.all()
-    ]
-    with tqdm(total=done.size, initial=int(done.sum()), desc="render", unit="scene") as progress:
-        for rendered in run_jobs(_render_task, jobs, workers=workers):
-            progress.update(rendered)
-
-
-def _render_task(job: tuple[Path, _Settings, int, list[int]]) -> int:
-    folder, settings, task, missing = job
-    group: Any = zarr.open_group(folder, mode="r+")
-    stage = settings.stage(settings.tasks[task])
-    names = group.require_group(f"bodies/{settings.tasks[task]}")
-    names.attrs.update({"names": list(stage.cameras.bodies.values()), "parts": stage.parts()})
-    for number in missing:
-        scene = task * settings.scenes_per_task + number
-        where = slice(scene * settings.moments, (scene + 1) * settings.moments)
-        for name, rows in _render_scene(stage, seeds.FRAMES[settings.first_seed + scene], settings.moments).items():
-            group[name][where] = rows
-        group["task"][where] = task
-        group["scene"][where] = scene  # last: it marks the scene as whole
-    stage.close()
-    return len(missing)
-
-
-def _render_scene(stage: Stage, seed: int, moments: int) -> dict[str, NDArray[Any]]:
+def _render_scene(stage: Stage, moments: int, seed: int) -> dict[str, NDArray[Any]]:
     """Let the expert work with noise, and look now and then: each array [moments v ...]."""
     random, simulation = np.random.default_rng([seed, 2]), stage.simulation
     noise, drift = random.uniform(*_NOISE), np.zeros(len(simulation.rest))

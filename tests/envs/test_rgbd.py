@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
-from lerobot_env_pixio import rgbd
+from lerobot_env_pixio import rgbd, scene_sets
 from lerobot_env_pixio.rgbd import render_rgbd
 from lerobot_env_pixio.rgbd_stage import ASPECTS, PARTS, Stage
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
@@ -83,7 +83,7 @@ def test_a_killed_run_is_finished_to_the_same_set(
         return render(*arguments)
 
     render = rgbd._render_scene
-    monkeypatch.setattr(rgbd, "run_jobs", here)
+    monkeypatch.setattr(scene_sets, "run_jobs", here)
     monkeypatch.setattr(rgbd, "_render_scene", killed_in_the_second_scene)
     with pytest.raises(KeyboardInterrupt):
         render_rgbd(tmp_path / "set", **SETTINGS)
@@ -118,7 +118,7 @@ def test_other_settings_and_mistakes_are_refused(folder: Path, tmp_path: Path) -
 def test_another_suite_is_looked_at_through_a_camera_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rgbd, "run_jobs", here)
+    monkeypatch.setattr(scene_sets, "run_jobs", here)
     settings: dict[str, Any] = {"tasks": ["insertion"], "scenes_per_task": 1, "moments": 1, "size": (24, 32)}
     group: Any = zarr.open_group(render_rgbd(tmp_path / "set", suite="aloha", **settings), mode="r")
     assert group.attrs["cameras"] == ["top"]
