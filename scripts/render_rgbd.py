@@ -15,14 +15,10 @@ HELD_OUT = {"metaworld": ("coffee-button", "faucet-open", "assembly", "shelf-pla
 """Suite to the tasks of 'scenes' and 'all', where no others are named."""
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the description, and tells defaults."""
-
-
 @told_on_one_line("render_rgbd")
 def main() -> None:
     """Read the command line and render."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the sets go")
     parser.add_argument("--suite", default="metaworld", help="metaworld or aloha")
     parser.add_argument("--tasks", nargs="+", help="tasks to train on; all others if left out")
