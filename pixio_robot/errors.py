@@ -25,7 +25,7 @@ class UnknownNameError(PixioRobotError, KeyError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
-        self._made_of = (kind, name, known)
+        self.kind, self.name, self.known = kind, name, known
         self.nearest = next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.4)), None)
         hint = f" Did you mean {self.nearest!r}?" if self.nearest else ""
         listed = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
@@ -38,7 +38,7 @@ class UnknownNameError(PixioRobotError, KeyError):
 
     def __reduce__(self) -> tuple[type, tuple[str, str, list[str]]]:
         """Let a worker process send it home."""
-        return type(self), self._made_of
+        return type(self), (self.kind, self.name, self.known)
 
 
 class ImageError(PixioRobotError, ValueError):

@@ -21,6 +21,7 @@ from zarr.codecs import ZstdCodec
 from lerobot_env_pixio import seeds
 from lerobot_env_pixio.processes import run_jobs
 from lerobot_env_pixio.provenance import reopen_group
+from pixio_robot.errors import UnknownNameError
 
 Render = Callable[[int], dict[str, NDArray[Any]]]
 """Seed to all arrays of a scene [rows ...] but ``task`` and its number. A scene follows its seed alone."""
@@ -84,9 +85,12 @@ def render_set(plan: ScenePlan, *, made_by: dict[str, Any], unnamed: dict[str, A
     if group is not None:
         done = np.asarray(group[plan.unit][:: plan.rows]).reshape(done.shape) >= 0
     notes: Notes = {}
-    for task in np.flatnonzero(~done.all(axis=1)):
-        with plan.open_task(plan.tasks[task]) as (_, found):  # bad names fail here, before long work
-            notes |= found
+    for task in (plan.tasks[number] for number in np.flatnonzero(~done.all(axis=1))):
+        try:
+            with plan.open_task(task) as (_, found):  # bad names fail here, before long work
+                notes |= found
+        except UnknownNameError as error:
+            raise UnknownNameError(f"{error.kind} for {task}", error.name, error.known) from error
     if group is None:
         group = _create(plan, made_by)
     for name, attributes in notes.items():

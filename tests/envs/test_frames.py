@@ -119,7 +119,7 @@ def test_mistakes_are_told_before_the_folder_exists(tmp_path: Path) -> None:
         render_frames(tmp_path / "a", tasks=["pick-palce"])
     with pytest.raises(UnknownNameError, match="gripperPOV"):
         render_frames(tmp_path / "a", cameras=["griperPOV"])
-    with pytest.raises(UnknownNameError, match="cam0"):  # of cheetah-run's cameras one is called so
+    with pytest.raises(UnknownNameError, match="camera for finger-spin"):  # of cheetah-run's cameras one is called so
         render_frames(tmp_path / "a", suite="dmcontrol", cameras=["side"])
     with pytest.raises(SettingError):
         render_frames(tmp_path / "a", episodes_per_task=10**6)
