@@ -13,7 +13,7 @@ if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.env
 from lerobot_env_pixio.tasks import TASK_SETS, TASKS, Task, find_task, find_tasks
 
 if TYPE_CHECKING:
-    from lerobot_env_pixio.crossed import PooledRate, hierarchical_bootstrap, paired_pooled, pooled
+    from lerobot_env_pixio.crossed import PooledRate, paired_pooled, pooled
     from lerobot_env_pixio.demos import collect_demonstrations
     from lerobot_env_pixio.environment import ManipulationEnv, make_env
     from lerobot_env_pixio.expert_table import measure_experts
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Public names by module, imported on first use: one who only wants a rate need not load MuJoCo.
 _HOMES = {
-    "crossed": ("PooledRate", "hierarchical_bootstrap", "paired_pooled", "pooled"),
+    "crossed": ("PooledRate", "paired_pooled", "pooled"),
     "demos": ("collect_demonstrations",),
     "environment": ("ManipulationEnv", "make_env"),
     "expert_table": ("measure_experts",),
@@ -54,7 +54,6 @@ __all__ = [
     "episodes_needed",
     "find_task",
     "find_tasks",
-    "hierarchical_bootstrap",
     "make_env",
     "measure_experts",
     "measured_correlation",

@@ -6,9 +6,9 @@ be drawn. The intervals here answer for both: what if one trained again, and dre
 `pooled` and `paired_pooled` take the table of seeds and scenes apart by analysis of variance (random effects, crossed),
 which gives the variance of its mean and, by Satterthwaite, how many degrees of freedom that estimate has: the spread of
 three seeds, guessed from three seeds, needs a quantile far beyond 1.96. A rate's interval is then Wilson's, for as many
-independent episodes as have that variance, so it never leaves 0 to 1. `hierarchical_bootstrap` is what the field
-mostly does instead. `coverage` measures both; with the three to five seeds that one can afford, the bootstrap is too
-narrow wherever seeds differ much, because it can only redraw the seeds that there are.
+independent episodes as have that variance, so it never leaves 0 to 1. A hierarchical bootstrap is what the field mostly
+does instead. `coverage` measures both; with the three to five seeds that one can afford, the bootstrap is too narrow
+wherever seeds differ much, because it can only redraw the seeds that there are.
 """
 
 from dataclasses import dataclass
@@ -83,37 +83,6 @@ def paired_pooled(a: ArrayLike, b: ArrayLike) -> PooledRate:
         return _result(arms, alone.low, alone.high)
     reach = quantile * variance**0.5
     return _result(arms, max(difference - reach, -1.0), min(difference + reach, 1.0))
-
-
-def hierarchical_bootstrap(
-    a: ArrayLike, b: ArrayLike | None = None, *, resamples: int = 2000, seed: int = 0
-) -> PooledRate:
-    """Give a rate, or the difference of two on the same scenes, with the percentile interval of a crossed bootstrap.
-
-    Seeds are drawn anew with replacement, each arm's for itself; so are scenes, the same for all seeds and both arms
-    (Owen 2007, https://arxiv.org/abs/0712.1111).
-
-    Args:
-        a: Bool [seeds scenes].
-        b: Bool [seeds scenes], as in `paired_pooled`; None for the rate of ``a`` alone.
-        resamples: How often to draw anew.
-        seed: Of the drawing.
-
-    Raises:
-        SettingError: As in `pooled` and `paired_pooled`.
-    """
-    arms = [_table(a)] if b is None else [_table(a), _table(b)]
-    _refuse_other_scenes(arms)
-    random, scenes = np.random.default_rng(seed), arms[0].shape[1]
-    # How often each scene, and each seed, is drawn: then the means of all resamples are a product of matrices.
-    drawn = random.multinomial(scenes, np.full(scenes, 1 / scenes), size=resamples) / scenes
-    means = np.zeros(resamples)
-    for sign, table in zip((1, -1), arms, strict=False):
-        seeds = len(table)
-        weights = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
-        means += sign * np.einsum("rs,se,re->r", weights, table, drawn, optimize=True)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return _result(arms, float(low), float(high))
 
 
 def _table(successes: ArrayLike) -> NDArray[np.float64]:
