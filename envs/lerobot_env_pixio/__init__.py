@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
+from gymnasium.envs.registration import WrapperSpec
 
 if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
     os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo reads it once, on import; its own default needs a display
@@ -79,10 +80,11 @@ def __getattr__(name: str) -> Any:
 for _task in (task for tasks in TASKS.values() for task in tasks.values()):
     gymnasium.register(
         id=_task.gym_id,
-        entry_point=f"{__name__}.environment:make_env",
-        # Gymnasium's own time limit is the one that counts there, so that gymnasium.make can change it.
+        entry_point=f"{__name__}.registration:make_registered",
+        # Gymnasium's own time limit is the one that counts there, so that whoever makes the environment can change it.
         max_episode_steps=_task.max_episode_steps,
-        kwargs={"suite": _task.suite, "task": _task.name, "max_episode_steps": _task.horizon},
+        kwargs={"suite": _task.suite, "task": _task.name},
+        additional_wrappers=(WrapperSpec("WithinHorizon", f"{__name__}.registration:WithinHorizon", kwargs={}),),
     )
 
 # LeRobot finds this package by its name and imports it to have its environments registered. That is the one case in

@@ -37,11 +37,51 @@ def test_gymnasium_accepts_the_environment(env: ManipulationEnv) -> None:
 
 
 def test_gymnasium_makes_it_by_name_with_its_time_limit() -> None:
-    made = gymnasium.make("lerobot_env_pixio/pick-place-v3", size=16, max_episode_steps=3)
+    settings: dict[str, Any] = {"size": 16, "max_episode_steps": 3, "render_mode": "rgb_array"}
+    made = gymnasium.make("lerobot_env_pixio/pick-place-v3", **settings)
     made.reset(seed=0)
     ends = [made.step(made.action_space.sample())[3] for _ in range(3)]
     made.close()
     assert ends == [False, False, True]
+    vector = gymnasium.make_vec("lerobot_env_pixio/pick-place-v3", num_envs=2, **settings)
+    vector.reset(seed=[0, 1])
+    both = [vector.step(vector.action_space.sample())[3].tolist() for _ in range(3)]
+    vector.close()
+    assert both == [[False] * 2, [False] * 2, [True] * 2]
+
+
+def test_gymnasium_makes_it_with_the_mode_that_it_renders_in() -> None:
+    for mode in ("rgb_array", None):
+        made = gymnasium.make("lerobot_env_pixio/reach-v3", render_mode=mode, size=16)
+        made.reset(seed=0)
+        picture: Any = made.render()
+        again = gymnasium.make(made.spec or "")
+        assert (made.render_mode, picture.shape, again.spec) == ("rgb_array", (16, 16, 3), made.spec)
+        made.close()
+        again.close()
+    with pytest.raises(SettingError, match="render_mode='human': choose 'rgb_array'"):
+        gymnasium.make("lerobot_env_pixio/reach-v3", render_mode="human")
+
+
+@pytest.mark.parametrize(("asked", "limit"), [({}, 200), ({"max_episode_steps": 300}, 300)])
+def test_gymnasiums_time_limit_is_the_one_that_counts(asked: dict[str, Any], limit: int) -> None:
+    """Alone and in a vector, whether one is asked for or not."""
+    name = "lerobot_env_pixio/reach-v3"
+    made = gymnasium.make(name, size=16, **asked)
+    vector: Any = gymnasium.make_vec(name, num_envs=2, render_mode="rgb_array", size=16, **asked)
+    for one in (made, *vector.envs):
+        assert one.get_wrapper_attr("_max_episode_steps") == one.spec.max_episode_steps == limit
+        assert one.unwrapped.max_episode_steps == 500
+    made.close()
+    vector.close()
+
+
+def test_a_time_limit_beyond_the_horizon_is_refused_by_gymnasium_too() -> None:
+    for make in (gymnasium.make, gymnasium.make_vec):
+        with pytest.raises(SettingError, match="max_episode_steps=600: reach-v3 runs from 1 to 500 steps"):
+            make("lerobot_env_pixio/reach-v3", size=16, max_episode_steps=600)
+    made = gymnasium.make("lerobot_env_pixio/reach-v3", size=16, max_episode_steps=-1)  # no limit but the horizon
+    made.close()
 
 
 def test_equal_seeds_give_equal_physics_and_pixels_whatever_went_before(
