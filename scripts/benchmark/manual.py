@@ -3,9 +3,10 @@
 import inspect
 import re
 import shlex
-import sys
 import textwrap
 from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
 
 from benchmark.settings import Benchmark
 
@@ -32,8 +33,8 @@ def explain(error: Exception) -> str:
 
 
 def command() -> str:
-    """What was typed."""
-    return shlex.join(["scripts/run_benchmark.py", *sys.argv[1:]])
+    """What was typed, as hydra tells it: in a job of a cluster, ``sys.argv`` is that of the launcher."""
+    return shlex.join(["scripts/run_benchmark.py", *HydraConfig.get().overrides.task])
 
 
 def _entry(name: str, text: str) -> str:

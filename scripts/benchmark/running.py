@@ -6,6 +6,7 @@ from benchmark.cells import Worked, count_done, plan_cells, work
 from benchmark.claims import check_report, claim
 from benchmark.settings import CONTROLS, Benchmark
 from lerobot_env_pixio import check_rendering
+from pixio_robot.errors import PixioRobotError
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +23,7 @@ def run(config: Benchmark, *, command: str) -> None:
     """Fill in the cells that are not done, unless only the report is asked for; then write that.
 
     Raises:
-        PixioRobotError: Settings that cannot be run, or another benchmark's folder.
-        SystemExit: Some cells broke.
+        PixioRobotError: Settings that cannot be run, another benchmark's folder, or some cells broke; says which.
     """
     config.check()
     for name in CONTROLS:
@@ -48,7 +48,6 @@ def run(config: Benchmark, *, command: str) -> None:
     print(f"{count_done(config.folder, cells)} of {len(cells)} cells are done. Report: {page}")
     if worked.elsewhere:
         print(f"{len(worked.elsewhere)} cells are in other processes' hands; the last of them writes the full report.")
-    for cell, error in worked.failed.items():
-        print(f"{cell.name} broke: {error}")
-    if worked.failed:
-        raise SystemExit(1)
+    if worked.failed:  # as an exception, which comes home from a job of a cluster, as an exit code does not
+        broke = "; ".join(f"{cell.name}, {error.splitlines()[0]}" for cell, error in worked.failed.items())
+        raise PixioRobotError(f"{len(worked.failed)} of {len(cells)} cells broke: {broke}")

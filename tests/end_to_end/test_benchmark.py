@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
-from benchmark import reporting, results, running
-from benchmark.cells import Cell, cell_folder, count_done, finish, is_done, plan_cells, work
+from benchmark import command, manual, reporting, results, running
+from benchmark.cells import Cell, Worked, cell_folder, count_done, finish, is_done, plan_cells, work
 from benchmark.claims import claim
 from benchmark.remembering import EARLIER, RememberingEnv
 from benchmark.settings import Benchmark, Training
 
 from lerobot_env_pixio import EpisodeRecord, make_env, provenance, read_records, write_records
-from pixio_robot.errors import DataError, SettingError, UnknownNameError
+from pixio_robot.errors import DataError, PixioRobotError, SettingError, UnknownNameError
 
 SCENES = range(1_000_000, 1_000_020)
 
@@ -197,6 +199,27 @@ def test_what_is_done_is_not_done_again_and_a_cell_that_breaks_stops_no_other(ma
     assert filled[5:] == ["state"]
     assert not second.failed
     assert count_done(tmp_path, cells) == 5
+
+
+def test_cells_that_break_are_named_by_an_error_that_a_job_can_send_home(make_config: Any, monkeypatch: Any) -> None:
+    config = make_config(tasks=["metaworld/reach"], seeds=[0])
+    broken = Worked(failed={plan_cells(config)[2]: "DataError: no state\nof any kind"}, elsewhere=[])
+    monkeypatch.setattr(running, "check_rendering", lambda: None)
+    for check in ("arms.check_arms", "tasks.check_tasks"):
+        monkeypatch.setattr(f"benchmark.{check}", lambda _: None)
+    monkeypatch.setattr(running, "work", lambda *_: broken)
+    with pytest.raises(PixioRobotError) as caught:
+        running.run(config, command="")
+    assert str(caught.value) == "1 of 5 cells broke: metaworld-reach-v3/act/state-0, DataError: no state"
+
+
+def test_a_job_of_a_cluster_tells_the_command_that_was_typed(monkeypatch: Any) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    words = ["tier=smoke", "tasks=[metaworld/reach]", "worker=3", "hydra.job.name=mine"]
+    with initialize_config_dir(str(command.SCRIPTS / "benchmark" / "conf"), version_base="1.3"):
+        HydraConfig.instance().set_config(compose("config", words, return_hydra_config=True))
+    monkeypatch.setattr(sys, "argv", ["_submit.py", "/outputs/slurm/123"])
+    assert manual.command() == "scripts/run_benchmark.py tier=smoke 'tasks=[metaworld/reach]' worker=3"
 
 
 def test_a_killed_process_leaves_its_cell_to_the_next(make_config: Any, tmp_path: Path) -> None:
