@@ -42,6 +42,7 @@ from tqdm import tqdm
 
 from lerobot_env_pixio import (
     collect_demonstrations,
+    find_task,
     make_env,
     read_records,
     rollout,
@@ -116,6 +117,7 @@ class Cell:
 def main() -> None:
     """Fill in the cells that are asked for, then write the table of all that are there."""
     options = parse_options()
+    options.task = find_task(SUITE, options.task).name  # before the folder is claimed for it
     torch.set_num_threads(1)
     claim(options)
     demonstrations = collect_demonstrations(

@@ -60,3 +60,21 @@ def test_a_folder_is_of_one_comparison(options: argparse.Namespace) -> None:
     options.batch_size = 8
     with pytest.raises(DataError, match="batch_size: 4 there, 8 wanted"):
         script.claim(options)
+
+
+def test_a_task_is_looked_up_before_the_folder_is_claimed_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A typo leaves no trace, and a task's short name is the same task."""
+    asked: list[str] = []
+    monkeypatch.setattr(script, "collect_demonstrations", lambda folder, suite, task, **_: asked.append(task))
+    monkeypatch.setattr(script, "fill_cell", lambda *_: None)
+    words = ["compare_policies.py", "--folder", str(tmp_path / "out"), "--task"]
+    monkeypatch.setattr(sys, "argv", [*words, "pick-plcae"])
+    with pytest.raises(SystemExit, match="Did you mean 'pick-place-v3'"):
+        script.main()
+    assert not (tmp_path / "out").exists()
+    for name in ("pick-place", "pick-place-v3"):
+        monkeypatch.setattr(sys, "argv", [*words, name])
+        script.main()
+    assert asked == ["pick-place-v3"] * 2
