@@ -72,8 +72,15 @@ class Plan:
 
 
 def run(plans: Sequence[Plan], folder: Path, *, workers: int) -> None:
-    """Run every stage of every plan, print the tables, and write ``report.html``."""
+    """Run every stage of every plan, print the tables, and write ``report.html``.
+
+    Raises:
+        SettingError: No workers.
+    """
+    if workers < 1:
+        raise SettingError(f"workers={workers}: must be at least 1.")
     started = time.monotonic()
+    folder = folder.resolve()  # so that the random arm is the same run from another working directory
     torch.set_num_threads(workers)
     CONSOLE.rule("[bold]pixio-robot: from rendered pixels to a measured policy")
     arms = make_arms(folder)
@@ -170,13 +177,14 @@ def run_arm(plan: Plan, arm: Arm, folder: Path, workers: int) -> report.ArmResul
         encoder=arm.encoder,
     )
     records = measure(plan, arm, home, workers)
+    film = home / "videos" / Path(records[0].video or "").name  # the record's path is of the working directory then
     return report.ArmResult(
         name=arm.name,
         label=arm.label,
         color=arm.color,
         records=records,
         losses=[(int(line["step"]), line["loss"]) for line in log],
-        video=Path(records[0].video).read_bytes() if records[0].video else None,
+        video=film.read_bytes() if film.is_file() else None,
     )
 
 
