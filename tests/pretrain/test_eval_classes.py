@@ -130,6 +130,18 @@ def test_knn_from_folders_and_from_shards_agree_and_are_far_above_chance(
     assert read_record(evaluate(other))["metrics"] == record["metrics"]
 
 
+@pytest.mark.parametrize("side", [0, 64, 256])
+def test_knn_sees_as_much_of_a_picture_at_any_side(
+    make: Callable[..., EvalConfig], monkeypatch: pytest.MonkeyPatch, side: int
+) -> None:
+    from pixio_pretrain.evaluation import knn
+
+    real, views = knn.centre_view, []
+    monkeypatch.setattr(knn, "centre_view", lambda side, resize: views.append((side, resize)) or real(side, resize))
+    evaluate(make("knn", neighbours=[5], side=side))
+    assert views == [(side or 32, side or 32)]
+
+
 def test_features_go_on_where_they_were_stopped(
     make: Callable[..., EvalConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

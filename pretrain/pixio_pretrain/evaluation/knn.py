@@ -27,7 +27,8 @@ class KnnConfig:
         temperature: Each neighbour's weight is exp(cosine / temperature).
         features: "classes" (mean class token) or "patches" (mean patch) of the last block.
         norm: Apply the encoder's final norm; Pixio reads class tokens without it.
-        resize: Shorter side in pixels before the centre is cut out.
+        resize: Shorter side in pixels before the centre is cut out; 0 takes the crop's own, so that all of a square
+            image is seen, as Pixio at 256 sees it.
         side: Side of the centre crop in pixels; 0 takes the encoder's own.
     """
 
@@ -36,7 +37,7 @@ class KnnConfig:
     temperature: float = 0.07
     features: str = "classes"
     norm: bool = False
-    resize: int = 256
+    resize: int = 0
     side: int = 0
 
     def __post_init__(self) -> None:
