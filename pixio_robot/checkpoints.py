@@ -141,8 +141,12 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _find_folder(folder: Path) -> Path:
-    """The folder itself, or the one inside it, that holds an encoder."""
+def encoder_folder(folder: Path) -> Path:
+    """Find the folder that holds an encoder: this one itself, or the only one inside it, as in a run's.
+
+    Raises:
+        CheckpointError: If none does, or several do.
+    """
     if (folder / "config.json").is_file():
         return folder
     inside = sorted(file.parent for file in folder.glob("*/config.json"))
@@ -157,7 +161,7 @@ def _find_folder(folder: Path) -> Path:
 
 
 def _read_folder(folder: Path, provenance: Mapping[str, Any]) -> Encoder:
-    folder = _find_folder(folder)
+    folder = encoder_folder(folder)
     config_file = folder / "config.json"
     try:
         config = json.loads(config_file.read_text())

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,7 @@ def test_coco_is_trained_without_images_without_objects(root: Callable[[str], Pa
 def test_a_detector_starts_from_the_encoder_and_its_pyramid(encoder: Path) -> None:
     loaded = load_encoder(encoder)
     options: dict[str, Any] = {"layout": "fpn", "classes": 2, "sizes": (64,), "longest": 96}
-    detector, levels = build_detector(loaded, encoder, **options, trained_norms=False)
+    detector, levels = build_detector(loaded, encoder / "fpn.safetensors", **options, trained_norms=False)
     assert levels == 3
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     maps = detector.backbone.stages((images - 0.5) / 0.25)
@@ -242,13 +243,31 @@ def test_a_detector_starts_from_the_encoder_and_its_pyramid(encoder: Path) -> No
     assert torch.equal(detector.backbone.stages.embedder.embedder.normalization.running_mean, statistics)
 
 
+def test_a_pyramid_is_found_in_a_run_and_is_part_of_what_decides_the_result(encoder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(encoder, run / "encoder")
+    told = {}
+    for layout, place in (("fpn", run), ("fpn", run / "encoder"), ("c4", run)):
+        task = TASKS["detection"](layout=layout)
+        config = EvalConfig(encoder=str(place), data=str(tmp_path), task=task, precision="fp32")
+        job = Job(config=config, encoder=load_encoder(place), folder=tmp_path)
+        assert job.pyramid == (run / "encoder" / "fpn.safetensors" if layout == "fpn" else None)
+        told[layout, place] = job.identity({}).get("pyramid")
+    assert told["fpn", run] == told["fpn", run / "encoder"] is not None
+    assert told["c4", run] is None
+    save_file(build_fpn((16, 32, 32), FPN_WIDTH).state_dict(), run / "encoder" / "fpn.safetensors")
+    config = EvalConfig(encoder=str(run), data=str(tmp_path), task=TASKS["detection"](layout="fpn"), precision="fp32")
+    other = Job(config=config, encoder=load_encoder(run), folder=tmp_path).identity({})
+    assert other["pyramid"] != told["fpn", run]
+
+
 def test_what_is_no_detector_is_refused(encoder: Path, tmp_path: Path, root: Callable[[str], Path]) -> None:
     options: dict[str, Any] = {"layout": "fpn", "classes": 2, "sizes": (64,), "longest": 96, "trained_norms": True}
     with pytest.raises(SettingError, match="family 'pixio'"):
         build_detector(create_encoder("pixio_vitt16", seed=0), None, **options)
     save_file(build_fpn((8, 8), FPN_WIDTH).state_dict(), tmp_path / "fpn.safetensors")
     with pytest.raises(CheckpointError, match=r"fits no pyramid of width 256.*inner_blocks\.2"):
-        build_detector(load_encoder(encoder), tmp_path, **options)
+        build_detector(load_encoder(encoder), tmp_path / "fpn.safetensors", **options)
     with pytest.raises(DataError, match=r"(?s)VOC2007/ImageSets/Main/trainval\.txt.*Expected"):
         BOX_SETS["voc"](tmp_path, "train", official=False)
     make_voc(tmp_path / "voc")

@@ -1,7 +1,6 @@
 """Boxes around objects, on VOC and COCO: the encoder is fine-tuned inside of a Faster R-CNN."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,12 +89,11 @@ class Boxer:
 
     def __init__(self, config: DetectionConfig, job: Job, train: BoxSet) -> None:
         self.config, self.job, self.train, self.samples = config, job, train, len(train)
-        place = Path(job.config.encoder).expanduser()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(job.config.seed)
             self.module, self.levels = build_detector(
                 job.encoder,
-                place if place.is_dir() else None,
+                job.pyramid,
                 layout=config.layout,
                 classes=len(train.names),
                 sizes=tuple(config.sizes),

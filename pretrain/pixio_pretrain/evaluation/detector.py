@@ -21,8 +21,6 @@ RATIOS = (0.5, 1.0, 2.0)
 C4_SIZES = (32, 64, 128, 256, 512)
 FPN_SIZES = ((32,), (64,), (128,), (256,), (512,))
 FPN_WIDTH = 256
-PYRAMID = "fpn.safetensors"
-"""What pre-training writes beside an encoder that it trained with a pyramid."""
 
 
 class Stages(nn.Module):
@@ -83,7 +81,7 @@ class FixedNorms(FasterRCNN):
 
 def build_detector(
     encoder: Encoder,
-    folder: Path | None,
+    pyramid: Path | None,
     *,
     layout: str,
     classes: int,
@@ -95,7 +93,7 @@ def build_detector(
 
     Args:
         encoder: Its ResNet is copied.
-        folder: Where a pre-trained pyramid may lie beside it.
+        pyramid: A pre-trained pyramid's file, for "fpn".
         layout: "fpn" or "c4".
         classes: Number of classes, without the background.
         sizes: Shorter sides of images in pixels: one of them by chance in training, the last one in measuring.
@@ -107,7 +105,7 @@ def build_detector(
 
     Raises:
         SettingError: If the encoder is no ResNet of four stages.
-        CheckpointError: If the pyramid beside it fits no such detector.
+        CheckpointError: If the pyramid fits no such detector.
     """
     model = copy.deepcopy(getattr(encoder.backbone, "model", None))
     if encoder.spec.family != "resnet" or model is None or len(model.encoder.stages) != 4:
@@ -125,7 +123,7 @@ def build_detector(
     levels = 0
     if layout == "fpn":
         body = PyramidStages(Stages(model, last=4, every=True))
-        levels = load_pyramid(body.fpn, folder / PYRAMID) if folder and (folder / PYRAMID).is_file() else 0
+        levels = load_pyramid(body.fpn, pyramid) if pyramid else 0
         anchors = AnchorGenerator(FPN_SIZES, (RATIOS,) * len(FPN_SIZES))
         detector = FixedNorms(body, classes + 1, rpn_anchor_generator=anchors, **options)
     else:

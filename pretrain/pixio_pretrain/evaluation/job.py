@@ -1,5 +1,6 @@
 """One evaluation: an encoder, a data set, a task; what it found, as a record that tables are computed from."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from PIL import Image
 from pixio_pretrain.checkpoint import check_identity
 from pixio_pretrain.evaluation.baselines import open_encoder
 from pixio_pretrain.precision import autocast, resolve
+from pixio_robot.checkpoints import encoder_folder
 from pixio_robot.drafts import draft_of, write_whole
 from pixio_robot.encoder import ENCODERS, Encoder
 from pixio_robot.errors import DataError, SettingError
@@ -24,6 +26,9 @@ from pixio_robot.machine import machine_name
 from pixio_robot.runs import alone
 
 PACKAGES = ("torch", "torchvision", "transformers", "numpy", "pixio-robot", "pixio-pretrain")
+PYRAMID = "fpn.safetensors"
+"""What pre-training writes beside an encoder that it trained with a pyramid."""
+
 Values = NDArray[np.float64]
 
 
@@ -123,6 +128,15 @@ class Job:
         """Where it computes."""
         return torch.device(self.config.device)
 
+    @property
+    def pyramid(self) -> Path | None:
+        """The feature pyramid that was pre-trained with the encoder and lies beside it, if the task has one."""
+        place = Path(self.config.encoder).expanduser()
+        if getattr(self.config.task, "layout", None) != "fpn" or not place.is_dir():
+            return None
+        file = encoder_folder(place) / PYRAMID
+        return file if file.is_file() else None
+
     def autocast(self) -> torch.autocast:
         """Half precision where the settings ask for it."""
         return autocast(self.config.precision, self.device)
@@ -131,6 +145,8 @@ class Job:
         """What decides the result, by dotted name."""
         config = self.config
         flat = {f"task.{key}": value for key, value in asdict(config.task).items()}
+        if self.pyramid:
+            flat["pyramid"] = hashlib.sha256(self.pyramid.read_bytes()).hexdigest()
         return flat | {
             "encoder": self.encoder.fingerprint,
             "seed": config.seed,

@@ -22,6 +22,9 @@ PERCENT = ("top1", "top5", "delta", "miou", "iou", "ap")
 COARSE = ("_cm", "_px", "_deg")
 """Ends of the names of metrics of which one decimal is enough."""
 
+OWN = ("encoder", "pyramid", "seed", "data")
+"""Settings in which records of one table differ."""
+
 PICTURED = 6
 
 
@@ -61,7 +64,7 @@ def write_report(folder: Path) -> Path:
     found = sorted(((read_record(file), file.parent) for file in files), key=lambda pair: pair[0]["date"])
     tables: dict[str, dict[str, list[tuple[dict[str, Any], Path]]]] = {}
     for record, home in found:
-        settings = {key: value for key, value in record["settings"].items() if key not in ("encoder", "seed", "data")}
+        settings = {key: value for key, value in record["settings"].items() if key not in OWN}
         key = json.dumps([record["task"], settings, record["data"]], sort_keys=True)
         tables.setdefault(key, {}).setdefault(record["encoder"]["name"], []).append((record, home))
     sections = [_section([_row(name, seeds) for name, seeds in rows.items()]) for rows in tables.values()]
