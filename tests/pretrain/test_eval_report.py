@@ -11,14 +11,23 @@ from pixio_pretrain.probe.resampling import interval
 from pixio_robot.errors import DataError
 
 
-def write(folder: Path, name: str, right: np.ndarray, **settings: object) -> None:
-    home = folder / "knn-imagenet" / name
+def write(
+    folder: Path,
+    name: str,
+    right: np.ndarray,
+    *,
+    place: str | None = None,
+    weights: str | None = None,
+    seed: int = 0,
+    **settings: object,
+) -> None:
+    home = folder / "knn-imagenet" / (place or name)
     home.mkdir(parents=True)
     np.savez(home / "images.npz", top1=right)
     record = {
         "task": "knn-imagenet",
-        "encoder": {"name": name, "fingerprint": name * 16},
-        "seed": 0,
+        "encoder": {"name": name, "fingerprint": weights or name * 16},
+        "seed": seed,
         "date": "2026-01-01",
         "machine": "here",
         "versions": {"torch": "2"},
@@ -69,6 +78,21 @@ def test_a_report_compares_by_image_and_only_what_is_comparable(tmp_path: Path) 
     row, difference = (line for table in tables for line in table.splitlines() if line.startswith("| b |"))
     assert f"| {100 * better.mean():.1f} % [" in row
     assert "| +5.0 % [+" in difference
+
+
+def test_a_line_is_of_one_encoder(tmp_path: Path) -> None:
+    right, wrong = np.ones(8), np.zeros(8)
+    write(tmp_path, "run", right, place="1", weights="a" * 32)
+    write(tmp_path, "run", wrong, place="2", weights="b" * 32)
+    write(tmp_path, "random:vit", right, place="3", weights="c" * 32)
+    write(tmp_path, "random:vit", wrong, place="4", weights="d" * 32, seed=1)
+    write_report(tmp_path)
+    rows = [line.split("|")[1:3] for line in (tmp_path / "results.md").read_text().splitlines() if " % [" in line]
+    cells = {name.strip(): value.split("[")[0].strip() for name, value in rows[:3]}
+    assert cells == {"run (aaaaaaaa)": "100.0 %", "run (bbbbbbbb)": "0.0 %", "random:vit": "50.0 %"}
+    write(tmp_path, "run", right, place="5", weights="a" * 32)
+    with pytest.raises(DataError, match="are both seed 0 of run"):
+        write_report(tmp_path)
 
 
 def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 
+from pixio_pretrain.evaluation.baselines import RANDOM
 from pixio_pretrain.evaluation.intervals import resampled
 from pixio_pretrain.evaluation.job import Values, read_record
 from pixio_pretrain.probe.resampling import interval, over_seeds
@@ -49,25 +52,27 @@ def write_report(folder: Path) -> Path:
     """Write ``report.html`` about all records below a folder, and its tables, ``results.md``; each whole or not at all.
 
     Records of one task share a table only if they were made by the same protocol on the same images. Seeds of one
-    encoder share a line. Differences are to the encoder that was measured first, paired by image. A metric called
-    "PART/NAME" goes to a table of that part.
+    encoder share a line: of the same weights, or of random ones, which a seed draws. Differences are to the encoder
+    that was measured first, paired by image. A metric called "PART/NAME" goes to a table of that part.
 
     Returns:
         The page.
 
     Raises:
-        DataError: If there are no records, or one cannot be read.
+        DataError: If there are no records, one cannot be read, or two are of one seed of one encoder.
     """
     files = sorted(folder.glob("*/*/record.json"))
     if not files:
         raise DataError(f"{folder.absolute()} holds no records; pixio-eval task=... folder={folder} makes some.")
     found = sorted(((read_record(file), file.parent) for file in files), key=lambda pair: pair[0]["date"])
-    tables: dict[str, dict[str, list[tuple[dict[str, Any], Path]]]] = {}
+    tables: dict[str, dict[tuple[str, str], list[tuple[dict[str, Any], Path]]]] = {}
     for record, home in found:
         settings = {key: value for key, value in record["settings"].items() if key not in OWN}
         key = json.dumps([record["task"], settings, record["data"]], sort_keys=True)
-        tables.setdefault(key, {}).setdefault(record["encoder"]["name"], []).append((record, home))
-    sections = [_section([_row(name, seeds) for name, seeds in rows.items()]) for rows in tables.values()]
+        name = record["encoder"]["name"]
+        weights = "" if name.startswith(RANDOM) else record["encoder"]["fingerprint"]
+        tables.setdefault(key, {}).setdefault((name, weights), []).append((record, home))
+    sections = [_section(_rows(lines)) for lines in tables.values()]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pixio_pretrain.evaluation", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -77,8 +82,19 @@ def write_report(folder: Path) -> Path:
     return page
 
 
+def _rows(lines: Mapping[tuple[str, str], Sequence[tuple[dict[str, Any], Path]]]) -> list[Row]:
+    """A row for each encoder; those of one name are told apart by their weights."""
+    names = Counter(name for name, _ in lines)
+    return [
+        _row(f"{name} ({weights[:8]})" if names[name] > 1 else name, seeds) for (name, weights), seeds in lines.items()
+    ]
+
+
 def _row(name: str, seeds: Sequence[tuple[dict[str, Any], Path]]) -> Row:
     seeds = sorted(seeds, key=lambda pair: pair[0]["seed"])
+    for (one, here), (other, there) in pairwise(seeds):
+        if one["seed"] == other["seed"]:
+            raise DataError(f"{here} and {there} are both seed {one['seed']} of {name}; remove one of them.")
     by_seed: dict[str, list[Values]] = {}
     for record, home in seeds:
         stratum = json.dumps(record["data"], sort_keys=True)
