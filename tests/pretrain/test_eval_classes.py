@@ -22,6 +22,7 @@ from pixio_pretrain.evaluation.baselines import PixelBackbone, open_encoder
 from pixio_pretrain.evaluation.finetune import FinetuneConfig, TunedClassifier
 from pixio_pretrain.evaluation.linear import LinearProbe
 from pixio_pretrain.evaluation.sets import open_classes
+from pixio_pretrain.evaluation.views import NoisyRandAugment
 from pixio_robot import create_encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError, UnknownNameError
 
@@ -281,6 +282,15 @@ def test_a_record_is_kept_and_guarded(make: Callable[..., EvalConfig]) -> None:
     assert read_record(evaluate(make("knn", **KNN)))["date"] == date
     with pytest.raises(CheckpointError, match=r"task.temperature \(there 0.07, now 0.1\)"):
         evaluate(make("knn", **KNN, temperature=0.1))
+
+
+def test_each_of_two_operations_is_applied_one_time_in_two() -> None:
+    augment = NoisyRandAugment()
+    augment.inner = [lambda count: count + 1] * augment.BINS
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        applied = [augment(0) for _ in range(1000)]
+    assert np.allclose(np.bincount(applied) / 1000, [0.25, 0.5, 0.25], atol=0.05)
 
 
 @pytest.mark.parametrize(("name", "batch", "lr"), [("linear", 16384, 6.4), ("finetune", 1024, 2e-3)])

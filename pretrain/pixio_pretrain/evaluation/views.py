@@ -35,7 +35,8 @@ def random_view(side: int) -> v2.Transform:
 class NoisyRandAugment(v2.Transform):
     """Two random operations of RandAugment (arXiv 1909.13719), of magnitude 9 of 10, deviating normally by 0.5.
 
-    The recipe of MAE's fine-tuning, "rand-m9-mstd0.5-inc1", with torchvision's list of operations for timm's.
+    The recipe of MAE's fine-tuning, "rand-m9-mstd0.5-inc1", with torchvision's list of operations for timm's. As in
+    timm, each of the two is left out by chance, one time in two.
     """
 
     BINS = 101
@@ -51,6 +52,8 @@ class NoisyRandAugment(v2.Transform):
         """Change an image."""
         (image,) = inputs
         for _ in range(2):
+            if torch.rand(()) < 0.5:
+                continue
             magnitude = 10 * (9 + 0.5 * torch.randn(()).item())
             image = self.inner[round(min(max(magnitude, 0), self.BINS - 1))](image)
         return image
