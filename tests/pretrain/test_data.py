@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
 from pixio_pretrain.data import Frames, open_frames, open_source, split_episodes
-from pixio_pretrain.data.crops import crop_image, draw_box
+from pixio_pretrain.data.crops import CHANCES, crop_image, draw_box, place_boxes
 from pixio_pretrain.data.folder import ImageFolder
 from pixio_pretrain.data.skips import Skipped
 from pixio_pretrain.data.store import FrameStore
@@ -217,17 +219,27 @@ def test_one_episode_cannot_be_split_and_two_always_can() -> None:
     assert held_out.size
 
 
-def test_crops_lie_inside_the_image_and_keep_their_share_of_it() -> None:
-    random = np.random.default_rng(0)
-    for _ in range(200):
-        left, top, right, bottom = draw_box((100, 60), 0.2, random)
-        assert 0 <= left < right <= 100
-        assert 0 <= top < bottom <= 60
-        width, height = right - left, bottom - top
-        assert width * height <= 6000
-        if width < 100 and height < 60:
-            assert width * height >= 0.2 * 6000 - 1e-6
-            assert 3 / 4 <= width / height <= 4 / 3
+@pytest.mark.parametrize(("size", "scale"), [((100, 60), 0.2), ((60, 60), 0.5), ((64, 70), 0.95), ((40, 150), 0.2)])
+def test_crops_lie_inside_the_image_and_keep_their_share_and_shape(size: tuple[int, int], scale: float) -> None:
+    left, top, right, bottom = place_boxes(np.random.default_rng(0).random((2000, CHANCES)), size, scale).T
+    assert min(left.min(), top.min()) >= 0
+    assert right.max() <= size[0] + 1e-9
+    assert bottom.max() <= size[1] + 1e-9
+    width, height = right - left, bottom - top
+    shares, shapes = width * height / (size[0] * size[1]), width / height
+    assert scale - 1e-9 <= shares.min() < shares.max() <= 1
+    assert 3 / 4 - 1e-9 <= shapes.min() < shapes.max() <= 4 / 3 + 1e-9
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        image = torch.empty(1, 10 * size[1], 10 * size[0])
+        crops = np.array([RandomResizedCrop.get_params(image, [scale, 1], [3 / 4, 4 / 3])[2:] for _ in range(2000)])
+    theirs = crops.prod(axis=1) / image.numel()
+    assert abs(shares.mean() - theirs.mean()) < 4 * shares.std() / 1000**0.5 + 1e-3
+
+
+def test_an_image_too_long_for_both_bounds_keeps_the_shape() -> None:
+    (box,) = place_boxes(np.random.default_rng(0).random((1, CHANCES)), (60, 200), 0.5)
+    assert box.tolist() == [0, 60, 60, 140]
 
 
 def test_a_crop_scale_of_one_takes_the_whole_of_a_square_frame(store: Path) -> None:

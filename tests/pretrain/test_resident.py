@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 
 from pixio_pretrain.data import Loader, ResidentFrames, Source, open_frames, open_source
 from pixio_pretrain.data.chance import Purpose, generator
-from pixio_pretrain.data.crops import crop_image, crop_images, place_boxes
+from pixio_pretrain.data.crops import CHANCES, crop_image, crop_images, place_boxes
 from pixio_pretrain.objectives import Objective, create_objective
 from pixio_robot.errors import DataError, SettingError
 
@@ -55,7 +55,7 @@ def test_crops_of_a_batch_are_pillows(height: int, width: int, side: int, scale:
     random = np.random.default_rng(seed)
     noise = random.integers(0, 256, size=(3, height, width, 3), dtype=np.uint8)
     images = np.stack([np.asarray(Image.fromarray(one).filter(ImageFilter.GaussianBlur(1))) for one in noise])
-    boxes = place_boxes(random.random((3, 4)), (width, height), scale)
+    boxes = place_boxes(random.random((3, CHANCES)), (width, height), scale)
     ours = crop_images(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(boxes), side)
     assert_alike(ours, crop_each(images, boxes, side))
 
@@ -70,7 +70,7 @@ def test_resident_frames_come_in_the_order_of_the_others_with_crops_of_their_own
     for number, one in enumerate(here):
         random = generator(3, Purpose.SAMPLE, 8 * number)
         images = np.stack([np.asarray(source.image(int(key.split("/")[1]))) for key in one.keys])
-        boxes = place_boxes(random.random((8, 4)), (40, 40), 0.3)
+        boxes = place_boxes(random.random((8, CHANCES)), (40, 40), 0.3)
         flips = random.random(8) < 0.5
         flipped += int(flips.sum())
         crops = crop_each(images, boxes, 32)

@@ -11,10 +11,17 @@ from torch import Tensor
 Box = tuple[float, float, float, float]
 """left, top, right, bottom, in pixels."""
 
+RATIOS = (3 / 4, 4 / 3)
+"""Bounds on width : height."""
+
+TRIES = 10
+CHANCES = 2 * TRIES + 2
+"""Uniform numbers that a box is placed with: an area and a shape for each try, then left and top."""
+
 
 def draw_box(size: tuple[int, int], scale: float, random: np.random.Generator) -> Box:
     """Draw one crop box, as ``place_boxes`` does."""
-    chance = random.random((1, 4)) if scale < 1 else np.zeros((1, 4))
+    chance = random.random((1, CHANCES)) if scale < 1 else np.zeros((1, CHANCES))
     return cast(Box, tuple(place_boxes(chance, size, scale)[0].tolist()))
 
 
@@ -22,23 +29,30 @@ def place_boxes(chance: NDArray[Any], size: tuple[int, int], scale: float) -> ND
     """Place crop boxes (left, top, right, bottom) in pixels.
 
     Args:
-        chance: Uniform numbers in [0, 1), [b 4]: for area, shape, left and top.
+        chance: Uniform numbers in [0, 1), [b CHANCES].
         size: Width and height of the images.
         scale: Smallest share of the area that a crop keeps. At 1 the box is the largest centred square.
 
     Returns:
         Boxes [b 4] inside the image: area uniform in [scale, 1] of the image's, width : height log-uniform in
-        [3/4, 4/3], shrunk to fit where it would reach over the edge.
+        ``RATIOS``. One that would reach over the edge is drawn again; where no try fits, it is the largest of an
+        allowed shape, in the centre. Only a box of an image too long for both bounds is smaller than ``scale``.
     """
     width, height = size
     if scale >= 1:
         side = min(size)
         left, top = (width - side) / 2, (height - side) / 2
         return np.tile(np.array([left, top, left + side, top + side]), (len(chance), 1))
-    area = (scale + (1 - scale) * chance[:, 0]) * width * height
-    shape = np.exp(np.log(3 / 4) + (np.log(4 / 3) - np.log(3 / 4)) * chance[:, 1])
-    w, h = np.minimum(np.sqrt(area * shape), width), np.minimum(np.sqrt(area / shape), height)
-    left, top = (width - w) * chance[:, 2], (height - h) * chance[:, 3]
+    ratio = min(max(width / height, RATIOS[0]), RATIOS[1])
+    boxes = np.tile(np.array([min(width, height * ratio), min(height, width / ratio), 0.5, 0.5]), (len(chance), 1))
+    area = (scale + (1 - scale) * chance[:, :TRIES]) * width * height
+    shape = RATIOS[0] * (RATIOS[1] / RATIOS[0]) ** chance[:, TRIES:-2]
+    w, h = np.sqrt(area * shape), np.sqrt(area / shape)  # b tries
+    fits = (w <= width) & (h <= height)
+    (rows,), first = fits.any(axis=1).nonzero(), fits.argmax(axis=1)
+    boxes[rows] = np.column_stack([w[rows, first[rows]], h[rows, first[rows]], chance[rows, -2:]])
+    w, h, x, y = boxes.T
+    left, top = (width - w) * x, (height - h) * y
     return np.stack([left, top, left + w, top + h], axis=1)
 
 

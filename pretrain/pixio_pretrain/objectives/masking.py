@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pixio_pretrain.data.crops import crop_image, crop_images, draw_box, place_boxes
+from pixio_pretrain.data.crops import CHANCES, crop_image, crop_images, draw_box, place_boxes
 from pixio_pretrain.data.samples import Batch, BatchMaker, Sample, SampleMaker
 from pixio_robot.encoder import EncoderSpec
 from pixio_robot.errors import ImageError, SettingError
@@ -190,7 +190,7 @@ def crop_all_with_noise(side: int, *, blocks: int, crop_scale: float, mirror: bo
 
     def make(images: Tensor, random: np.random.Generator) -> Batch:
         count, (height, width), device = len(images), images.shape[2:], images.device
-        boxes = place_boxes(random.random((count, 4)), (width, height), crop_scale)
+        boxes = place_boxes(random.random((count, CHANCES)), (width, height), crop_scale)
         crops = crop_images(images, torch.from_numpy(boxes).to(device), side)
         if mirror and crop_scale < 1:
             flip = torch.from_numpy(random.random(count) < 0.5).to(device)
