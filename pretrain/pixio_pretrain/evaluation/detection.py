@@ -40,7 +40,7 @@ class DetectionConfig:
         trained_norms: Train the batch norms, which wants some 16 images per step; else they stay as they were
             pre-trained.
         weight_decay: Of all weights.
-        recipe: See ``Recipe``; the defaults are the usual ones for VOC. COCO's "1x" is epochs=12.
+        recipe: See ``Recipe``; the defaults are the usual ones for VOC.
     """
 
     name: str = "detection"
