@@ -95,7 +95,15 @@ def write_encoders(run: Run, model: Objective, encoders: Mapping[str, Encoder], 
     config, folder, rows = run.config, run.folder, read_rows(run.folder, run.step)
     loss = mean_loss(model, run.held_out, run.autocast())
     samples = model.samples(crop_scale=config.views.crop_scale)
-    views = Loader(run.train, samples, batch_size=run.loader.batch_size, seed=config.seed)
+    views = Loader(
+        run.train,
+        samples,
+        batch_size=run.loader.batch_size,
+        seed=config.seed,
+        keep=run.loader.keep,
+        buffer=run.loader.buffer,
+        max_skipped=run.loader.skipped.limit,
+    )
     baselines = model.baselines(take(views, 4 * config.views.held_out_views), run.held_out)
     facts = _facts(run, model, command) | {"losses": _losses(loss, baselines), "picture": ""}
     picture = model.picture({key: value[:PICTURES] for key, value in run.held_out[0].items()})

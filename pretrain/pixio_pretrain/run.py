@@ -129,10 +129,17 @@ def start(config: RunConfig, world: World) -> Run:
     if found:
         check_identity(facts["identity"], identity, folder_of(config))
     train, held_out = map(model.prepare, source.split(config.views.held_out))
-    if curation and isinstance(train, Frames):
-        curation.check(map(train.key, range(len(train))))
+    if curation:
+        for images in (train, held_out):
+            if isinstance(images, Frames):
+                curation.check(map(images.key, range(len(images))))
+    reading: dict[str, Any] = {
+        "keep": curation.keep if curation else None,
+        "buffer": config.loading.shuffle_buffer,
+        "max_skipped": config.loading.max_skipped,
+    }
     samples = model.samples(crop_scale=1.0)
-    measured = list(take(Loader(held_out, samples, batch_size=part, seed=0), config.views.held_out_views))
+    measured = list(take(Loader(held_out, samples, batch_size=part, seed=0, **reading), config.views.held_out_views))
     flops = count_flops(model, measured[0])
     shared = spread(model, config.parallel, world)
     scale, resident = config.views.crop_scale, None
@@ -152,11 +159,9 @@ def start(config: RunConfig, world: World) -> Run:
             rank=world.rank,
             world=world.size,
             workers=0 if resident else config.loading.workers,
-            keep=curation.keep if curation else None,
-            buffer=config.loading.shuffle_buffer,
-            max_skipped=config.loading.max_skipped,
             pin_memory=world.device.type == "cuda" and not resident,
             resident=resident,
+            **reading,
         ),
         held_out=measured,
         model=model,

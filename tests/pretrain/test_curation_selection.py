@@ -14,11 +14,13 @@ from PIL import Image
 
 from pixio_pretrain import RunConfig, train
 from pixio_pretrain.checkpoint import save_checkpoint
+from pixio_pretrain.config import LoadingConfig
 from pixio_pretrain.curation import Curation, CurationConfig, read_table
 from pixio_pretrain.curation.command import main
 from pixio_pretrain.curation.scores import Scores
 from pixio_pretrain.curation.table import as_table
 from pixio_pretrain.data import Loader, open_source
+from pixio_pretrain.data.folder import ImageFolder
 from pixio_pretrain.distributed import World
 from pixio_pretrain.objectives import create_objective
 from pixio_robot.errors import DataError, SettingError
@@ -187,6 +189,33 @@ def test_the_command_scores_and_training_takes_what_the_rules_keep(
     seen = {key for _, loaded in zip(range(4), loader, strict=False) for key in loaded.keys}
     assert seen == {f"noise/{number}.png" for number in range(6)}
     assert not loader.skipped
+
+
+def test_measurements_and_baselines_ask_for_what_training_asks_for(
+    make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random, rows = np.random.default_rng(0), []
+    (tmp_path / "images").mkdir()
+    for number in range(16):
+        Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"images/{number}.png")
+        rows.append(Scores(key=f"{number}.png", histogram_score=number % 2, height=40, width=40))
+    build(tmp_path, rows)
+    told, asked = [], set()
+    plain, image = Loader.__init__, ImageFolder.image
+
+    def spy(loader: Loader, *words: Any, **settings: Any) -> None:
+        plain(loader, *words, **settings)
+        told.append((loader.keep is not None, loader.buffer, loader.skipped.limit))
+
+    monkeypatch.setattr(Loader, "__init__", spy)
+    monkeypatch.setattr(
+        ImageFolder, "image", lambda frames, index: asked.add(frames.key(index)) or image(frames, index)
+    )
+    curation = CurationConfig(table=str(tmp_path / "scores.parquet"), histogram_above=0.5)
+    loading = LoadingConfig(shuffle_buffer=5, max_skipped=7)
+    train(make_config(data=str(tmp_path / "images"), steps=3, curation=curation, loading=loading))
+    assert told == [(True, 5, 7)] * 3  # held out, trained on, and the baselines'
+    assert asked == {f"{number}.png" for number in range(1, 16, 2)}
 
 
 def test_tar_shards_are_scored_exported_and_curated_by_their_members(folder: Path, tmp_path: Path) -> None:
