@@ -120,6 +120,11 @@ def folder_of(config: RunConfig) -> Path:
 def start(config: RunConfig, world: World) -> Run:
     """Build a run, at its last checkpoint where there is one; errors as for ``train``."""
     part = divide_batch(config, world)
+    if config.optimizer.warmup >= config.steps:
+        raise SettingError(
+            f"optimizer.warmup={config.optimizer.warmup} is not below steps={config.steps}, so the learning rate would "
+            f"never reach its peak: say optimizer.warmup={config.steps // 20}, a twentieth of the steps."
+        )
     model: Objective = config.objective.build()
     model.initialize(torch.Generator().manual_seed(config.seed))
     source, curation, identity = open_data(config)

@@ -54,7 +54,7 @@ def make_config(store: Path, tmp_path: Path) -> Callable[..., RunConfig]:
             "evaluate_every": 3,
             "checkpoint_every": 2,
             "objective": PixioConfig(**tiny, drop_path=0.2),
-            "optimizer": OptimizerConfig(base_lr=0.1, warmup=2),
+            "optimizer": OptimizerConfig(base_lr=0.1, warmup=min(2, changes.get("steps", 6) - 1)),
             "views": ViewsConfig(held_out=0.25, held_out_views=12),
             "log": LogConfig(every=1, trackers=[]),
         }

@@ -41,7 +41,14 @@ def test_the_command_trains_where_it_is_told_and_litters_nowhere(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    wanted = ["steps=2", "batch_size=4", "views.held_out_views=8", "folder=here", "log.trackers=[]"]
+    wanted = [
+        "steps=2",
+        "optimizer.warmup=1",
+        "batch_size=4",
+        "views.held_out_views=8",
+        "folder=here",
+        "log.trackers=[]",
+    ]
     call(monkeypatch, "train", "run=vitt16_metaworld", f"data={store}", *SIZES, *wanted)
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
     assert Path.cwd() == tmp_path
@@ -86,6 +93,7 @@ def test_plan_prints_what_a_run_would_cost(monkeypatch: pytest.MonkeyPatch, caps
         (["run=vitt16_metaworld", "data=/nowhere"], "There is nothing at /nowhere", 1),
         (["run=vitt16_metaworld", "data=/no/a-{0..9}.tar"], "There are no tar shards at /no/a-0.tar", 1),
         (["run=vitt16_metaworld", "data=/nowhere", "steps=0"], "steps must be at least 1", 1),
+        (["run=vitt16_metaworld", "data=x", "steps=200"], "optimizer.warmup=300 is not below steps=200", 1),
         (["run=vitt16_metaworld", "objective.name=mea", "data=x"], "No objective is called 'mea'", 1),
         (["run=vitt16_metaworld"], "data is missing: add data=...", 1),
         (["data=x"], "You must specify 'run'", 2),

@@ -230,7 +230,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_how_much_is_needed(
     [
         ({"batch_size": 4}, r"batch_size \(there 8, now 4\)"),
         ({"views": ViewsConfig(crop_scale=0.9)}, r"views.crop_scale \(there 0.5, now 0.9\), views.held_out \("),
-        ({"optimizer": OptimizerConfig(base_lr=1.0, warmup=2)}, r"optimizer.base_lr \(there 0.1, now 1.0\)"),
+        ({"optimizer": OptimizerConfig(base_lr=1.0, warmup=1)}, r"optimizer.base_lr \(there 0.1, now 1.0\)"),
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])
