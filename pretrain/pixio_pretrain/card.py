@@ -1,6 +1,7 @@
 """What a finished run hands over: its encoders, each with a model card and the evidence beside it."""
 
 import datetime as dt
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,7 +19,10 @@ from pixio_pretrain.objectives import Objective
 from pixio_pretrain.probe import probe_task
 from pixio_pretrain.run import Run
 from pixio_robot.encoder import Encoder
+from pixio_robot.errors import DataError
 from pixio_robot.machine import device_name
+
+logger = logging.getLogger(__name__)
 
 PICTURES = 8
 SHORT = 6
@@ -81,7 +85,7 @@ none trained on):
 
 @torch.no_grad()
 def write_encoders(run: Run, model: Objective, encoders: Mapping[str, Encoder], *, command: str) -> float:
-    """Measure a finished run and write each encoder with model card and pictures; ``config.json`` comes last.
+    """Measure a finished run and write its encoders, and then, beside each, model card and pictures.
 
     Args:
         run: At its last step; its folder comes to hold one folder per encoder.
@@ -109,14 +113,7 @@ def write_encoders(run: Run, model: Objective, encoders: Mapping[str, Encoder], 
     picture = model.picture({key: value[:PICTURES] for key, value in run.held_out[0].items()})
     if picture:
         facts["picture"] = f"\n{model.picture_meaning}\n\n![What the model makes of them](picture.png)\n"
-    for name, encoder in encoders.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        draw_loss(folder / name / "loss_curve.png", rows, baselines)
-        if picture:
-            picture.save(folder / name / "picture.png", optimize=True)
-        (folder / name / "README.md").write_text(
-            CARD.format(**facts, **_describe(encoder), probe=_probe(encoder, name, model, run))
-        )
+    for encoder in encoders.values():
         encoder.provenance |= {
             "licence": config.licence,
             "weights": "trained",
@@ -126,6 +123,13 @@ def write_encoders(run: Run, model: Objective, encoders: Mapping[str, Encoder], 
             "held_out": {"loss": loss, **baselines},
         }
     model.save_encoders(encoders, folder)
+    for name, encoder in encoders.items():
+        draw_loss(folder / name / "loss_curve.png", rows, baselines)
+        if picture:
+            picture.save(folder / name / "picture.png", optimize=True)
+        (folder / name / "README.md").write_text(
+            CARD.format(**facts, **_describe(encoder), probe=_probe(encoder, name, model, run))
+        )
     return loss
 
 
@@ -185,7 +189,7 @@ def _short_facts(described: Mapping[str, Any]) -> list[str]:
 
 
 def _probe(encoder: Encoder, name: str, model: Objective, run: Run) -> str:
-    """The card's paragraph on the task probe; empty where images do not say their task."""
+    """The card's paragraph on the task probe; empty where images do not say their task, or are too few to tell."""
     source = run.source
     if not isinstance(source, Frames) or source.tasks is None:
         return ""
@@ -193,7 +197,11 @@ def _probe(encoder: Encoder, name: str, model: Objective, run: Run) -> str:
     fresh.initialize(torch.Generator().manual_seed(0))
     split = split_episodes(source.episodes, run.config.views.held_out)
     candidates = {"trained": encoder, "random": fresh.encoders[name].to(run.world.device)}
-    results = {title: probe_task(candidate, source, *split) for title, candidate in candidates.items()}
+    try:
+        results = {title: probe_task(candidate, source, *split) for title, candidate in candidates.items()}
+    except DataError as error:
+        logger.warning("The model card of %s goes without the task probe: %s", name, error)
+        return ""
     trained = results["trained"]
     return PROBE.format(classes=trained.classes, frames=trained.frames, episodes=trained.episodes, **results)
 

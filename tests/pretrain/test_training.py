@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
 from transformers import PixioModel
 
@@ -84,6 +85,40 @@ def test_the_model_card_of_joined_sources_names_both(make_config: MakeConfig, st
     part = "(kind frame store, frames 48, suite squares, tasks red and green and blue)"
     assert f"kind joined sources, frames 96, {part}, {part}, 24 episodes" in card.replace(", complete True", "")
     assert "Which of 6 tasks" in card
+
+
+def write_store(folder: Path, *, side: int, episodes: int) -> str:
+    """Write a frame store of two tasks."""
+    frames = np.random.default_rng(0).integers(0, 256, size=(2 * episodes, side, side, 3), dtype=np.uint8)
+    group = zarr.create_group(folder, attributes={"tasks": ["one", "other"], "complete": True})
+    group.create_array("frames", data=frames)
+    group.create_array("episode", data=np.arange(episodes, dtype=np.int32).repeat(2))
+    group.create_array("task", data=(np.arange(episodes) % 2).astype(np.int16).repeat(2))
+    return str(folder)
+
+
+def test_frames_of_several_sizes_are_probed(make_config: MakeConfig, store: Path, tmp_path: Path) -> None:
+    data = f"{store}+{write_store(tmp_path / 'small.zarr', side=36, episodes=4)}"
+    assert "Which of 5 tasks" in (train(make_config(steps=2, data=data)) / "README.md").read_text()
+
+
+def test_a_probe_that_cannot_be_is_left_out(
+    make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = train(make_config(steps=2, data=write_store(tmp_path / "two.zarr", side=40, episodes=2)))
+    assert "Which of" not in (folder / "README.md").read_text()
+    assert "goes without the task probe: All frames belong to one episode" in caplog.text
+
+
+def test_encoders_are_written_before_their_evidence(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> str:
+        raise RuntimeError("no evidence")
+
+    monkeypatch.setattr("pixio_pretrain.card._probe", broken)
+    config = make_config(steps=2)
+    with pytest.raises(RuntimeError, match="no evidence"):
+        train(config)
+    assert load_encoder(config.folder).provenance["held_out"]["loss"] > 0
 
 
 def test_steps_are_compiled_and_looks_are_not(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,9 +43,13 @@ class Look:
     ) -> Iterator[tuple[NDArray[np.int64], Tokens]]:
         """Look at whole frames, a batch at a time: their rows, and their tokens in float32 on the CPU."""
         for chunk in np.array_split(rows, -(-len(rows) // batch_size)):
-            images = torch.from_numpy(np.stack([np.asarray(frames.image(row)) for row in chunk])).permute(0, 3, 1, 2)
-            seen = self.see(resize(images, (self.side, self.side)))
+            seen = self.see(torch.cat([self._read(frames, row) for row in chunk]))
             yield chunk, seen.map(lambda part: part.float().cpu())
+
+    def _read(self, frames: Frames, row: int) -> Tensor:
+        """Read a frame and resize it, since those of joined sources differ in size: uint8 [1 3 side side]."""
+        image = torch.from_numpy(np.array(frames.image(row))).permute(2, 0, 1)[None]
+        return resize(image, (self.side, self.side))
 
     def features(self, tokens: Tokens) -> dict[str, Tensor]:
         """Make vectors of tokens, by name, each [b f].
