@@ -1,3 +1,4 @@
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AutoModel, PixioModel, ViTMAEModel
 
 from pixio_pretrain.objectives import create_objective
@@ -17,6 +19,7 @@ from pixio_pretrain.speed import count_flops
 from pixio_robot import Encoder, create_encoder, load_encoder
 from pixio_robot.errors import CheckpointError, ImageError, SettingError, UnknownNameError
 from pixio_robot.images import normalize
+from pixio_robot.tokens import Tokens
 
 SIZES: dict[str, Any] = {"depth": 2, "heads": 2, "patch_size": 4, "image_size": 16, "class_tokens": 3}
 
@@ -207,6 +210,31 @@ def test_the_baseline_is_zero_where_all_images_are_one_and_its_tokens_alike(make
         model.teacher.backbone.get_parameter("pos_embed").fill_(0.5)
     (value,) = model.baselines(batches, batches).values()
     assert value == pytest.approx(0.0, abs=1e-5)
+
+
+@torch.no_grad()
+def test_the_baseline_is_of_all_batches_and_keeps_the_tokens_of_none(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, kept, alive = make({"small": student()}), [], []
+    batches = [{"images": torch.roll(pictures(), number, dims=3) // (number + 1)} for number in range(6)]
+    known = [model.teach(batch["images"]) for batch in batches]
+    directions = [tokens.map(lambda part: F.normalize(part, dim=-1)) for tokens in known[:5]]
+    classes = torch.stack([tokens.classes for tokens in directions]).mean(dim=(0, 1))
+    patches = torch.stack([tokens.patches for tokens in directions]).mean(dim=(0, 1, 2))
+    wanted = (distance(classes, known[5].classes) + distance(patches, known[5].patches)) / 2
+    teach = model.teach
+
+    def spy(images: Tensor) -> Tokens:
+        alive.append(sum(tokens() is not None for tokens in kept))
+        tokens = teach(images)
+        kept.append(weakref.ref(tokens.patches))
+        return tokens
+
+    monkeypatch.setattr(model, "teach", spy)
+    (value,) = model.baselines(batches[:5], batches[5:]).values()
+    assert value == pytest.approx(wanted.item(), abs=1e-5)
+    assert max(alive) == 0
 
 
 @pytest.mark.parametrize(

@@ -290,10 +290,11 @@ class Distillation(Objective):
 
         All patches have one direction in common.
         """
-        seen = [self.teach(self._check(batch["images"])) for batch in train]
-        seen = [tokens.map(lambda part: F.normalize(part.float(), dim=-1)) for tokens in seen]
-        classes = torch.stack([tokens.classes.mean(dim=0) for tokens in seen]).mean(dim=0)  # c d
-        patches = torch.stack([tokens.patches.mean(dim=(0, 1)) for tokens in seen]).mean(dim=0)  # d
+        classes = patches = torch.zeros((), device=next(self.students.parameters()).device)
+        for number, batch in enumerate(train, start=1):
+            tokens = self.teach(self._check(batch["images"])).map(lambda part: F.normalize(part.float(), dim=-1))
+            classes = classes + (tokens.classes.mean(dim=0) - classes) / number  # c d
+            patches = patches + (tokens.patches.mean(dim=(0, 1)) - patches) / number  # d
         total, count = 0.0, 0
         for batch in held_out:
             tokens = self.teach(self._check(batch["images"]))
