@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
@@ -29,6 +30,9 @@ for _name, _node in OBJECTIVES.items():
     ConfigStore.instance().store(group="objective", name=_name, node=_node)
 
 WRONG_WORDS, FAILED = 2, 1
+
+PLACES = ("data", "folder", "encoder", "curation.table", "objective.teacher")
+"""Settings that are paths or names of weights."""
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -59,7 +63,7 @@ def _with_hydra(task: Callable[[], None], manual: Callable[[], str]) -> Callable
             sys.stdout.write(manual())
             return
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, instead of being printed
-        sys.argv[1:] = map(_quote_braces, words)
+        sys.argv[1:] = map(quote_place, words)
         try:
             task()
         except (HydraException, OmegaConfBaseException, PixioRobotError) as error:
@@ -69,10 +73,18 @@ def _with_hydra(task: Callable[[], None], manual: Callable[[], str]) -> Callable
     return start
 
 
-def _quote_braces(word: str) -> str:
-    """Put the quotes around a location that hydra wants where braces are meant, and no dictionary."""
+def quote_place(word: str) -> str:
+    """Put quotes around a place: to hydra's grammar 2024_10 is a number, {a} a dictionary, and ~ or é an error.
+
+    What is quoted stays as it is, and so do null, interpolations, and a sweep: commas that no braces are around.
+    """
     key, _, value = word.partition("=")
-    return f'{key}="{value}"' if key == "data" and "{" in value and value[0] not in "\"'" else word
+    if key.lstrip("+") not in PLACES or value in ("", "null") or value[0] in "\"'" or "${" in value:
+        return word
+    if "," in re.sub(r"{[^{}]*}", "", value):
+        return word
+    quote = "'" if '"' in value else '"'
+    return f"{key}={quote}{value}{quote}"
 
 
 def _export(words: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from pixio_pretrain import RunConfig, cli
 from pixio_pretrain.manual import run_names, train_help
@@ -117,6 +118,33 @@ def test_a_wrong_word_is_answered_without_a_traceback(
     assert exit_.value.code == code
     assert said.startswith(f"pixio-pretrain: {answer}")
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("word", "given"),
+    [
+        ("data=~/x", "~/x"),
+        ("data=train-[ab].tar", "train-[ab].tar"),
+        ("data=a-{0..9}.tar", "a-{0..9}.tar"),
+        ("data={a,b}.tar", "{a,b}.tar"),
+        ("data=s3://bucket/a?b=c&d#e", "s3://bucket/a?b=c&d#e"),
+        ("++encoder=Modèles/pixio", "Modèles/pixio"),
+        ("folder=2024_10", "2024_10"),
+        ("curation.table=true", "true"),
+        ("curation.table=null", None),
+        ("objective.teacher=facebook/pixio-vitb16", "facebook/pixio-vitb16"),
+        ('folder=say "so"', 'say "so"'),
+        ("data='a b'", "a b"),
+        ('data="{a,b}"', "{a,b}"),
+        ("folder=out/${seed}", "out/${seed}"),
+        ("data=a,b", ["a", "b"]),
+        ("steps=2024_10", 202410),
+    ],
+)
+def test_a_place_means_what_it_says(word: str, given: object) -> None:
+    (override,) = OverridesParser.create().parse_overrides([cli.quote_place(word)])
+    found = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
+    assert found == given
 
 
 def test_a_missing_launcher_is_answered_with_the_command_that_installs_it() -> None:

@@ -353,11 +353,11 @@ def command(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_the_command_measures_and_explains(imagenet: Path, encoder: Path, tmp_path: Path) -> None:
-    told = [f"encoder={encoder}", f"data={imagenet}", "folder=out", "official_counts=false"]
+    told = [f"encoder={encoder}", f"data={imagenet}", "folder=2024_10", "official_counts=false"]
     measured = command("task=knn", "task.neighbours=[5]", *told, folder=tmp_path)
     assert measured.returncode == 0
     assert "top1_k5" in measured.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in tmp_path.iterdir()] == ["2024_10"]
     for words, said in ((["task=knm"], "Did you mean 'knn'"), (["task=knn", "task.tempersture=1"], "'temperature'")):
         refused = command(*words, *told, folder=tmp_path)
         assert refused.returncode != 0

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pixio_pretrain.cli import FAILED, WRONG_WORDS, explain
+from pixio_pretrain.cli import FAILED, WRONG_WORDS, explain, quote_place
 from pixio_pretrain.evaluation.job import EvalConfig, evaluate, read_record
 from pixio_pretrain.evaluation.loop import Recipe
 from pixio_pretrain.evaluation.tasks import TASKS
@@ -73,6 +73,7 @@ def main() -> None:
         if words[0] == "report":
             sys.stdout.write(f"{_report(words[1:])}\n")
         else:
+            sys.argv[1:] = map(quote_place, words)
             _evaluate()
     except (HydraException, OmegaConfBaseException, PixioRobotError) as error:
         raise SystemExit(_say(error)) from error
