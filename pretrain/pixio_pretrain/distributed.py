@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from pixio_pretrain.config import ParallelConfig
+from pixio_pretrain.precision import check_device
 from pixio_robot.errors import SettingError
 
 logger = logging.getLogger(__name__)
@@ -85,10 +86,15 @@ def join(device: str) -> World:
 
     Args:
         device: As for a process on its own; "cuda" becomes the GPU of the rank.
+
+    Raises:
+        SettingError: If the device cannot be used here.
     """
+    if "WORLD_SIZE" in os.environ and device.startswith("cuda"):
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    check_device(device)
     chosen = torch.device(device)
     if "WORLD_SIZE" in os.environ and chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")

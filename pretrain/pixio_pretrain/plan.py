@@ -6,6 +6,7 @@ import torch
 
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.costs import Costs, count_costs
+from pixio_pretrain.precision import check_device
 from pixio_pretrain.speed import matmul_ceiling
 from pixio_robot.errors import SettingError, UnknownNameError
 
@@ -148,6 +149,7 @@ def memory(costs: Costs, config: PlanConfig, *, strategy: str, recompute: bool) 
 
 
 def _measure(config: PlanConfig) -> Gpu:
+    check_device(config.device)
     device = torch.device(config.device)
     rate = matmul_ceiling(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     if device.type == "cuda":

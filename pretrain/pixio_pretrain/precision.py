@@ -1,4 +1,4 @@
-"""What training and evaluation compute in: bfloat16 where the device multiplies it fast, else float32."""
+"""What training and evaluation compute on, and in: bfloat16 where the device multiplies it fast, else float32."""
 
 import torch
 
@@ -23,11 +23,31 @@ def resolve(precision: str, device: str | torch.device) -> str:
         raise SettingError(f"precision must be auto, bf16 or fp32, not {precision!r}.")
     if precision != "auto":
         return precision
-    kind = torch.device(device).type
+    kind = str(device).partition(":")[0]
     if kind == "cpu":
         return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-    able = kind == "cuda" and (not torch.cuda.is_available() or torch.cuda.get_device_properties(device).major >= 8)
-    return "bf16" if able else "fp32"
+    return "bf16" if kind == "cuda" and _multiplies_bfloat16(device) else "fp32"
+
+
+def _multiplies_bfloat16(gpu: str | torch.device) -> bool:
+    try:
+        return torch.cuda.get_device_properties(gpu).major >= 8
+    except (RuntimeError, AssertionError):  # it is not in this machine
+        return True
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not in this machine, before anything is read for it.
+
+    Raises:
+        SettingError: Saying why, and which there are.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        known = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        reason = str(error).partition(". ")[0]
+        raise SettingError(f"device={device} cannot be used here, where there are {known}: {reason}.") from error
 
 
 def autocast(precision: str, device: str | torch.device) -> torch.autocast:

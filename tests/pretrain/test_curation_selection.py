@@ -264,6 +264,16 @@ def test_a_wrong_word_is_answered_without_a_traceback(
     assert answer in str(exit_.value)
 
 
-def test_a_device_that_is_not_there_is_refused(folder: Path, run_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="--device warp cannot be used here"):
-        main([str(folder), "--table", str(tmp_path / "t"), "--checkpoint", str(run_folder), "--device", "warp"])
+def test_a_device_that_is_not_there_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="device=warp cannot be used here, where there are cpu"):
+        main(
+            [
+                str(tmp_path / "nowhere"),
+                "--table",
+                str(tmp_path / "t"),
+                "--checkpoint",
+                str(run_folder),
+                "--device",
+                "warp",
+            ]
+        )

@@ -1,13 +1,17 @@
 """What training computes in."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from pixio_pretrain import train
 from pixio_pretrain.config import RunConfig
-from pixio_pretrain.evaluation.job import EvalConfig
+from pixio_pretrain.evaluation import TASKS, EvalConfig, evaluate
+from pixio_pretrain.geometry.cli import train_depth, train_views
 from pixio_pretrain.geometry.fitting import FitConfig
 from pixio_pretrain.objectives.masked import PixioConfig
-from pixio_pretrain.plan import PlanConfig
+from pixio_pretrain.plan import PlanConfig, plan
 from pixio_pretrain.precision import autocast, resolve
 from pixio_robot.errors import SettingError
 
@@ -50,6 +54,22 @@ def test_settings_hold_what_is_computed_in(natural: str) -> None:
 def test_a_plan_speaks_of_its_gpu_and_not_of_this_cpu(natural: str) -> None:
     assert PlanConfig(steps=1, batch_size=8, gpu="h100").precision == "bf16"
     assert PlanConfig(steps=1, batch_size=8, gpu="measured").precision == natural
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused_before_any_data_is_read(device: str, tmp_path: Path) -> None:
+    place = {"data": "/nowhere", "folder": str(tmp_path)}
+    starts = [
+        lambda: train(RunConfig(**place, steps=1000, objective=PixioConfig(), device=device)),
+        lambda: evaluate(EvalConfig(**place, encoder="pixels", task=TASKS["knn"](), device=device)),
+        lambda: train_depth("/nowhere", tmp_path, config=FitConfig(device=device)),
+        lambda: train_views("/nowhere", tmp_path, config=FitConfig(device=device)),
+        lambda: plan(PlanConfig(steps=1, device=device, gpu="measured", objective=PixioConfig())),
+    ]
+    for start in starts:
+        with pytest.raises(SettingError, match=rf"device={device} cannot be used here, where there are cpu.*: \w"):
+            start()
+    assert "8 x H100" in plan(PlanConfig(steps=1, device=device, gpu="h100", objective=PixioConfig()))
 
 
 def test_other_words_are_refused() -> None:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pixio_pretrain.curation.pixio_layout import write_pixio
 from pixio_pretrain.curation.scores import ReconstructionLoss
 from pixio_pretrain.curation.scoring import score_source
@@ -16,7 +14,7 @@ from pixio_pretrain.curation.selection import CurationConfig
 from pixio_pretrain.curation.table import read_identity, read_table
 from pixio_pretrain.data import open_source
 from pixio_pretrain.data.shards import TarShards
-from pixio_pretrain.precision import PRECISIONS
+from pixio_pretrain.precision import PRECISIONS, check_device
 from pixio_pretrain.trained import load_objective
 from pixio_robot.errors import SettingError, told_on_one_line
 
@@ -69,6 +67,8 @@ def _score(words: argparse.Namespace, *, command: str) -> None:
         raise SettingError(f"{', '.join(config.rules)} only shapes the report: add --report FILE.html.")
     if words.soft_sampling and not words.checkpoint:
         raise SettingError("--soft-sampling needs reconstruction losses: add --checkpoint RUN_FOLDER.")
+    if words.checkpoint:
+        check_device(words.device)
     source = open_source(words.data)
     if words.export_pixio and not isinstance(source, TarShards):
         raise SettingError(f"Pixio's layout is one JSON file per tar shard, and {words.data} holds none.")
@@ -95,10 +95,6 @@ def _score(words: argparse.Namespace, *, command: str) -> None:
 def _loss(words: argparse.Namespace) -> ReconstructionLoss | None:
     if not words.checkpoint:
         return None
-    try:
-        torch.empty(0, device=words.device)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingError(f"--device {words.device} cannot be used here: {error}") from error
     objective = load_objective(words.checkpoint, device=words.device)
     return ReconstructionLoss(objective, masks=words.masks, seed=words.seed, precision=words.precision)
 

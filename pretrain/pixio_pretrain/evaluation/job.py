@@ -17,7 +17,7 @@ from PIL import Image
 
 from pixio_pretrain.checkpoint import check_identity
 from pixio_pretrain.evaluation.baselines import open_encoder
-from pixio_pretrain.precision import autocast, resolve
+from pixio_pretrain.precision import autocast, check_device, resolve
 from pixio_robot.checkpoints import encoder_folder
 from pixio_robot.drafts import draft_of, write_whole
 from pixio_robot.encoder import ENCODERS, Encoder
@@ -170,6 +170,7 @@ def evaluate(config: EvalConfig) -> Path:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    check_device(config.device)
     root = Path(config.data).expanduser()
     if not root.is_dir():
         raise DataError(f"There is no folder {root.absolute()}; data= is where the data set lies.")

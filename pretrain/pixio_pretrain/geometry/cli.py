@@ -28,6 +28,7 @@ from pixio_pretrain.geometry.sets import RgbdSet, once_per_set, read_held_out
 from pixio_pretrain.geometry.taps import Taps
 from pixio_pretrain.geometry.views import CHANCES, ViewsTask
 from pixio_pretrain.manual import meanings
+from pixio_pretrain.precision import check_device
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError, told_on_one_line
@@ -69,10 +70,11 @@ def train_depth(
         DataError: The sets are missing or unfinished.
         CheckpointError: The folder holds another run.
         UnknownNameError: No such encoder.
-        SettingError: Settings that cannot be.
+        SettingError: Settings that cannot be, or a device that is not here.
     """
     data, folder = Path(data).expanduser(), Path(folder).expanduser()
     settings, config = settings or DepthSettings(), config or FitConfig()
+    check_device(config.device)
     train, held_out = RgbdSet.read(data / "train"), read_held_out(data)
     encoder = load_encoder(encoder_name, device=config.device)
     mean = PixelMean.fit(train)
@@ -124,10 +126,11 @@ def train_views(
         DataError: The sets are missing or unfinished, or have one view only.
         CheckpointError: The folder holds another run, or ``depth`` is on another encoder.
         UnknownNameError: No such encoder.
-        SettingError: Settings that cannot be.
+        SettingError: Settings that cannot be, or a device that is not here.
     """
     data, folder = Path(data).expanduser(), Path(folder).expanduser()
     settings, config = settings or MultiViewSettings(), config or FitConfig()
+    check_device(config.device)
     train, held_out = RgbdSet.read(data / "train"), read_held_out(data)
     encoder = load_encoder(encoder_name, device=config.device)
     methods: dict[str, Measure] = {"table plane": table_plane}
