@@ -49,7 +49,7 @@ def place_boxes(chance: NDArray[Any], size: tuple[int, int], scale: float) -> ND
     shape = RATIOS[0] * (RATIOS[1] / RATIOS[0]) ** chance[:, TRIES:-2]
     w, h = np.sqrt(area * shape), np.sqrt(area / shape)  # b tries
     fits = (w <= width) & (h <= height)
-    (rows,), first = fits.any(axis=1).nonzero(), fits.argmax(axis=1)
+    rows, first = np.flatnonzero(fits.any(axis=1)), fits.argmax(axis=1)
     boxes[rows] = np.column_stack([w[rows, first[rows]], h[rows, first[rows]], chance[rows, -2:]])
     w, h, x, y = boxes.T
     left, top = (width - w) * x, (height - h) * y
