@@ -14,10 +14,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from circumstances import circumstances
 from torch.nn import functional as F
 
 from pixio_pretrain.evaluation import neighbours
-from pixio_robot.machine import machine_name
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
             for rows in bank.split(neighbours.ROWS):
                 torch.mm(part, rows.T, out=tile[: len(part), : len(rows)])
 
-    report = {"machine": machine_name(), "torch": torch.__version__, **vars(options), "results": {}}
+    report = {**circumstances(), "torch": torch.__version__, **vars(options), "results": {}}
     for count in options.neighbours:
         search = partial(neighbours.nearest, queries, bank, count)
         seconds = [(cpu(bare), cpu(search)) for _ in range(options.rounds)]

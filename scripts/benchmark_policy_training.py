@@ -6,18 +6,13 @@ quickstart's small head, and with LeRobot's default one (width 512, 4 + 4 + 1 bl
 """
 
 import argparse
-import json
 import os
-import shlex
 import shutil
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+from circumstances import circumstances, versions, write_figures
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.factory import get_policy_class
@@ -39,7 +35,6 @@ from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import Trainer, make_policy, make_processors
 from pixio_robot import Encoder, build_cache, create_encoder, load_encoder
-from pixio_robot.machine import machine_name
 
 CAMERA = "observation.images.top"
 CONSOLE = Console()
@@ -130,16 +125,13 @@ def main() -> None:
         for head in options.heads:
             results.append(measure(name, head, encoder, root, options))
             show(results[-1])
-    facts = {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "machine": f"{machine_name(options.device)}, {options.threads} threads",
+    figures = {
+        **circumstances(options.device, threads=options.threads),
         "device": options.device,
-        "packages": {package: version(package) for package in ("torch", "lerobot", "av", "numpy")},
+        "packages": versions("torch", "lerobot", "av", "numpy"),
+        "results": [asdict(result) for result in results],
     }
-    path = options.folder / "benchmark.json"
-    path.write_text(json.dumps(facts | {"results": [asdict(result) for result in results]}, indent=2) + "\n")
-    CONSOLE.print(f"Figures: {path}")
+    write_figures(options.folder / "benchmark.json", figures)
 
 
 def parse_options() -> argparse.Namespace:

@@ -7,18 +7,14 @@ backward and fused AdamW on one batch that stays in memory; the decoder is Pixio
 """
 
 import argparse
-import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from circumstances import circumstances, versions, write_figures
 from lightly.models import utils
 from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
 from rich.console import Console
@@ -32,7 +28,6 @@ from pixio_pretrain.objectives import create_objective
 from pixio_pretrain.objectives.masked import MaskedAutoencoder
 from pixio_robot.encoder import EncoderSpec
 from pixio_robot.images import normalize
-from pixio_robot.machine import machine_name
 from pixio_robot.nn import Block
 
 CONSOLE = Console()
@@ -109,18 +104,14 @@ def main() -> None:
         measure(arms, options.rounds, options.device)
         show(name, arms, ceiling, options)
         results.append({"encoder": name, "arms": [[arm.name, arm.flops, arm.seconds] for arm in arms]})
-    facts = {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "machine": f"{machine_name(options.device)}, {options.threads} threads",
+    figures = {
+        **circumstances(options.device, threads=options.threads),
         "clock": clock(options.device).__name__,
         "ceiling": ceiling,
-        "packages": {package: version(package) for package in ("torch", "lightly", "timm")},
+        "packages": versions("torch", "lightly", "timm"),
+        "results": results,
     }
-    options.folder.mkdir(parents=True, exist_ok=True)
-    path = options.folder / "benchmark_pretraining.json"
-    path.write_text(json.dumps(facts | {"results": results}, indent=2) + "\n")
-    CONSOLE.print(f"Figures: {path}")
+    write_figures(options.folder / "benchmark_pretraining.json", figures)
 
 
 def parse_options() -> argparse.Namespace:

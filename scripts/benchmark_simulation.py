@@ -8,14 +8,10 @@ small ACT with random weights, which carries out chunks of 8 actions: speed does
 """
 
 import argparse
-import json
 import os
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +19,12 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
+from circumstances import circumstances, write_figures
 from rich.console import Console
 from rich.table import Table
 
 from lerobot_env_pixio import make_env, rollout, seeds
 from lerobot_env_pixio.provenance import package_versions
-from pixio_robot.machine import machine_name
 
 CAMERA, SIZE = "corner2", 480  # LeRobot's, which cannot be chosen there
 PRESETS = ("fast", "full")
@@ -57,18 +53,13 @@ def main() -> None:
     }
     episodes = take_turns(plays, options)
     show(f"episodes of {options.limit} steps per minute, one process", episodes)
-    facts = {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "machine": f"{machine_name()}, {options.threads} threads",
+    figures = {
+        **circumstances(threads=options.threads),
         "versions": package_versions("metaworld"),
         "frames_per_second": frames,
         "episodes_per_minute": episodes,
     }
-    options.folder.mkdir(parents=True, exist_ok=True)
-    path = options.folder / "benchmark_simulation.json"
-    path.write_text(json.dumps(facts, indent=2) + "\n")
-    CONSOLE.print(f"Figures: {path}")
+    write_figures(options.folder / "benchmark_simulation.json", figures)
 
 
 def parse_options() -> argparse.Namespace:

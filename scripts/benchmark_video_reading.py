@@ -7,17 +7,12 @@ runs and shuffle them in a buffer, whose filling is not timed but reported.
 """
 
 import argparse
-import json
 import os
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import av.logging
 import datasets
 import numpy as np
+from circumstances import circumstances, versions, write_figures
 from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
@@ -65,18 +61,14 @@ def main() -> None:
     av.logging.set_level(av.logging.ERROR)
     datasets.disable_progress_bars()
     results = [measure(codec, side, options) for codec in options.codecs for side in options.sides]
-    facts = {
-        "command": shlex.join(["scripts/benchmark_video_reading.py", *sys.argv[1:]]),
-        "date": datetime.now(tz=UTC).date().isoformat(),
+    figures = {
+        **circumstances(),
         "machine": {"processor": device_name(), "cores": sorted(os.sched_getaffinity(0)), "load": os.getloadavg()},
-        "versions": {name: version(name) for name in ("av", "lerobot", "torch")},
+        "versions": versions("av", "lerobot", "torch"),
         "results": [asdict(result) | {"ratios": result.ratios} for result in results],
     }
     show(results, options)
-    options.folder.mkdir(parents=True, exist_ok=True)
-    path = options.folder / "benchmark.json"
-    path.write_text(json.dumps(facts, indent=2) + "\n")
-    CONSOLE.print(f"Written to {path}")
+    write_figures(options.folder / "benchmark.json", figures)
 
 
 def parse_options() -> argparse.Namespace:

@@ -2,18 +2,15 @@
 
 import json
 import platform
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import report
 import torch
+from circumstances import circumstances, versions
 from rich.console import Console
 from rich.table import Table
 from small_policies import small_act
@@ -34,7 +31,6 @@ from lerobot_policy_pixio.training import train
 from pixio_robot import Encoder, build_cache, create_encoder, load_encoder
 from pixio_robot.checkpoints import SHIPPED
 from pixio_robot.errors import SettingError
-from pixio_robot.machine import machine_name
 
 SUITE = "metaworld"
 CAMERAS = ("corner2", "gripperPOV")
@@ -94,19 +90,14 @@ def run(plans: Sequence[Plan], folder: Path, *, workers: int) -> None:
         tasks=tasks,
         pca=report.pca_picture(sample_frames(demonstrations), [arm.encoder for arm in arms if arm.encoder]),
         reconstructions=SHIPPED / "pixio_vitt16" / "picture.png",
-        facts={
-            "date": datetime.now(UTC).date().isoformat(),
-            "machine": f"{machine_name()}, {platform.system()}",
-            "duration": minutes,
-            "command": shlex.join(["python", *sys.argv]),
-        },
+        facts={**circumstances(), "duration": minutes},
         settings={
             "plans": [asdict(plan) for plan in plans],
             "policy": {key: str(value) for key, value in vars(small_act(arms[0].source, steps=plans[0].steps)).items()},
             "encoders": {arm.name: arm.encoder.provenance for arm in arms if arm.encoder},
             "demonstrations": json.loads((demonstrations / "generation.json").read_text()),
             "evaluation_seeds": [str(seeds.EVALUATION[: plan.rollouts]) for plan in plans],
-            "packages": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "packages": versions(*PACKAGES) | {"python": platform.python_version()},
         },
     )
     CONSOLE.print(f"\nReport: [bold]{folder / 'report.html'}[/], after {minutes}.")
