@@ -1,6 +1,5 @@
 """``pixio_mlp``: the policy of CortexBench's MuJoCo suites on any encoder, as a LeRobot policy."""
 
-from collections import deque
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from benchmark.configuration_pixio_mlp import PixioMLPConfig
 from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy
 from pixio_robot import Encoder
+from pixio_robot.errors import SettingError
 from pixio_robot.tokens import Tokens
 
 
@@ -54,11 +54,9 @@ class PixioMLPPolicy(PixioPolicy, PreTrainedPolicy):
             last.weight.mul_(0.01)  # begins by doing next to nothing
             last.bias.mul_(0.01)
         self.network = nn.Sequential(nn.BatchNorm1d(width), *layers, last)
-        self.reset()
 
     def reset(self) -> None:
-        """Forget what was seen."""
-        self._seen: deque[Batch] = deque(maxlen=self.config.n_obs_steps)
+        """There is nothing to forget."""
 
     def forward(self, batch: Batch) -> tuple[Tensor, None]:
         """Training loss: mean squared error of the actions.
@@ -76,14 +74,13 @@ class PixioMLPPolicy(PixioPolicy, PreTrainedPolicy):
         """The actions [b 1 a] after observations [b t ...]."""
         return self._act(batch)[:, None]
 
-    @torch.no_grad()
-    def select_action(self, batch: Batch) -> Tensor:  # type: ignore[override]
-        """The action [b a] after the present [b ...] and what was seen since ``reset``."""
-        keys = [key for key in (OBS_STATE, OBS_ENV_STATE, *self.config.image_features) if key in batch]
-        present = {key: batch[key] for key in keys}
-        self._seen.extend([present] * (1 if self._seen else self.config.n_obs_steps))
-        joined = {key: torch.stack([one[key] for one in self._seen], dim=1) for key in keys}
-        return self._act(batch | joined)
+    def select_action(self, _batch: Batch) -> Tensor:  # type: ignore[override]
+        """Refuse: the policy remembers no frames.
+
+        Raises:
+            SettingError: Always; says what to use.
+        """
+        raise SettingError("pixio_mlp remembers no frames: let benchmark.acting.HistoryActor act, which is shown them.")
 
     def _act(self, batch: Batch) -> Tensor:
         """Actions [b a] from observations [b t ...], cameras as images or as ``Tokens``."""

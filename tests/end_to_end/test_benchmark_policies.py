@@ -35,7 +35,7 @@ from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import make_policy, make_processors, train
 from pixio_robot import build_cache, create_encoder
-from pixio_robot.errors import DataError, UnknownNameError
+from pixio_robot.errors import DataError, SettingError, UnknownNameError
 
 SIDE, STATE = 64, 7
 CAMERA = "observation.images.top"
@@ -163,17 +163,10 @@ def test_a_policy_of_three_frames_acts_as_it_was_trained_and_encodes_no_frame_tw
     assert encoded == [6, 2]
 
 
-def test_lerobots_own_evaluation_can_drive_the_three_frame_policy(frames: DatasetFrames, pixio: Sight) -> None:
-    policy: Any = make_policy(settings("mlp", pixio, frames), frames, seed=0, encoder=pixio.encoder).eval()
-    pictures = frames.read(CAMERA, 0, 4)
-    state = torch.randn(4, 3)
-    told = [{"observation.state": state[row : row + 1], CAMERA: pictures[row : row + 1]} for row in range(4)]
-    acted = [policy.select_action(one) for one in told]
-    for now, past in ((0, [0, 0, 0]), (1, [0, 0, 1]), (3, [1, 2, 3])):
-        whole = {"observation.state": state[past][None], CAMERA: pictures[past][None]}
-        torch.testing.assert_close(policy.predict_action_chunk(whole)[:, 0], acted[now])
-    policy.reset()
-    torch.testing.assert_close(policy.select_action(told[0]), acted[0])
+def test_the_three_frame_policy_says_who_remembers_frames_for_it(frames: DatasetFrames) -> None:
+    policy: Any = make_policy(settings("mlp", Sight(), frames), frames, seed=0)
+    with pytest.raises(SettingError, match=r"let benchmark\.acting\.HistoryActor act"):
+        policy.select_action({"observation.state": torch.zeros(1, 3)})
 
 
 @pytest.mark.parametrize("policy", ["act", "mlp"])
