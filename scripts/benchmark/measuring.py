@@ -30,6 +30,7 @@ from lerobot_policy_pixio.options import PixioOptions
 from lerobot_policy_pixio.training import train
 from pixio_robot import build_cache
 from pixio_robot.errors import PixioRobotError
+from pixio_robot.images import resize
 from pixio_robot.machine import machine_name
 
 
@@ -104,10 +105,13 @@ def refuse_misfit(actor: Actor, cell: Cell, sight: Sight, config: Benchmark) -> 
 
 
 def _open_sight(cell: Cell, frames: DatasetFrames, config: Benchmark) -> Sight:
+    side = config.options.get(cell.arm, {}).get("image_size", config.size)  # whatever size the data set's pictures are
+
     def some_frames() -> torch.Tensor:
         count = min(CALIBRATION, len(frames))
         start = (len(frames) - count) // 2
-        return torch.cat([frames.read(camera, start, start + count) for camera in frames.cameras])
+        read = (frames.read(camera, start, start + count) for camera in frames.cameras)
+        return torch.cat([resize(pictures, (side, side)) for pictures in read])
 
     return open_sight(config, cell.arm, cell.seed, frames=some_frames, shared=shared_folder(config, cell.task))
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 from benchmark import measuring
-from benchmark.arms import Sight
+from benchmark.arms import Sight, draw_cnn
 from benchmark.cells import Cell
 from benchmark.settings import Benchmark
 
@@ -18,6 +19,7 @@ from lerobot_env_pixio import EpisodeRecord, find_task, read_records, seeds
 from lerobot_policy_pixio.evaluation import Evaluation
 from lerobot_policy_pixio.train_cli import EvalOptions
 from pixio_robot.errors import RenderError
+from pixio_robot.images import resize
 
 
 @pytest.mark.parametrize(("renders", "scenes"), [(True, "evaluation"), (False, "development")])
@@ -52,3 +54,31 @@ def test_an_episode_that_broke_off_is_played_once_more(
 
 def test_what_is_looked_at_while_training_is_not_what_is_measured() -> None:
     assert Evaluation.first_seed == EvalOptions.first_seed == seeds.DEVELOPMENT[0]
+
+
+class TwoCameras:
+    """A user's data set, whose cameras have pictures of their own sizes."""
+
+    cameras = ("top", "wrist")
+
+    def __len__(self) -> int:
+        return 8
+
+    def read(self, camera: str, start: int, stop: int) -> torch.Tensor:
+        random = torch.Generator().manual_seed(len(camera))
+        height, width = {"top": (48, 64), "wrist": (40, 40)}[camera]
+        return torch.randint(0, 256, (8, 3, height, width), dtype=torch.uint8, generator=random)[start:stop]
+
+
+@pytest.mark.parametrize(("options", "side"), [({}, 32), ({"cnn": {"image_size": 64}}, 64)])
+def test_a_fresh_cnn_is_calibrated_at_the_size_at_which_it_sees(
+    tmp_path: Path, options: dict[str, Any], side: int
+) -> None:
+    cell = Cell(task=find_task("metaworld", "reach"), policy="act", arm="cnn", seed=3)
+    config = Benchmark(folder=str(tmp_path), arms={"pixio": "shipped:pixio_vitt16"}, options=options, size=32)
+    frames: Any = TwoCameras()
+    sight = measuring._open_sight(cell, frames, config)
+    seen = torch.cat([resize(frames.read(camera, 0, 8), (side, side)) for camera in frames.cameras])
+    assert sight.encoder is not None
+    assert sight.options["image_size"] == side
+    assert sight.encoder.fingerprint == draw_cnn(3, seen).fingerprint
