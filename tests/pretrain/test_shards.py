@@ -179,6 +179,12 @@ def test_of_a_single_shard_samples_are_held_out_together_with_their_other_images
     assert names[0].isdisjoint(names[1])
 
 
+def test_a_single_shard_of_which_nothing_is_held_out_says_what_would(tmp_path: Path) -> None:
+    _, held_out = open_source(write_tar(tmp_path / "a.tar", {"1.jpg": encode(1)})).split(0.001)
+    with pytest.raises(DataError, match=r"for a single tar shard, whose few samples views\.held_out"):
+        next(iter(Loader(held_out, make_sample, batch_size=1, seed=0)))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_resume_at_the_exact_next_sample(workers: int, tmp_path: Path) -> None:
     write_shards(tmp_path, 7, 9, 4)

@@ -124,5 +124,6 @@ class Lane:
         if self._sieve.keep is None:
             raise DataError(
                 f"There is no sample for lane {self._number + 1} of {self._lanes} (ranks times workers): "
-                f"{self._stream.runs} runs are too few, or empty. Use fewer workers."
+                f"{self._stream.runs} runs are too few, or empty. Use fewer workers; or, for a single tar shard, "
+                "whose few samples views.held_out divides by a hash, a greater share."
             )
