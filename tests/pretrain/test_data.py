@@ -108,6 +108,18 @@ def test_images_of_one_folder_are_one_episode_where_there_are_several_folders(tm
     assert open_frames(tmp_path / "a").episodes.tolist() == [0, 1]
 
 
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    for name in ("here/b/1.png", "elsewhere/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("L", (30, 20), 90).save(tmp_path / name)
+    for link, place in (("a", "here/b"), ("c", "elsewhere"), ("d", "elsewhere"), ("b/loop", "here"), ("e", "nowhere")):
+        (tmp_path / "here" / link).symlink_to(tmp_path / place)
+    (tmp_path / "here/3.png").symlink_to(tmp_path / "elsewhere/2.png")
+    frames = open_frames(tmp_path / "here")
+    assert [frames.key(index) for index in range(3)] == ["3.png", "b/1.png", "c/2.png"]
+    assert len(frames) == 3
+
+
 @pytest.mark.parametrize("damage", ["cut", "header", "empty", "foreign"])
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp"])
 def test_every_damaged_image_raises_one_error(damage: str, suffix: str, tmp_path: Path) -> None:

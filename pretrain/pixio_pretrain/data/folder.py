@@ -1,6 +1,9 @@
 """A folder of images."""
 
 import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from pixio_robot.errors import DataError
 class ImageFolder(Frames):
     """Images below a folder, in the order of their paths, decoded when asked for; the key is the path below the folder.
 
+    Links are followed; a folder that is reached by several ways counts once, by its own path if that is below.
     Images of one folder are taken for one recording where there are several folders; otherwise each stands alone.
 
     Args:
@@ -25,11 +29,7 @@ class ImageFolder(Frames):
     """
 
     def __init__(self, folder: Path) -> None:
-        paths = sorted(
-            path.relative_to(folder).as_posix()
-            for path in folder.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-        )
+        paths = sorted(path.relative_to(folder).as_posix() for path in _images(folder))
         if not paths:
             raise DataError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
         self.folder = folder
@@ -54,3 +54,18 @@ class ImageFolder(Frames):
         """Which images they are, by a hash over their paths."""
         names = hashlib.sha256("\n".join(self.paths).encode()).hexdigest()
         return {"kind": "image folder", "frames": len(self), "names": names}
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    """Find images below a folder, and then below the links in it that lead to folders not seen so far."""
+    waiting, seen = deque([folder]), set[str]()
+    while waiting:
+        for place, folders, names in os.walk(waiting.popleft()):
+            real = os.path.realpath(place)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            waiting += [Path(place, name) for name in sorted(folders) if Path(place, name).is_symlink()]
+            files = (Path(place, name) for name in names)
+            yield from (file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
