@@ -1,3 +1,4 @@
+import json
 import os
 from collections.abc import Callable
 from itertools import islice
@@ -11,7 +12,7 @@ from PIL import Image
 
 from pixio_pretrain.data import Loader, Skipped, open_frames, open_source
 from pixio_pretrain.data.samples import Sample
-from pixio_pretrain.data.video import LeRobotVideo
+from pixio_pretrain.data.video import LeRobotVideo, _Video
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
 
 CAMERAS = ("observation.images.top", "observation.images.wrist")
@@ -98,6 +99,33 @@ def test_a_stride_and_a_later_start_give_the_same_frames(encoding: str, recorded
             assert [entry.key for entry in source.read(run, start)] == [entry.key for entry in entries[start:]]
         for entry in source.read(run, 3):
             assert entry.image() == whole[entry.key]
+
+
+@pytest.mark.parametrize("fps", [10, 24, 30, 29.97])
+def test_one_frame_after_the_other_is_read_without_seeking(
+    fps: float, recorded: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "ramps"
+    _copy(recorded("h264, 2"), root)
+    info = json.loads((root / "meta/info.json").read_text())
+    for camera in CAMERAS:
+        del info["features"][camera]["info"]["video.g"]
+    (root / "meta/info.json").write_text(json.dumps(info))
+    source = open_source(root)
+    assert isinstance(source, LeRobotVideo)
+    assert {camera.keyframes for camera in source.episodes.cameras} == {2}
+    sought, begins = [], 40.0
+
+    def forward(video: _Video, time: float) -> np.ndarray:
+        video._time = round(time * 15360) / 15360  # as a stream stores it
+        return np.zeros((1, 1, 3), np.uint8)
+
+    monkeypatch.setattr(_Video, "_seek", lambda _, time: sought.append(time))
+    monkeypatch.setattr(_Video, "_forward", forward)
+    video = _Video(source.episodes.cameras[0].files[0], fps=fps, keyframes=1)
+    for frame in range(500):
+        video.frame(begins + frame / fps)
+    assert sought == [begins]
 
 
 def test_runs_can_be_read_side_by_side(recorded: Callable[[str], Path]) -> None:

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from pixio_robot.errors import DataError, UnknownNameError
 
+LEROBOT_KEYFRAMES = 2
+"""Frames from one keyframe to the next that LeRobot writes unless told otherwise; another number costs time only."""
+
 
 @dataclass(frozen=True, slots=True)
 class Camera:
@@ -95,7 +98,7 @@ def _camera(root: Path, info: dict[str, Any], feature: dict[str, Any], key: str,
     where = zip(table[f"videos/{key}/chunk_index"], table[f"videos/{key}/file_index"], strict=True)
     path = info["video_path"]
     files = [root / path.format(video_key=key, chunk_index=chunk, file_index=file) for chunk, file in where]
-    keyframes = (feature.get("info") or {}).get("video.g") or 1  # too small a number costs seeks, and nothing else
+    keyframes = (feature.get("info") or {}).get("video.g") or LEROBOT_KEYFRAMES
     return Camera(key, files, table[f"videos/{key}/from_timestamp"], int(keyframes))
 
 

@@ -182,7 +182,7 @@ class _Video:
             ImageError: If there is none, or it cannot be decoded.
         """
         try:
-            if not self._time < time <= self._time + self._keyframes * self._step:
+            if not 0.5 < (time - self._time) / self._step < self._keyframes + 0.5:  # times are rounded
                 self._seek(time)
             pixels = self._forward(time)
             if pixels is None:  # where frames are stored out of order, a seek may end behind its aim
