@@ -1,6 +1,8 @@
 import io
 import os
 import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from pixio_pretrain.curation.table import as_table
 from pixio_pretrain.data import Loader, Skipped, Source, open_frames, open_source
 from pixio_pretrain.data.samples import Sample
 from pixio_pretrain.data.shards import TarShards, expand_braces
-from pixio_robot.errors import DataError
+from pixio_robot.errors import DataError, ImageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # two workers on one core
 
@@ -123,6 +125,36 @@ def test_a_torn_shard_gives_what_lies_before_the_tear_and_is_reported_by_name(pl
     assert keys == ["train-000.tar/0000.jpg", "train-000.tar/0001.jpg", *(f"train-001.tar/000{n}.jpg" for n in (0, 1))]
     assert list(skipped) == ["train-000.tar"]
     assert "cannot be read beyond 2 images" in skipped["train-000.tar"]
+
+
+class CutShort(BaseHTTPRequestHandler):
+    """Serves a shard: all of it is promised, half of it sent."""
+
+    content = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        self.wfile.write(self.content[: len(self.content) // 2] if self.command == "GET" else b"")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002, as in the class above
+        """Say nothing."""
+
+
+def test_a_stream_that_is_cut_off_gives_what_came_before(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    CutShort.content = (write_shards(tmp_path, 200) / "train-000.tar").read_bytes()
+    with ThreadingHTTPServer(("127.0.0.1", 0), CutShort) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        entries = list(TarShards([f"http://127.0.0.1:{server.server_port}/train-000.tar"]).read(0))
+        server.shutdown()
+    assert entries[-1].torn
+    assert isinstance(entries[-1].content, ImageError)
+    assert "cannot be read beyond" in str(entries[-1].content)
 
 
 @pytest.mark.parametrize("unlisted", ["refuse", "drop"])

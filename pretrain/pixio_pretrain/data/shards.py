@@ -84,7 +84,7 @@ class TarShards(Stream):
                         assert content is not None, "a regular file has content"
                         yield Entry(number, f"{shard}/{member.name}", content.read())
                     number += 1
-        except (tarfile.TarError, OSError, EOFError) as error:
+        except (tarfile.TarError, OSError, EOFError, *_http_errors()) as error:
             yield Entry(number, shard, ImageError(f"cannot be read beyond {number} images: {error}"), torn=True)
 
     def split(self, share: float) -> tuple["TarShards", "TarShards"]:
@@ -113,6 +113,15 @@ class TarShards(Stream):
         folder, name = posixpath.split(member)
         digest = hashlib.sha256(posixpath.join(folder, name.split(".")[0]).encode()).digest()
         return self.part[0] <= int.from_bytes(digest[:8]) / 2**64 < self.part[1]
+
+
+def _http_errors() -> tuple[type[Exception], ...]:
+    """What fsspec raises where a connection breaks off; nothing where it cannot read HTTP at all."""
+    try:
+        from aiohttp import ClientError
+    except ImportError:
+        return ()
+    return (ClientError,)
 
 
 class _Header(tarfile.TarInfo):
