@@ -174,17 +174,6 @@ def synchronising(shared: nn.Module, wanted: bool) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Have all weights whole inside, for what is not a plain forward pass; all processes must come here."""
-    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for module in shards:
-        module.unshard()
-    yield
-    for module in shards:
-        module.reshard()
-
-
 def gradient_norm(model: nn.Module) -> Tensor:
     """Norm of all gradients, of the whole model in every process."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

@@ -17,7 +17,7 @@ from pixio_pretrain.card import PICTURES, write_encoders
 from pixio_pretrain.checkpoint import check_identity
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.data import Loaded
-from pixio_pretrain.distributed import gathered, gradient_norm, join, synchronising
+from pixio_pretrain.distributed import gradient_norm, join, synchronising
 from pixio_pretrain.evaluate import mean_loss
 from pixio_pretrain.heap import keep_freed_memory
 from pixio_pretrain.logs import Logs, Row, Silence
@@ -168,7 +168,7 @@ def _look(run: Run, logs: Silence) -> float:
     with torch.compiler.set_stance("force_eager"):  # compiling evaluation, too, would cost more than it saves
         loss = mean_loss(run.model, run.held_out, run.autocast())
     run.model.eval()
-    with gathered(run.model), torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"):
         picture = run.model.picture({key: value[:PICTURES] for key, value in run.held_out[0].items()})
     if picture:
         logs.show(picture, run.step)
