@@ -5,8 +5,6 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 if TYPE_CHECKING:
     import torch
 
@@ -29,14 +27,23 @@ def machine_name(device: "str | torch.device" = "cpu") -> str:
     return f"{device_name()}, {os.cpu_count()} cores, {gpu}"
 
 
-def free_memory(device: "str | torch.device" = "cpu") -> int:
-    """Bytes that may still be used: of a GPU, or of this machine or this container, whichever has less left."""
+def free_memory(device: "str | torch.device" = "cpu") -> int | None:
+    """Bytes that may still be used: of a GPU, or of this machine or container, whichever has less. None if unknown."""
     if str(device).startswith("cuda"):
         import torch
 
         return torch.cuda.mem_get_info(device)[0]
-    found = [psutil.virtual_memory().available, _free_in_container(Path("/sys/fs/cgroup"))]
-    return min(number for number in found if number is not None)
+    found = [_free_in_machine(), _free_in_container(Path("/sys/fs/cgroup"))]
+    return min((number for number in found if number is not None), default=None)
+
+
+def _free_in_machine() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None  # no Linux
+    amounts = dict(line.split(":") for line in lines)
+    return int(amounts["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in amounts else None
 
 
 def _free_in_container(folder: Path) -> int | None:

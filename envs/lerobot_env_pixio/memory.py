@@ -8,7 +8,7 @@ _PROCESS = 250  # megabytes that a worker process takes before its first environ
 
 
 def refuse_too_many(suite: str, *, slots: int, workers: int) -> None:
-    """Let a number of environments pass only if they fit.
+    """Let a number of environments pass only if they fit. Where nobody knows how much memory is free, all pass.
 
     Args:
         suite: What runs in them.
@@ -18,9 +18,9 @@ def refuse_too_many(suite: str, *, slots: int, workers: int) -> None:
     Raises:
         SettingError: They do not fit; says how many would.
     """
-    free, each = free_memory() // 2**20, find_suite(suite).megabytes
+    unused, each = free_memory(), find_suite(suite).megabytes
     needed = workers * _PROCESS + slots * each
-    if needed > free:
+    if unused is not None and needed > (free := unused // 2**20):
         fitting = max((free - workers * _PROCESS) // each, 0)
         raise SettingError(
             f"slots={slots}, workers={workers}: about {needed} MB of memory for environments of {suite!r}, and "

@@ -1,6 +1,7 @@
 """Cached tokens by the row: from memory where they fit, through the cache's memory map where they do not."""
 
 import logging
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,7 +24,8 @@ class TokenStore:
         cameras: Which of its cameras.
         device: Where batches are wanted.
         memory_gb: Tokens of up to this many gigabytes are held in the device's memory; half of what is free there
-            when absent. What is beyond it stays on disk, and the operating system's page cache holds what it can.
+            when absent, and all where nobody knows how much that is. What is beyond it stays on disk, and the operating
+            system's page cache holds what it can.
 
     Attributes:
         gigabytes: Size of all tokens.
@@ -39,7 +41,8 @@ class TokenStore:
         self.gigabytes = (
             sum(frames * x.nbytes for tokens in samples for x in (tokens.classes, tokens.patches)) / GIGABYTE
         )
-        limit = free_memory(device) / 2 / GIGABYTE if memory_gb is None else memory_gb
+        free = free_memory(device)
+        limit = memory_gb if memory_gb is not None else math.inf if free is None else free / 2 / GIGABYTE
         self.in_memory = self.gigabytes <= limit
         where = f"held in memory of {device}" if self.in_memory else f"more than {limit:.2f} GB: read from disk"
         logger.info("Cached tokens of %d camera(s), %.2f GB: %s.", len(self._cameras), self.gigabytes, where)

@@ -14,7 +14,7 @@ from benchmark import manual
 from benchmark.settings import Benchmark
 from pixio_robot.errors import PixioRobotError
 
-ConfigStore.instance().store(name="schema", node=Benchmark)
+ConfigStore.instance().store(name="benchmark_schema", node=Benchmark)
 SCRIPTS = Path(__file__).parents[1].absolute()
 
 

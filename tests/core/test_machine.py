@@ -3,7 +3,6 @@
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,7 +41,7 @@ def test_memory_is_read_from_machine_and_container(tmp_path: Path) -> None:
 
 
 def test_free_memory_is_the_lesser_of_machine_and_container(monkeypatch: pytest.MonkeyPatch) -> None:
-    for container, expected in ((None, 1000), (2000, 1000), (10, 10)):
-        monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    for here, container, expected in ((1000, None, 1000), (1000, 2000, 1000), (1000, 10, 10), (None, None, None)):
+        monkeypatch.setattr(machine, "_free_in_machine", lambda found=here: found)
         monkeypatch.setattr(machine, "_free_in_container", lambda _, found=container: found)
         assert free_memory() == expected

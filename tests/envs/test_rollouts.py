@@ -78,6 +78,11 @@ def test_more_environments_than_memory_are_refused_with_a_number(monkeypatch: py
         rollout(stand, MAKE, seeds=range(200), slots=100, workers=2)
 
 
+def test_where_nobody_knows_how_much_memory_is_free_all_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: None)
+    memory.refuse_too_many("metaworld", slots=10**6, workers=2)
+
+
 def test_records_survive_the_file(records: list[EpisodeRecord], tmp_path: Path) -> None:
     path = tmp_path / "runs" / "records.jsonl"
     write_records(path, records[:2])
