@@ -42,6 +42,7 @@ class PixioPolicy(_Base):
         self.eyes = None if config.blind else Eyes(config, dim=dim, output=output, encoder=encoder)
         self.task_embedding = make_task_embedding(config, dataset_meta)
         self.register_state_dict_post_hook(_leave_out)
+        self.register_load_state_dict_pre_hook(_check_stored)
         self.register_load_state_dict_post_hook(_check_loaded)
 
     def get_optim_params(self) -> Any:
@@ -170,6 +171,14 @@ def _leave_out(policy: PixioPolicy, state: dict[str, Tensor], prefix: str, _meta
     if policy.eyes is not None:
         for name in policy.eyes.not_stored:
             state.pop(f"{prefix}eyes.{name}", None)
+
+
+def _check_stored(policy: PixioPolicy, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Refuse to lose what a checkpoint holds of a trained encoder."""
+    if prefix or policy.eyes is None:
+        return  # the policy is a part of something else, such as a PEFT model, and this is not our file
+    eyes = {name.removeprefix("eyes."): weight for name, weight in state.items() if name.startswith("eyes.encoder.")}
+    policy.eyes.check_stored(eyes)
 
 
 def _check_loaded(policy: PixioPolicy, keys: Any) -> None:

@@ -6,7 +6,7 @@ hash of its weights before training, and read from where it lies; or stored too,
 
 import copy
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ from pixio_robot.errors import CheckpointError, SettingError, UnknownNameError
 from pixio_robot.foreign import ForeignBackbone, wrap_model
 from pixio_robot.images import PixelStatistics, check_images, resize
 from pixio_robot.tokens import Tokens
+
+WAY_OUT = "Go on with train_encoder and train_blocks as the checkpoint's config.json has them, or train a new policy."
 
 
 class Eyes(nn.Module):
@@ -68,7 +70,8 @@ class Eyes(nn.Module):
         side = config.image_size or self.encoder.spec.image_size
         self.image_size = (side, side)
         trained = {name for name, parameter in self.encoder.named_parameters() if parameter.requires_grad}
-        self._untrained = frozenset(f"encoder.{name}" for name in self.encoder.state_dict() if name not in trained)
+        self._known = frozenset(f"encoder.{name}" for name in self.encoder.state_dict())
+        self._untrained = self._known - {f"encoder.{name}" for name in trained}
 
     @property
     def not_stored(self) -> frozenset[str]:
@@ -77,8 +80,8 @@ class Eyes(nn.Module):
 
     @property
     def not_missed(self) -> frozenset[str]:
-        """Names of the weights that a checkpoint need not hold: they are here already."""
-        return frozenset() if self._blank else self._untrained
+        """Names of the weights that a checkpoint need not hold: they are here already, as they were before training."""
+        return frozenset() if self._blank else self._known
 
     def encode(self, views: Sequence[Tensor | Tokens]) -> list[Tokens]:
         """Run the encoder once over all live images; tokens from a cache stay as they are.
@@ -130,6 +133,31 @@ class Eyes(nn.Module):
             check_images(images, self.encoder.spec.patch_size)  # says what is wrong with them
         return resize(images.flatten(0, -4), self.image_size).unflatten(0, images.shape[:-3])
 
+    def check_stored(self, stored: Mapping[str, Tensor]) -> None:
+        """Refuse a checkpoint, before it is loaded, of whose trained encoder something would be lost.
+
+        Args:
+            stored: What it holds of the encoder, by name.
+
+        Raises:
+            CheckpointError: If a weight has no place here, or was trained and would go on as one that is not.
+        """
+        here, config = self.encoder.state_dict(prefix="encoder."), self._config
+        whole = (
+            config.save_backbone and config.train_encoder != "frozen"
+        )  # a frozen one goes by its hash, stored or not
+        still = frozenset() if self._blank or whole else self._untrained
+        lost = sorted(
+            name
+            for name, weight in stored.items()
+            if name not in here or (name in still and not _is_same(weight, here[name]))
+        )
+        if lost:
+            raise CheckpointError(
+                f"The checkpoint holds {len(lost)} weights of a trained encoder, such as {lost[0]!r}, that would be "
+                f"lost with train_encoder={config.train_encoder!r}. {WAY_OUT}"
+            )
+
     def check_loaded(self, missing: Sequence[str]) -> None:
         """Take note that a checkpoint was loaded.
 
@@ -146,8 +174,11 @@ class Eyes(nn.Module):
                 "other settings, or cut short."
             )
         if self._blank and self._config.train_encoder == "frozen":
-            if not _are_rounded(self.encoder.parameters()):
-                check_same(self._config, self.encoder)
+            if not _are_rounded(self.encoder.parameters()) and self.encoder.fingerprint != self._config.encoder_hash:
+                raise CheckpointError(
+                    "The checkpoint holds an encoder that was trained, or is damaged, and train_encoder='frozen' would "
+                    f"take it for the one before training, of sha256 {str(self._config.encoder_hash)[:12]}. {WAY_OUT}"
+                )
             self.encoder.fingerprint = str(self._config.encoder_hash)  # taken before weights were rounded
         self._blank = False
 
@@ -163,6 +194,11 @@ def check_same(config: PixioOptions, encoder: Encoder) -> None:
             f"{_trained_on(config)}; the one at hand has {encoder.fingerprint[:12]}. Point `encoder` at the weights of "
             "its training."
         )
+
+
+def _is_same(stored: Tensor, here: Tensor) -> bool:
+    """Whether two weights are the same in bfloat16, to which either may be rounded."""
+    return torch.equal(stored.to(here).bfloat16(), here.bfloat16())
 
 
 def _are_rounded(weights: Iterable[Tensor]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -26,6 +27,7 @@ from transformers import (
 
 from lerobot_policy_pixio import PixioACTConfig
 from lerobot_policy_pixio.acting import Actor
+from lerobot_policy_pixio.modeling_pixio_act import PixioACTPolicy
 from lerobot_policy_pixio.trainable import TrainableEncoder
 from pixio_robot import Encoder, create_encoder
 from pixio_robot.errors import CheckpointError, SettingError
@@ -124,6 +126,76 @@ def test_a_checkpoint_refuses_another_encoder(
     )
     with pytest.raises(CheckpointError, match=r"trained on the encoder"):
         get_policy_class(kind).from_pretrained(tmp_path / "policy")
+
+
+def with_settings(folder: Path, settings: dict[str, Any]) -> Any:
+    """A checkpoint's settings with others, as ``--policy.path=FOLDER --policy.NAME=VALUE`` makes them."""
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    return PreTrainedConfig.from_pretrained(folder, cli_overrides=words)
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["named", "stored"])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("last_blocks", "frozen"), ("lora", "frozen"), ("full", "frozen"), ("lora", "full"), ("last_blocks", "lora")],
+)
+def test_a_checkpoint_whose_trained_encoder_would_be_lost_is_refused(
+    first: str, then: str, stored: bool, make: Make, make_batch: Make, encoder: Encoder, tmp_path: Path
+) -> None:
+    policy = make("pixio_act", train_encoder=first, save_backbone=stored, optimizer_lr_encoder=1e-2)
+    step(policy, make_batch(policy))
+    policy.save_pretrained(tmp_path)
+    before = {name: weight.clone() for name, weight in encoder.state_dict().items()}
+    for given in ({}, {"encoder": encoder}):
+        with pytest.raises(
+            CheckpointError, match=r"holds .*train_encoder='.*as the checkpoint's config\.json has them"
+        ):
+            PixioACTPolicy.from_pretrained(tmp_path, config=with_settings(tmp_path, {"train_encoder": then}), **given)
+    assert all(torch.equal(weight, before[name]) for name, weight in encoder.state_dict().items())
+
+
+def test_a_block_that_is_trained_no_more_stays_only_where_the_encoder_is_stored(
+    make: Make, make_batch: Make, act: Make, tmp_path: Path
+) -> None:
+    policy = make("pixio_act", train_encoder="last_blocks", train_blocks=2, optimizer_lr_encoder=1e-2)
+    batch = make_batch(policy)
+    step(policy, batch)
+    policy.save_pretrained(tmp_path / "policy")
+    fewer = {"train_blocks": 1}
+    with pytest.raises(CheckpointError, match=r"holds \d+ weights of a trained encoder.*blocks\.0"):
+        PixioACTPolicy.from_pretrained(tmp_path / "policy", config=with_settings(tmp_path / "policy", fewer))
+    whole = with_settings(tmp_path / "policy", fewer | {"save_backbone": "true"})
+    PixioACTPolicy.from_pretrained(tmp_path / "policy", config=whole).save_pretrained(tmp_path / "again")
+    assert torch.equal(act(PixioACTPolicy.from_pretrained(tmp_path / "again"), batch), act(policy, batch))
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ("frozen", "last_blocks"),
+        ("frozen", "lora"),
+        ("frozen", "full"),
+        ("last_blocks", "last_blocks"),
+        ("last_blocks", "full"),
+    ],
+)
+def test_more_of_the_encoder_may_be_trained_than_before(
+    first: str, then: str, make: Make, make_batch: Make, act: Make, encoder: Encoder, tmp_path: Path
+) -> None:
+    """What a checkpoint holds nothing of comes from the encoder that it names."""
+    policy = make("pixio_act", train_encoder=first, train_blocks=1, optimizer_lr_encoder=1e-2)
+    batch = make_batch(policy)
+    step(policy, batch)
+    policy.save_pretrained(tmp_path / "policy")
+    more = with_settings(tmp_path / "policy", {"train_encoder": then, "train_blocks": 2})
+    continued = PixioACTPolicy.from_pretrained(tmp_path / "policy", config=more)
+    assert torch.equal(act(continued, batch), act(policy, batch))
+    step(continued, batch)
+    continued.save_pretrained(tmp_path / "again")
+    again = PixioACTPolicy.from_pretrained(tmp_path / "again")
+    assert again.config.encoder_hash == encoder.fingerprint
+    assert torch.equal(act(again, batch), act(continued, batch))
+    assert not torch.equal(act(again, batch), act(policy, batch))
 
 
 def test_the_encoder_learns_at_a_rate_of_its_own(kind: str, make: Make) -> None:
