@@ -174,11 +174,20 @@ def _leave_out(policy: PixioPolicy, state: dict[str, Tensor], prefix: str, _meta
 
 
 def _check_stored(policy: PixioPolicy, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Refuse to lose what a checkpoint holds of a trained encoder."""
-    if prefix or policy.eyes is None:
+    """Name weights as they are named here, compiled or not, and refuse to lose what was trained of the encoder."""
+    if prefix:
         return  # the policy is a part of something else, such as a PEFT model, and this is not our file
-    eyes = {name.removeprefix("eyes."): weight for name, weight in state.items() if name.startswith("eyes.encoder.")}
-    policy.eyes.check_stored(eyes)
+    here = {_plain(name): name for name in policy.state_dict()}
+    for name in list(state):
+        state[here.get(_plain(name), name)] = state.pop(name)
+    if policy.eyes is not None:
+        seen = {name.removeprefix("eyes."): state[name] for name in state if name.startswith("eyes.encoder.")}
+        policy.eyes.check_stored(seen)
+
+
+def _plain(name: str) -> str:
+    """A weight's name without what ``torch.compile`` puts into it, as LeRobot's ``compile_model`` has it do."""
+    return name.replace("_orig_mod.", "")
 
 
 def _check_loaded(policy: PixioPolicy, keys: Any) -> None:
@@ -191,3 +200,9 @@ def _check_loaded(policy: PixioPolicy, keys: Any) -> None:
     deaf = [key for key in keys.missing_keys if key.startswith("task_embedding.")]
     if deaf:
         raise CheckpointError(f"The checkpoint lacks {deaf[0]!r}: it is of a policy with another task_conditioning.")
+    lacking = sorted(set(keys.missing_keys) & set(policy.state_dict()))
+    if lacking:
+        raise CheckpointError(
+            f"The checkpoint lacks {len(lacking)} weights of the policy's head, such as {lacking[0]!r}: it is of other "
+            "settings, or damaged."
+        )

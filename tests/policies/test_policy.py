@@ -8,7 +8,7 @@ import pytest
 import torch
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_policy, make_pre_post_processors
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from lerobot_policy_pixio import PixioACTConfig, PixioDiffusionConfig
@@ -231,6 +231,35 @@ def test_a_checkpoint_of_other_eyes_is_refused(kind: str, make: Make, tmp_path: 
     seeing = make(kind)
     with pytest.raises(CheckpointError, match=r"lacks \d+ weights of the policy's eyes, such as 'adapter"):
         type(seeing).from_pretrained(tmp_path, config=seeing.config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bigger"), [("pixio_act", "--n_decoder_layers=2"), ("pixio_diffusion", "--down_dims=[16,32,64]")]
+)
+def test_a_checkpoint_of_another_head_is_refused(kind: str, bigger: str, make: Make, tmp_path: Path) -> None:
+    """LeRobot would load what there is, and the robot would act on random weights."""
+    policy = make(kind)
+    policy.save_pretrained(tmp_path)
+    config = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=[bigger])
+    with pytest.raises(CheckpointError, match=r"lacks \d+ weights of the policy's head, such as '(model|diffusion)\."):
+        type(policy).from_pretrained(tmp_path, config=config)
+    file = tmp_path / "model.safetensors"
+    save_file({name: weight for name, weight in load_file(file).items() if name.startswith("eyes.")}, file)
+    with pytest.raises(CheckpointError, match=r"weights of the policy's head"):
+        type(policy).from_pretrained(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
+def test_compiled_and_plain_heads_read_each_others_checkpoints(make: Make, tmp_path: Path) -> None:
+    """As ``lerobot-rollout --use_torch_compile=true`` reads them."""
+    policy = make("pixio_diffusion", compile_model=True)
+    policy.save_pretrained(tmp_path)
+    for compiled in ("false", "true"):
+        config = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=[f"--compile_model={compiled}"])
+        found = type(policy).from_pretrained(tmp_path, config=config)
+        for one, other in zip(found.parameters(), policy.parameters(), strict=True):
+            assert torch.equal(one, other)
+        found.save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("family", ["resnet", "dinov2", "vit"])
