@@ -79,12 +79,12 @@ class PixioACTPolicy(PixioPolicy, ACTPolicy):
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: Batch) -> Tensor:  # type: ignore[override]
-        """Normalised actions [b chunk a].
+        """Normalised actions [b chunk a], float32 whatever the head computes in.
 
         Raises:
             DataError: If the batch lacks a camera or its task, or is of another robot.
         """
-        return super().predict_action_chunk(self._see(batch))
+        return super().predict_action_chunk(self._see(batch)).float()
 
     def _see(self, batch: Batch) -> Batch:
         """Replace each camera's images or tokens by its part of the adapter's output, as a map [b dim 1 n]."""

@@ -101,7 +101,7 @@ class PixioDiffusionPolicy(PixioPolicy, DiffusionPolicy):
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: Batch, noise: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Normalised actions [b n_action_steps a].
+        """Normalised actions [b n_action_steps a], float32 whatever the head computes in.
 
         As in LeRobot, once ``select_action`` has seen something, it is that which is planned from; else the batch.
 
@@ -109,7 +109,7 @@ class PixioDiffusionPolicy(PixioPolicy, DiffusionPolicy):
             DataError: If the batch lacks a camera or its task, or is of another robot.
         """
         remembers = any((self._queues or {}).values())
-        return super().predict_action_chunk(batch if remembers else self._see(batch), noise=noise)
+        return super().predict_action_chunk(batch if remembers else self._see(batch), noise=noise).float()
 
     def _see(self, batch: Batch) -> Batch:
         """Bring all cameras to one shape, which LeRobot can stack: images of one size, or tokens packed as images."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
@@ -302,6 +303,17 @@ def test_half_precision_says_nearly_the_same(
     assert (half - whole).norm() < 0.1 * whole.norm()
     rough.save_pretrained(tmp_path)
     assert torch.equal(act(type(rough).from_pretrained(tmp_path), batch), found)
+
+
+def test_mixed_precision_acts_in_full_precision(kind: str, make: Make, make_batch: Make, act: Make) -> None:
+    """As ``lerobot-eval`` has it: the postprocessor follows the type of the actions, and numpy knows no bfloat16."""
+    policy = make(kind, use_amp=True)
+    stats = {"action": {"mean": [100.3] * 3, "std": [1.0] * 3, "min": [99.3] * 3, "max": [101.3] * 3}}
+    _, postprocessor = make_pre_post_processors(policy.config, dataset_stats=stats)
+    with torch.autocast("cpu", torch.bfloat16):
+        actions = postprocessor(act(policy, make_batch(policy)))
+    assert actions.numpy().dtype == np.float32
+    assert (actions - actions.bfloat16()).abs().max() > 0.01  # not rounded on the way, to a half at 100
 
 
 @pytest.mark.slow
