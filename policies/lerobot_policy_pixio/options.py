@@ -47,7 +47,7 @@ class PixioOptions(_Base):
         language_model: For "language": a text model of transformers with its tokenizer, as a folder or a hub name.
         language_hash: Sha-256 of its weights. Written when a policy is made; any other model is refused.
         language_width: Width of its output. Written when a policy is made.
-        encoder_dtype: What a frozen encoder computes in.
+        encoder_dtype: What a frozen encoder computes in, with or without ``use_amp``.
         compile_encoder: Run the encoder through ``torch.compile``.
     """
 

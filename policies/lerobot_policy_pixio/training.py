@@ -69,8 +69,9 @@ def train(
 
     Args:
         config: The policy's settings; inputs and outputs are those of the data set where it names none. Its optimizer
-            and scheduler presets and ``use_amp`` (bfloat16) apply, as they do in ``lerobot-train``; training starts
-            from the weights in ``pretrained_path``, if it names some.
+            and scheduler presets apply, as they do in ``lerobot-train``. With ``use_amp`` all but a frozen encoder
+            computes in bfloat16; ``lerobot-train`` takes float16 on GPUs. Training starts from the weights in
+            ``pretrained_path``, if it names some.
         dataset_root: A LeRobotDataset v3 folder, or its frames.
         cache: The feature cache of that data set and the policy's encoder; None for a blind policy, or with ``pixels``.
         folder: The run, with ``checkpoints/``, ``log.jsonl`` and, where TensorBoard is installed, ``tensorboard/``. If

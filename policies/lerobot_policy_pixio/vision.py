@@ -7,6 +7,7 @@ hash of its weights before training, and read from where it lies; or stored too,
 import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -110,7 +111,8 @@ class Eyes(nn.Module):
         frames = torch.cat(live)
         if self._config.compile_encoder:
             check_images(frames, self.encoder.spec.patch_size)  # the encoder itself cannot while it is compiled
-        tokens = self.encoder(frames)
+        with self._own_type():
+            tokens = self.encoder(frames)
         fresh = zip(tokens.classes.chunk(len(live)), tokens.patches.chunk(len(live)), strict=True)
         return [
             view
@@ -181,6 +183,12 @@ class Eyes(nn.Module):
                 )
             self.encoder.fingerprint = str(self._config.encoder_hash)  # taken before weights were rounded
         self._blank = False
+
+    def _own_type(self) -> AbstractContextManager:
+        """Let a frozen encoder compute in its own type, as it does for a cache, inside mixed precision, too."""
+        if self._config.train_encoder != "frozen":
+            return nullcontext()
+        return torch.autocast(next(self.encoder.parameters()).device.type, enabled=False)
 
 
 def check_same(config: PixioOptions, encoder: Encoder) -> None:

@@ -316,6 +316,18 @@ def test_mixed_precision_acts_in_full_precision(kind: str, make: Make, make_batc
     assert (actions - actions.bfloat16()).abs().max() > 0.01  # not rounded on the way, to a half at 100
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_frozen_encoder_says_in_mixed_precision_what_a_cache_holds(dtype: str, make: Make, make_batch: Make) -> None:
+    policy = make("pixio_act", encoder_dtype=dtype)
+    images = make_batch(policy)[TOP]
+    expected = policy.eyes.encode([images])[0]
+    assert expected.patches.dtype == getattr(torch, dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = policy.eyes.encode([images])[0]
+    assert torch.equal(found.patches, expected.patches)
+    assert torch.equal(found.classes, expected.classes)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
 def test_a_compiled_encoder_says_the_same(kind: str, make: Make, make_batch: Make, act: Make) -> None:
