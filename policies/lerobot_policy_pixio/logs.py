@@ -36,9 +36,16 @@ class RunLog:
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
+    def holds(self, step: int, name: str) -> bool:
+        """Whether a step's row says something."""
+        return any(row["step"] == step and name in row for row in self.rows)
+
     def write(self, row: Metrics) -> None:
-        """Add a row, which says its ``step``."""
-        self.rows.append(row)
+        """Add a row, which says its ``step``; or add it to the last row, if that is of the same step."""
+        if self.rows and self.rows[-1]["step"] == row["step"]:
+            self.rows[-1] |= row
+        else:
+            self.rows.append(row)
         write_whole(self._file, "".join(json.dumps(row) + "\n" for row in self.rows))
         step = int(row["step"])
         curves = {name: value for name, value in row.items() if name != "step"}

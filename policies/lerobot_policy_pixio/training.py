@@ -84,7 +84,8 @@ def train(
         encoder: The policy's encoder, if it is in memory already.
         pixels: The data set's decoded frames (see ``decode_frames``), for a policy that trains its encoder.
         memory_gb: Hold up to so many gigabytes of tokens in the device's memory; half of what is free when absent.
-        evaluation: Rollouts at intervals; their results go to the log.
+        evaluation: Rollouts at intervals, after the step's checkpoint if it has one; their results go to the log. What
+            a run that stopped has not measured at its last checkpoint is measured when it goes on.
         wandb: Where to track the run, in LeRobot's own settings.
 
     Returns:
@@ -145,19 +146,24 @@ def train(
             tqdm(total=steps, initial=start, desc=f"training {run.path.name}", unit="step") as bar,
             termination() as end,
         ):
+            missed = _due(evaluation, start, steps)
+            if missed and not log.holds(start, "eval_success"):
+                log.write({"step": start, **missed.run(policy, processors)})
             for step in range(start + 1, steps + 1):
                 row = {"step": step, **trainer.step(step)}
                 bar.update()
-                due = evaluation if evaluation and (step % evaluation.every == 0 or step == steps) else None
+                due = _due(evaluation, step, steps)
                 if due or step == steps or (log_every and step % log_every == 0):
                     row |= trainer.speed()
                     bar.set_postfix({key: f"{row[key]:.4g}" for key in ("loss", "samples_per_s")})
-                    log.write(row | (due.run(policy, processors) if due else {}))
+                    log.write(row)
                 if end.is_set() or should_save_checkpoint(step, save_every, steps):
                     log.keep(trainer.save(step, run, lerobots, processors))
-                if end.is_set() and step < steps:
+                if end.is_set() and (due or step < steps):
                     logger.warning("Terminated at step %d of %d; the same command goes on.", step, steps)
                     raise SystemExit(128 + signal.SIGTERM)
+                if due:
+                    log.write({"step": step, **due.run(policy, processors)})
     return policy.eval(), log.rows
 
 
@@ -285,6 +291,11 @@ def make_processors(policy: PixioPolicy, frames: DatasetFrames) -> Processors:
     """LeRobot's pre- and post-processor of a policy, with the data set's statistics."""
     stats: Any = frames.dataset.meta.stats
     return make_pre_post_processors(policy.config, dataset_stats=stats)
+
+
+def _due(evaluation: Evaluation | None, step: int, steps: int) -> Evaluation | None:
+    """The evaluation, if this step has one."""
+    return evaluation if evaluation and step > 0 and (step % evaluation.every == 0 or step == steps) else None
 
 
 def _facts_of(cache: str | Path | None) -> dict[str, Any]:

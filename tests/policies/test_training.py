@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from lerobot.envs.configs import PushtEnv
 from lerobot.optim import load_optimizer_state
 from lerobot.policies.factory import make_pre_post_processors
 
 from lerobot_policy_pixio import PixioACTConfig, PixioDiffusionConfig
 from lerobot_policy_pixio.dataset_tables import policy_inputs
 from lerobot_policy_pixio.demonstrations import Demonstrations
+from lerobot_policy_pixio.evaluation import Evaluation
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.modeling_pixio_act import PixioACTPolicy
 from lerobot_policy_pixio.training import Trainer, make_policy, make_processors, sample_rows, train
@@ -138,6 +140,73 @@ def test_a_terminated_run_saves_itself_and_continues_bit_for_bit(
     assert (tmp_path / "terminated" / "checkpoints" / "last").resolve().name == "000003"
     continued, _ = trained("terminated")
     assert equal(continued, whole)
+
+
+@pytest.fixture
+def measured(trained: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Train with an evaluation every four steps, which a number of the policy's weights stands for."""
+
+    def run(name: str, before: Callable[[], None] = lambda: None) -> tuple[PixioACTPolicy, list[Any]]:
+        def result(_: Evaluation, policy: PixioACTPolicy, __: Any) -> dict[str, float]:
+            before()
+            return {"eval_success": weights(policy)[0].sum().item()}
+
+        monkeypatch.setattr(Evaluation, "run", result)
+        policy, log = trained(name, save_every=4, evaluation=Evaluation(env=PushtEnv(), every=4))
+        return policy, [(row["step"], row["loss"], row.get("eval_success")) for row in log]
+
+    return run
+
+
+@pytest.mark.parametrize("last", [4, 6])
+def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(
+    measured: Callable[..., Any], tmp_path: Path, last: int
+) -> None:
+    whole, log = measured("whole")
+    assert [step for step, _, success in log if success is not None] == [4, 6]
+    file = tmp_path / "failed" / "log.jsonl"
+
+    def fail() -> None:
+        if len(file.read_text().splitlines()) == last:
+            raise RuntimeError("no display")
+
+    with pytest.raises(RuntimeError, match="no display"):
+        measured("failed", fail)
+    assert (tmp_path / "failed" / "checkpoints" / "last").resolve().name == f"{last:06d}"
+    continued, its_log = measured("failed")
+    assert equal(continued, whole)
+    assert its_log == log
+    assert len(file.read_text().splitlines()) == 6
+    _, its_log = measured("failed", fail)  # once more: nothing is left to measure
+    assert its_log == log
+
+
+@pytest.mark.parametrize(("late", "saved"), [(False, 4), (True, 5)], ids=["before", "within"])
+def test_a_run_that_is_terminated_around_an_evaluation_continues_bit_for_bit(
+    measured: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool, saved: int
+) -> None:
+    whole, log = measured("whole")
+    last, step = tmp_path / "terminated" / "checkpoints" / "last", Trainer.step
+
+    def step_and_be_terminated(self: Trainer, number: int) -> Any:
+        if number == 4 and not late:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, number)
+
+    def be_terminated() -> None:
+        assert late, "whoever terminates a run does not wait for an evaluation to begin and end"
+        assert last.resolve().name == "000004"
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step_and_be_terminated)
+        with pytest.raises(SystemExit) as exit_of:
+            measured("terminated", be_terminated)
+    assert exit_of.value.code == 143
+    assert last.resolve().name == f"{saved:06d}"
+    continued, its_log = measured("terminated")
+    assert equal(continued, whole)
+    assert its_log == log
 
 
 def test_a_run_is_a_lerobot_run(trained: Callable[..., Any], tmp_path: Path) -> None:
