@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 
-from pixio_robot.errors import CheckpointError
+from pixio_robot.errors import CheckpointError, SettingError
 
 
 class Actor:
@@ -31,11 +31,19 @@ class Actor:
         preprocessor: Its LeRobot pipeline from observations to what the policy reads.
         postprocessor: Its LeRobot pipeline from what the policy says to actions.
         task: What a task-conditioned policy is to do, unless the observations say.
+
+    Raises:
+        SettingError: If the policy averages over the chunks of several calls.
     """
 
     def __init__(
         self, policy: PreTrainedPolicy, preprocessor: Any, postprocessor: Any, *, task: str | None = None
     ) -> None:
+        if (weight := getattr(policy.config, "temporal_ensemble_coeff", None)) is not None:
+            raise SettingError(
+                f"temporal_ensemble_coeff={weight} averages over the chunks of several steps, and an Actor remembers "
+                "none: let lerobot-eval or lerobot-rollout run this policy, or set it to null in config.json."
+            )
         self.policy = policy.eval()
         self.task = task
         self._preprocessor = preprocessor
@@ -52,6 +60,7 @@ class Actor:
 
         Raises:
             CheckpointError: If there is no checkpoint, or it needs another encoder.
+            SettingError: If the policy averages over the chunks of several calls.
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():

@@ -10,7 +10,7 @@ import torch
 from lerobot.policies.factory import make_pre_post_processors
 
 from lerobot_policy_pixio.acting import Actor
-from pixio_robot.errors import CheckpointError
+from pixio_robot.errors import CheckpointError, SettingError
 
 TASKS = ["task 0", "task 1"]
 STATS = {
@@ -89,3 +89,9 @@ def test_an_actor_comes_from_a_checkpoint(kind: str, make: Make, observation: di
     np.testing.assert_array_equal(plan(Actor.from_pretrained(tmp_path, device="cpu"), observation), expected)
     with pytest.raises(CheckpointError, match=r"no policy checkpoint in"):
         Actor.from_pretrained(tmp_path / "nowhere")
+
+
+def test_an_actor_that_would_forget_what_it_should_average_is_refused(make: Make) -> None:
+    policy = make("pixio_act", n_action_steps=1, temporal_ensemble_coeff=0.01)
+    with pytest.raises(SettingError, match=r"temporal_ensemble_coeff=0\.01 averages .*lerobot-eval"):
+        actor_of(policy)
