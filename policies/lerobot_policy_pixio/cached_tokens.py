@@ -6,6 +6,7 @@ there is no index: the step does nothing, the encoder runs, and the cache need n
 A checkpoint names the step by its class, so that LeRobot imports it only where it is used.
 """
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,8 @@ from lerobot_policy_pixio.token_store import TokenStore
 from pixio_robot.cache import FeatureCache
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CacheError
+
+logger = logging.getLogger(__name__)
 
 WAY_OUT = (
     "To train without a cache, set --policy.cache=null; to continue a checkpoint without its cache, or with another, "
@@ -135,6 +138,8 @@ class CachedTokensStep(ProcessorStep):
         variants = torch.zeros_like(index)
         if torch.is_grad_enabled() and self._opened.variants:
             variants = torch.randint(self._opened.variants + 1, index.shape).to(index.device)
+        elif any(camera in observation for camera in self.cameras):
+            self._warn()
         variants = variants.view(-1, *[1] * (rows.ndim - 1)).expand_as(rows)
         tokens = self._store(index.device).gather(rows, variants)
         return {**transition, TransitionKey.OBSERVATION: observation | tokens}  # type: ignore[return-value]
@@ -167,6 +172,7 @@ class CachedTokensStep(ProcessorStep):
 
     def __post_init__(self) -> None:
         self._kept: tuple[torch.device, TokenStore] | None = None
+        self._warned = False
 
     def _check_rows(self, index: Tensor, known: dict[str, Any], observation: dict[str, Any]) -> None:
         """Refuse a batch whose episodes, times and states are not those that the cache was built beside."""
@@ -184,6 +190,16 @@ class CachedTokensStep(ProcessorStep):
                 f"The frames of this batch are not those that {self.cache} was built from: the data set was edited "
                 f"since, or is another one. Build the cache anew with `pixio-cache build`. {WAY_OUT}"
             )
+
+    def _warn(self) -> None:
+        """Say once that the loader's images are not looked at, augmented or not, which a batch does not tell."""
+        if not self._warned:
+            logger.warning(
+                "Training reads tokens of clean frames from %s: --dataset.image_transforms, if enabled, do nothing. "
+                "For augmentation build a cache with `pixio-cache build --variants`.",
+                self.cache,
+            )
+        self._warned = True
 
 
 def _shown(deltas: Tensor, known: dict[str, Any]) -> Tensor:

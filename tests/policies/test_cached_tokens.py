@@ -106,6 +106,22 @@ def test_images_stay_where_no_gradient_is_taken(configure: Any, dataset_root: Pa
     assert all(isinstance(batch[camera], torch.Tensor) for camera in CAMERAS)
 
 
+def test_augmentation_that_would_do_nothing_is_told_once(
+    configure: Any, dataset_root: Path, encoder: Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LeRobot's loader augments the images that tokens take the place of; a batch does not say whether it did."""
+
+    def told(loop: Loop) -> int:
+        caplog.clear()
+        for _ in range(2):
+            loop.batch(ROWS)
+        return sum("image_transforms, if enabled, do nothing" in record.getMessage() for record in caplog.records)
+
+    assert told(Loop(configure("pixio_act"), dataset_root)) == 1
+    build_cache(tmp_path / "cache", encoder, DatasetFrames(dataset_root), grid=2, variants=1, augment=Darker())
+    assert told(Loop(configure("pixio_act", cache=str(tmp_path / "cache")), dataset_root)) == 0
+
+
 def test_a_checkpoint_needs_no_cache_to_act_and_says_so_if_it_trains(
     configure: Any, cache: Path, dataset_root: Path, tmp_path: Path
 ) -> None:
