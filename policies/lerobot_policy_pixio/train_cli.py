@@ -18,6 +18,7 @@ from lerobot_policy_pixio.evaluation import Evaluation
 from lerobot_policy_pixio.frames import DECODER, DatasetFrames, open_dataset
 from lerobot_policy_pixio.options import PixioOptions
 from lerobot_policy_pixio.training import train, with_features
+from lerobot_policy_pixio.vision import check_same
 from pixio_robot.cache import FeatureCache, build_cache
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.encoder import Encoder
@@ -174,9 +175,15 @@ def _policy_of(config: PixioTrainConfig) -> PixioOptions:
 
 
 def find_or_build_cache(frames: DatasetFrames, policy: PixioOptions) -> tuple[Path, Encoder]:
-    """Give a cache beside the data set that fits a policy, made now if there is none, and the policy's encoder."""
+    """Give a cache beside the data set that fits a policy, made now if there is none, and the policy's encoder.
+
+    Raises:
+        CheckpointError: If the encoder is not the one that the policy was trained with.
+    """
     policy = with_features(policy, frames)
     encoder = load_encoder(policy.encoder, device=policy.device, dtype=getattr(torch, policy.encoder_dtype))
+    if policy.encoder_hash is not None:
+        check_same(policy, encoder)  # before hours are spent on its cache
     settings, root = cache_settings(policy, encoder, frames), frames.dataset.root
     path = cache_path(root, encoder, frames, **settings)
     found = [_open_fitting(place, frames, policy, encoder) for place in find_caches(root)]

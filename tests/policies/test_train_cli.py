@@ -25,7 +25,7 @@ from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.train_cli import find_or_build_cache
 from lerobot_policy_pixio.training import make_policy, make_processors, train
 from pixio_robot import FeatureCache, build_cache
-from pixio_robot.errors import CacheError, SettingError
+from pixio_robot.errors import CacheError, CheckpointError, SettingError
 
 ACT = ["--policy.type=pixio_act", "--policy.dim_model=32", "--policy.n_heads=2", "--policy.chunk_size=5"]
 ACT += ["--policy.n_action_steps=5", "--policy.dim_feedforward=64", "--policy.n_encoder_layers=1"]
@@ -201,6 +201,15 @@ def test_a_policy_takes_a_cache_that_fits_or_has_its_own_built_beside_the_others
     assert find_or_build_cache(both, make_config(encoder_dtype="bfloat16"))[0] == rough
     with pytest.raises(CacheError, match=r"built in bfloat16, and the policy's encoder computes in float32"):
         train(make_config(), both, rough, tmp_path / "run", steps=1)
+
+
+def test_no_cache_is_built_by_another_encoder_than_the_policys(
+    make_config: Callable[..., PixioACTConfig], make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_dataset(tmp_path / "walks")
+    with pytest.raises(CheckpointError, match=r"trained on the encoder .*; the one at hand has"):
+        find_or_build_cache(DatasetFrames(root), make_config(encoder_hash="0" * 64))
+    assert find_caches(root) == []
 
 
 def test_what_pixio_train_does_not_do_is_refused(pixio_train: Callable[..., None], dataset_root: Path) -> None:
