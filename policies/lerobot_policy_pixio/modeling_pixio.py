@@ -66,7 +66,8 @@ class PixioPolicy(_Base):
             raise SettingError(
                 f"This policy is to be trained from the cache {cache}, but its tokens do not arrive: LeRobot keeps the "
                 "pipelines of a checkpoint that --policy.path names, and they read no cache. Train on with "
-                f"`pixio-train --policy.path=... --cache={cache}`, or from images with --policy.cache=null."
+                f"`pixio-train --policy.path=... --cache={cache}`, which has no --peft, or from images with "
+                "--policy.cache=null."
             )
         missing = [camera for camera in cameras if camera not in batch]
         if missing:

@@ -166,6 +166,11 @@ def _policy_of(config: PixioTrainConfig) -> PixioOptions:
             f"pixio-train trains --policy.type=pixio_act or pixio_diffusion; given: {given}. LeRobot's own policies "
             "train with lerobot-train."
         )
+    if config.policy.use_peft:
+        raise SettingError(
+            f"pixio-train has no --peft, by which {path or 'this policy'} was trained (use_peft=true): train on with "
+            "lerobot-train, from images."
+        )
     if config.policy.push_to_hub:
         raise SettingError(
             "pixio-train writes to disk alone: leave push_to_hub out, and upload a finished policy by "

@@ -148,7 +148,9 @@ def test_a_cache_that_the_pipelines_of_a_checkpoint_do_not_read_is_told(
     loop.policy.config.cache = str(cache)
     without = {key: value for key, value in batch.items() if key not in CAMERAS}
     for given in (batch, without):
-        with pytest.raises(SettingError, match=rf"pixio-train --policy\.path=\.\.\. --cache={cache}"):
+        with pytest.raises(
+            SettingError, match=rf"pixio-train --policy\.path=\.\.\. --cache={cache}`, which has no --peft"
+        ):
             loop.policy.train()(dict(given))
     with torch.no_grad():
         assert loop.policy(dict(batch))[0].isfinite()

@@ -212,7 +212,9 @@ def test_no_cache_is_built_by_another_encoder_than_the_policys(
     assert find_caches(root) == []
 
 
-def test_what_pixio_train_does_not_do_is_refused(pixio_train: Callable[..., None], dataset_root: Path) -> None:
+def test_what_pixio_train_does_not_do_is_refused(
+    pixio_train: Callable[..., None], make_config: Callable[..., PixioACTConfig], dataset_root: Path, tmp_path: Path
+) -> None:
     root = f"--dataset.root={dataset_root}"
     with pytest.raises(SettingError, match=r"pixio_act or pixio_diffusion; given: act.*lerobot-train"):
         pixio_train("--policy.type=act", "--policy.device=cpu", "--policy.push_to_hub=false", root)
@@ -220,6 +222,9 @@ def test_what_pixio_train_does_not_do_is_refused(pixio_train: Callable[..., None
         pixio_train(root)
     with pytest.raises(SettingError, match=r"hf upload"):
         pixio_train(*ACT, "--policy.device=cpu", "--policy.push_to_hub=true", root)
+    make_config(use_peft=True).save_pretrained(tmp_path)
+    with pytest.raises(SettingError, match=rf"no --peft, by which {tmp_path} was trained.*lerobot-train, from images"):
+        pixio_train(f"--policy.path={tmp_path}", root)
     with pytest.raises(SettingError, match=r"Which demonstrations\?"):
         pixio_train(*ACT, "--policy.device=cpu")
 
