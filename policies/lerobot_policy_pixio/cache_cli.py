@@ -15,6 +15,7 @@ from lerobot_policy_pixio.augmentation import ImageAugmentation
 from lerobot_policy_pixio.cache_folders import cache_folder, cache_path, find_caches
 from lerobot_policy_pixio.dataset_tables import export_tables, policy_inputs
 from lerobot_policy_pixio.frames import DatasetFrames
+from lerobot_policy_pixio.options import PixioOptions
 from pixio_robot.cache import Estimate, FeatureCache, build_cache, compare_with_encoder, estimate_cache, verify_cache
 from pixio_robot.cache.build import sole_builder
 from pixio_robot.cache.layout import open_group
@@ -54,6 +55,8 @@ def build(options: argparse.Namespace) -> int:
     cache = build_cache(path, encoder, frames, chunk=options.chunk, **settings)
     console.print(f"{cache.path} is whole: {_size(cache.nbytes)}. To train from it:")
     sight = f"--policy.encoder={options.encoder} --policy.encoder_dtype={options.dtype}"
+    sight += f" --policy.grid={options.grid}" if options.grid not in (0, PixioOptions.grid) else ""
+    sight += f" --policy.image_size={options.size}" if options.size else ""
     console.print(f"  lerobot-train --policy.type=pixio_act {sight} --policy.cache={path} ...")
     return 0
 

@@ -12,7 +12,9 @@ import torch
 from lerobot_policy_pixio import cache_cli
 from lerobot_policy_pixio.augmentation import ImageAugmentation
 from lerobot_policy_pixio.cache_folders import cache_folder, find_caches
+from lerobot_policy_pixio.cached_tokens import check_fit
 from lerobot_policy_pixio.frames import DatasetFrames, open_dataset
+from lerobot_policy_pixio.options import PixioOptions
 from pixio_robot import Encoder, FeatureCache
 from pixio_robot.cache.build import sole_builder
 from pixio_robot.errors import SettingError
@@ -64,6 +66,30 @@ def test_a_cache_is_built_beside_its_data_set_and_shown(
         "not stated",
     ):
         assert told in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        (["--grid", 2, "--size", 32], {"grid": 2, "image_size": 32}),
+        (["--grid", 1], {"grid": 1}),
+        (["--grid", 4], {}),
+        (["--grid", 0], {}),
+    ],
+)
+def test_the_command_that_a_build_tells_names_what_the_cache_asks_for(
+    call: Callable[..., Said],
+    root: Path,
+    encoder_folder: Path,
+    make_config: Callable[..., Any],
+    words: list[Any],
+    settings: dict[str, int],
+) -> None:
+    out = call("build", root, "--encoder", encoder_folder, *words, "--device", "cpu").out
+    told = dict(re.findall(r"--policy\.(grid|image_size)=(\d+)", out))
+    assert told == {name: str(value) for name, value in settings.items()}
+    [path] = find_caches(root)
+    check_fit(FeatureCache.open(path), make_config(**({"grid": PixioOptions.grid} | settings)))
 
 
 def test_a_build_goes_on_whatever_its_folder_is_called(
