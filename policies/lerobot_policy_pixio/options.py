@@ -26,7 +26,8 @@ class PixioOptions(_Base):
         encoder: The encoder: anything that ``pixio_robot.load_encoder`` reads.
         encoder_hash: Sha-256 of the encoder's sizes and of its weights before this policy's training. Written when a
             policy is made; a checkpoint refuses any other encoder.
-        encoder_licence: The licence of the encoder's weights, as far as it is known. Written when a policy is made.
+        encoder_licence: The licence of the encoder's weights, as far as it is known. Written when a policy is made; if
+            it is not apache-2.0 and the checkpoint holds such weights, LeRobot's ``license`` is "other" by default.
         encoder_spec: The encoder's sizes, written with ``save_backbone`` so that the checkpoint needs no other file.
         image_size: Live images are resized to this many pixels a side; the encoder's native size when absent.
         classes: Class tokens for the policy: "each" of them, their "mean", their "concat"enation, or "none".

@@ -58,6 +58,7 @@ class Eyes(nn.Module):
         self._config = config
         self._blank = encoder is None and config.encoder_spec is not None  # until a checkpoint fills it
         self.encoder = _find_encoder(config, encoder)
+        _note_licence(config)
         self.adapter = VisualFeatureAdapter(
             self.encoder.spec.width,
             dim=dim,
@@ -231,6 +232,13 @@ def _find_encoder(config: PixioOptions, given: Encoder | None) -> Encoder:
     changed = config.train_encoder != "frozen" or config.compile_encoder
     changed = changed or next(encoder.parameters()).dtype != getattr(torch, config.encoder_dtype)
     return _prepare(copy.deepcopy(encoder) if given is not None and changed else encoder, config)
+
+
+def _note_licence(config: PixioOptions) -> None:
+    """Keep LeRobot, which takes apache-2.0 where nothing is said, from saying it of an encoder of another licence."""
+    holds_weights = config.save_backbone or config.train_encoder in ("last_blocks", "full")
+    if holds_weights and config.license is None and str(config.encoder_licence).lower() != "apache-2.0":
+        config.license = "other"
 
 
 def _load(config: PixioOptions) -> Encoder:

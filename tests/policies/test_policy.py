@@ -187,6 +187,27 @@ def test_a_checkpoint_with_its_encoder_needs_no_other_file(
         act(type(policy)(policy.config), batch)  # its settings alone hold no weights
 
 
+@pytest.mark.parametrize(
+    ("changes", "licence", "stated"),
+    [
+        ({}, "cc-by-nc-4.0", None),
+        ({"train_encoder": "lora"}, "cc-by-nc-4.0", None),
+        ({"save_backbone": True}, "cc-by-nc-4.0", "other"),
+        ({"save_backbone": True}, None, "other"),
+        ({"save_backbone": True}, "Apache-2.0", None),
+        ({"save_backbone": True, "license": "mit"}, "cc-by-nc-4.0", "mit"),
+        ({"train_encoder": "last_blocks"}, "cc-by-nc-4.0", "other"),
+    ],
+)
+def test_the_licence_of_an_encoder_goes_with_its_weights(
+    changes: dict[str, Any], licence: str | None, stated: str | None, make: Make, tmp_path: Path
+) -> None:
+    """Where None is stated, LeRobot's model card says apache-2.0."""
+    policy = make("pixio_act", encoder_licence=licence, **changes)
+    policy.save_pretrained(tmp_path)
+    assert type(policy).from_pretrained(tmp_path).config.license == stated
+
+
 def test_a_rounded_encoder_in_a_checkpoint_keeps_its_name(
     kind: str, make: Make, encoder: Encoder, tmp_path: Path
 ) -> None:
