@@ -136,10 +136,11 @@ class CachedTokensStep(ProcessorStep):
         if self.deltas is not None:
             rows = index[:, None] + _shown(torch.tensor(self.deltas, device=index.device), known)
         variants = torch.zeros_like(index)
-        if torch.is_grad_enabled() and self._opened.variants:
-            variants = torch.randint(self._opened.variants + 1, index.shape).to(index.device)
-        elif any(camera in observation for camera in self.cameras):
-            self._warn()
+        if torch.is_grad_enabled():  # in training, and not where it is validated
+            if self._opened.variants:
+                variants = torch.randint(self._opened.variants + 1, index.shape).to(index.device)
+            elif any(camera in observation for camera in self.cameras):
+                self._warn()
         variants = variants.view(-1, *[1] * (rows.ndim - 1)).expand_as(rows)
         tokens = self._store(index.device).gather(rows, variants)
         return {**transition, TransitionKey.OBSERVATION: observation | tokens}  # type: ignore[return-value]

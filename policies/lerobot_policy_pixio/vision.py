@@ -146,9 +146,7 @@ class Eyes(nn.Module):
             CheckpointError: If a weight has no place here, or was trained and would go on as one that is not.
         """
         here, config = self.encoder.state_dict(prefix="encoder."), self._config
-        whole = (
-            config.save_backbone and config.train_encoder != "frozen"
-        )  # a frozen one goes by its hash, stored or not
+        whole = config.save_backbone and config.train_encoder != "frozen"  # a frozen one goes by its hash
         still = frozenset() if self._blank or whole else self._untrained
         lost = sorted(
             name

@@ -12,6 +12,7 @@ from lerobot_env_pixio.crossed import spread_of_mean
 
 Table = NDArray[np.bool_]
 """Successes [seeds scenes]."""
+Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Estimate:
     value: float
     low: float
     high: float
-    parts: tuple[NDArray[np.float64], ...] | None = None
+    parts: tuple[Numbers, ...] | None = None
 
 
 def rate_of(table: Table) -> Estimate:
@@ -76,7 +77,7 @@ def over_tasks(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(value=value, low=value - reach[0], high=value + reach[1])
 
 
-def _stretch(tasks: list[list[NDArray[np.float64]]], count: int) -> float:
+def _stretch(tasks: list[list[Numbers]], count: int) -> float:
     """How much farther the mean of tasks reaches than if each had seeds of its own; 1 where that cannot be told."""
     if len(tasks) < count or len({tuple(len(table) for table in task) for task in tasks}) > 1:
         return 1.0

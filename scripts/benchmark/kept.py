@@ -1,14 +1,11 @@
 """What share of its success a method keeps when the looks of the scene change."""
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-from benchmark.estimates import Estimate, Table, rate_of
+from benchmark.estimates import Estimate, Numbers, Table, rate_of
 from lerobot_env_pixio import paired
 from lerobot_env_pixio.crossed import spread_of_mean
-
-Numbers = NDArray[np.float64]
 
 MOST = 2.0
 """The largest share that is looked at: twice as many successes as without the shift."""
