@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """Which encoder, which policy? Encoders x tasks x policies x training seeds, with controls, on held-out scenes.
 
+    scripts/run_benchmark.py tier=quickstart                from rendered pixels to a measured policy: make quickstart
     scripts/run_benchmark.py tier=smoke                     everything once, in under 10 minutes on two cores
     scripts/run_benchmark.py tier=standard +arms.mae=PATH   a night; with one more encoder
     scripts/run_benchmark.py tier=ladder                    does pre-training pay, where small things matter?

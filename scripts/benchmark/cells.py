@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 RESULT = "cell.json"
 """The file that is written last: where it is, the cell is done."""
+PATCHES = "patches.png"
+"""What the policy's encoder makes of some frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,7 @@ def work(folder: str | Path, cells: Sequence[Cell], fill: Callable[[Cell, Path],
             try:
                 if not is_done(folder, cell):  # another process may have been quicker
                     taken = True
+                    logger.info("Now %s; %d of %d cells are done.", cell.name, count_done(folder, cells), len(cells))
                     fill(cell, home)
             except Exception as error:
                 logger.exception("The cell %s broke; the others go on.", cell.name)

@@ -15,6 +15,7 @@ from benchmark.settings import Benchmark
 from pixio_robot.errors import PixioRobotError
 
 ConfigStore.instance().store(name="benchmark_schema", node=Benchmark)
+OmegaConf.register_new_resolver("cores", lambda most: min(most, os.cpu_count() or 1), replace=True)
 SCRIPTS = Path(__file__).parents[1].absolute()
 
 

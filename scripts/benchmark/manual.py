@@ -4,6 +4,7 @@ import inspect
 import re
 import shlex
 import textwrap
+from itertools import takewhile
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -14,8 +15,8 @@ TIERS = Path(__file__).parent / "conf" / "tier"
 
 
 def help_text(about: str) -> str:
-    """The help: what the command does, the tiers by their files' second lines, the settings by their docstrings."""
-    tiers = [_entry(path.stem, path.read_text().splitlines()[1].lstrip("# ")) for path in sorted(TIERS.glob("*.yaml"))]
+    """The help: what the command does, tiers by the comments that head their files, settings by their docstrings."""
+    tiers = [_entry(path.stem, _heading(path)) for path in sorted(TIERS.glob("*.yaml"))]
     attributes = inspect.cleandoc(Benchmark.__doc__ or "").partition("Attributes:\n")[2]
     settings = [
         _entry(name, " ".join(text.split()))
@@ -35,6 +36,11 @@ def explain(error: Exception) -> str:
 def command() -> str:
     """What was typed, as hydra tells it: in a job of a cluster, ``sys.argv`` is that of the launcher."""
     return shlex.join(["scripts/run_benchmark.py", *HydraConfig.get().overrides.task])
+
+
+def _heading(tier: Path) -> str:
+    comments = takewhile(lambda line: line.startswith("#"), tier.read_text().splitlines()[1:])  # after the package's
+    return " ".join(line.lstrip("# ") for line in comments)
 
 
 def _entry(name: str, text: str) -> str:

@@ -16,7 +16,8 @@ from lerobot.utils.constants import ACTION, PRETRAINED_MODEL_DIR
 
 from benchmark.acting import open_actor
 from benchmark.arms import CALIBRATION, Sight, open_sight
-from benchmark.cells import Cell, finish
+from benchmark.cells import PATCHES, Cell, finish
+from benchmark.patches import draw_patches
 from benchmark.recipes import configure, soften
 from benchmark.settings import SCENES, Benchmark
 from benchmark.tasks import check_features, environment, expected_features, open_demonstrations, shared_folder
@@ -69,6 +70,8 @@ def fill_cell(cell: Cell, home: Path, *, config: Benchmark) -> None:
     log = _train(cell, home / "run", frames, sight, policy, config, cost)
     actor = open_actor(cell.policy, home / "run" / "checkpoints" / "last" / PRETRAINED_MODEL_DIR, device=config.device)
     refuse_misfit(actor, cell, sight, config)
+    if sight.encoder is not None:
+        draw_patches(home / PATCHES, actor.policy.eyes, frames)
     for condition, shift in config.conditions.items():
         with cost.of(f"rollouts, {condition}"):
             _measure(actor, cell, home, condition, shift, sight, config)

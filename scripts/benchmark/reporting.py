@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import rich
 from page import to_base64, write_page
 
 from benchmark.arms import label
-from benchmark.cells import count_done, plan_cells
+from benchmark.cells import PATCHES, count_done, plan_cells
 from benchmark.figures import Looks, differences_svg, losses_svg, rates_svg
 from benchmark.results import FilledCell, Panel, make_panels
 from benchmark.running import ANSWERS
@@ -26,7 +27,10 @@ METHOD = (
 
 
 def write_report(config: Benchmark, *, command: str) -> Path | None:
-    """Write the report of all cells that are done; give the page, or None if there are none.
+    """Write the report of all cells that are done, and print its first tables.
+
+    Returns:
+        The page, or None if no cell is done.
 
     Raises:
         DataError: A line of some records is no record.
@@ -74,6 +78,7 @@ def write_report(config: Benchmark, *, command: str) -> Path | None:
         **facts,
     )
     write_whole(folder / "results.md", _markdown(facts, sections))
+    rich.print(*facts["overview"], sep="\n")
     return page
 
 
@@ -127,7 +132,7 @@ def _forests(panels: Sequence[Panel], config: Benchmark, first: str) -> list[str
 
 
 def _pictures(panel: Panel, looks: Looks) -> dict[str, Any]:
-    """Figures and films of a panel; films are those of the first training seed."""
+    """Figures, films and patches of a panel; films and patches are those of the first training seed."""
     films = [
         {
             "data": to_base64(path.read_bytes()),
@@ -140,8 +145,13 @@ def _pictures(panel: Panel, looks: Looks) -> dict[str, Any]:
         for record in cells[0].records[condition]
         if record.video and (path := cells[0].home / "videos" / condition / Path(record.video).name).is_file()
     ]
+    patches = [
+        {"data": to_base64(path.read_bytes()), "color": looks[arm][1], "caption": looks[arm][0]}
+        for arm, cells in panel.cells.items()
+        if (path := cells[0].home / PATCHES).is_file()
+    ]
     rates = rates_svg(panel, looks) if panel.scores else ""
-    return {"rates_svg": rates, "losses_svg": losses_svg(panel, looks), "films": films}
+    return {"rates_svg": rates, "losses_svg": losses_svg(panel, looks), "films": films, "patches": patches}
 
 
 def _markdown(facts: dict[str, Any], sections: Sequence[dict[str, Any]]) -> str:

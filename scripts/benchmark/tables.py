@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.table import Table as RichTable
+
 from benchmark.estimates import Estimate, over_tasks
 from benchmark.figures import Looks
 from benchmark.results import Panel
@@ -25,6 +27,15 @@ class Grid:
         """The table in Markdown."""
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
         return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def __rich__(self) -> RichTable:
+        """The table as a terminal shows it."""
+        shown = RichTable(title=self.title, title_justify="left")
+        for name in self.columns:
+            shown.add_column(name, overflow="fold")
+        for row in self.rows:
+            shown.add_row(*row)
+        return shown
 
 
 def percent(found: Estimate | None) -> str:
@@ -149,6 +160,8 @@ def sentences(panel: Panel, looks: Looks, config: Benchmark) -> list[str]:
     """What the numbers of a panel allow to be said, and no more: a cause is named where arms differ in nothing else."""
     scores, first = panel.scores.get(CLEAN, {}), next(iter(config.arms))
     said = []
+    if "blind" in scores and first in scores["blind"].against:
+        said.append(_compare(first, "a blind policy", _flip(scores["blind"].against[first]), "seeing"))
     if first in scores and "random" in scores[first].against:
         cause = "pre-training" if config.options_of(first) == config.options_of("random") else ""
         said.append(_compare(first, looks["random"][0].lower(), scores[first].against["random"], cause))

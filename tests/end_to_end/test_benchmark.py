@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import re
 import sys
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ import pytest
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 from benchmark import command, manual, reporting, results, running
-from benchmark.cells import Cell, Worked, cell_folder, count_done, finish, is_done, plan_cells, work
+from benchmark.cells import PATCHES, Cell, Worked, cell_folder, count_done, finish, is_done, plan_cells, work
 from benchmark.claims import claim
 from benchmark.remembering import EARLIER, RememberingEnv
 from benchmark.settings import Benchmark, Training
@@ -222,6 +225,20 @@ def test_a_job_of_a_cluster_tells_the_command_that_was_typed(monkeypatch: Any) -
     assert manual.command() == "scripts/run_benchmark.py tier=smoke 'tasks=[metaworld/reach]' worker=3"
 
 
+def test_the_quickstart_uses_the_cores_that_there_are_and_reads_random_weights_alike(monkeypatch: Any) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    with initialize_config_dir(str(command.SCRIPTS / "benchmark" / "conf"), version_base="1.3"):
+        found = compose("config", ["tier=quickstart", "workers=3"])
+    found.tier = found.folder = "quickstart"  # which only a run resolves
+    config = OmegaConf.to_object(found)
+    assert isinstance(config, Benchmark)
+    config.check()
+    assert (config.workers, config.threads) == (3, 5)
+    assert config.arm_names == ["pixio", "blind", "random"]
+    assert config.options_of("random") == config.options_of("pixio") != {}
+    assert list(config.conditions) == ["clean"]
+
+
 def test_a_killed_process_leaves_its_cell_to_the_next(make_config: Any, tmp_path: Path) -> None:
     cells = plan_cells(make_config(tasks=["metaworld/reach"], seeds=[0]))
     filled: list[str] = []
@@ -251,11 +268,13 @@ def test_a_cell_in_other_hands_is_left_alone(make_config: Any, tmp_path: Path) -
     assert not work(tmp_path, cells, lambda _, home: finish(home, {})).elsewhere
 
 
-def test_the_report_says_what_the_records_say(make_config: Any, tmp_path: Path) -> None:
+def test_the_report_says_what_the_records_say(make_config: Any, capsys: pytest.CaptureFixture[str]) -> None:
     config = make_config()
-    fill(config, rates=RATES)
+    cells = fill(config, rates=RATES)
+    (cell_folder(config.folder, cells[0]) / PATCHES).write_bytes(b"colours")
     page = reporting.write_report(config, command="run it")
     assert page is not None
+    assert "mean of 2" in capsys.readouterr().out
     html, text = page.read_text(), (page.parent / "results.md").read_text()
     for said in (html, text):
         assert "32/40" in said  # 0.8 of 20 scenes, two seeds
@@ -264,9 +283,12 @@ def test_the_report_says_what_the_records_say(make_config: Any, tmp_path: Path) 
         assert "run it" in said
         assert "mujoco 3.8.1" in said
     assert "pixio beats random weights, frozen by +50" in text
+    assert "pixio beats a blind policy by +80" in text
+    assert "a blind policy" not in text.partition("seeing helps here")[2].split("##")[0]
     assert "50 % (" in text  # kept under shift
     assert "mean of 2 tasks, act" in text
     assert "<svg" in html
+    assert html.count(b64encode(b"colours").decode()) == 1
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", html), "the page must need no other file"
     (panel, _) = results.make_panels(config, plan_cells(config))
     clean = panel.scores["clean"]
@@ -280,7 +302,7 @@ def test_the_report_says_what_the_records_say(make_config: Any, tmp_path: Path) 
     ("options", "said", "unsaid"),
     [
         ({}, ("random weights, frozen by +50", ": pre-training helps", ": the frozen encoder helps"), ()),
-        ({"pixio": {"train_encoder": "full"}}, ("random weights, frozen by +50",), ("helps here",)),
+        ({"pixio": {"train_encoder": "full"}}, ("weights, frozen by +50",), ("training helps", "encoder helps")),
         ({"pixio": {"grid": 2}}, (": pre-training helps", ": the frozen encoder helps"), ()),  # random reads alike
         ({"random": {"grid": 2}}, (": the frozen encoder helps",), ("pre-training helps",)),
         (

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,6 +87,17 @@ def test_a_benchmark_that_is_killed_three_times_gives_the_same_table(tmp_path: P
     assert "episodes: 2 there, 3 wanted" in refused
 
 
+def test_the_quickstart_measures_three_policies_on_one_page(tmp_path: Path) -> None:
+    sizes = ["demonstrations=2", "episodes=3", "training.act.steps=4", "threads=1", "workers=2"]
+    printed = run("tier=quickstart", f"folder={tmp_path / 'out'}", *sizes)
+    assert "3 of 3 cells are done" in printed
+    assert len(re.findall(r"│ \d+ \(\d+ to \d+\) ", printed)) == 3, printed
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:video/mp4;base64,") >= 3
+    assert page.count("data:image/png;base64,") == 2, "what two encoders say"
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page), "the page must need no other file"
+
+
 def test_mistakes_are_answered_in_one_line(tmp_path: Path) -> None:
     for wrong, answer in (
         (["tier=smok"], "run_benchmark: No tier is called 'smok'. Did you mean 'smoke'?"),
@@ -102,5 +114,17 @@ def test_mistakes_are_answered_in_one_line(tmp_path: Path) -> None:
 
 def test_the_help_names_every_tier_and_setting() -> None:
     printed = run("--help")
-    for name in ("smoke", "standard", "ladder", "cortex", "folder", "arms", "without", "datasets", "worker"):
+    for name in (
+        "quickstart",
+        "smoke",
+        "standard",
+        "ladder",
+        "cortex",
+        "folder",
+        "arms",
+        "without",
+        "datasets",
+        "worker",
+    ):
         assert f"\n  {name} " in printed
+    assert "(again with demonstrations=100, in another folder)" in " ".join(printed.split()), "a heading of two lines"

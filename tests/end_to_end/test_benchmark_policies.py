@@ -16,6 +16,7 @@ import torch
 from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.feature_utils import dataset_to_policy_features
+from PIL import Image
 from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
@@ -23,6 +24,7 @@ sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 from benchmark.acting import HistoryActor, open_actor
 from benchmark.arms import Sight, draw_cnn, open_sight
 from benchmark.configuration_pixio_mlp import PixioMLPConfig
+from benchmark.patches import draw_patches
 from benchmark.recipes import configure, soften
 from benchmark.remembering import EARLIER
 from benchmark.settings import Benchmark
@@ -133,6 +135,26 @@ def test_every_arm_reads_what_is_its_own_and_acts(
         torch.manual_seed(0)
         dark = actor(seen | {"pixels": {"top": np.zeros_like(seen["pixels"]["top"])}})
         assert (actions != dark).any() == (name == "pixio")
+
+
+def test_a_picture_shows_what_the_patches_of_a_policys_own_encoder_say(
+    frames: DatasetFrames, pixio: Sight, tmp_path: Path
+) -> None:
+    policies = [make_policy(settings("act", pixio, frames), frames, seed=0) for _ in range(2)]
+    with torch.no_grad():
+        policies[1].eyes.encoder.backbone.patch_embed.proj.weight.zero_()
+    shown = []
+    for number, policy in enumerate(policies):
+        draw_patches(tmp_path / f"{number}.png", policy.eyes, frames)
+        shown.append(np.asarray(Image.open(tmp_path / f"{number}.png")))
+    seen, said = np.split(shown[0], 2)
+    assert seen.shape == said.shape == (128, 2 * 128, 3)
+    patch = 128 // (SIDE // 16)
+    cells = said.reshape(4, patch, 8, patch, 3)
+    assert (cells == cells[:, :1, :, :1]).all(), "one colour per patch"
+    assert len(np.unique(cells[:, 0, :, 0].reshape(-1, 3), axis=0)) > 16
+    assert (shown[0][:128] == shown[1][:128]).all()
+    assert (shown[0][128:] != shown[1][128:]).any()
 
 
 def test_a_policy_of_three_frames_acts_as_it_was_trained_and_encodes_no_frame_twice(
