@@ -62,6 +62,7 @@ def write_report(config: Benchmark, *, command: str) -> Path | None:
             "sentences": sentences(panel, looks, config),
             "notes": panel.notes,
             "scenes": panel.scenes,
+            "shifted": bool(panel.kept),
             "grids": score_grids(panel, looks, first),
         }
         for panel in panels
