@@ -28,6 +28,11 @@ class Tokens(NamedTuple):
         """Token width d."""
         return self.patches.shape[-1]
 
+    @property
+    def summary(self) -> Tensor:
+        """One vector [... d]: the mean class token, or of an encoder without any the mean patch."""
+        return (self.classes if self.classes.shape[-2] else self.patches).mean(dim=-2)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "Tokens":
         """Apply ``function`` to class tokens and patches alike, such as a cast or a copy to a device."""
         return Tokens(function(self.classes), function(self.patches), self.grid)

@@ -1,11 +1,10 @@
 """Heads that say something of every pixel, on a frozen encoder: crops to train on, windows that slide over images."""
 
 from collections.abc import Callable
-from typing import Any
+from itertools import batched
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 from torchvision.transforms.v2 import functional as F
 
 from pixio_pretrain.evaluation.job import Job
@@ -94,7 +93,7 @@ class DenseReader(nn.Module):
         canvas = mean.expand(3, starts[-1][0] + side, starts[-1][1] + side).clone()
         canvas[:, :h, :w] = image.float() / 255
         total, count = None, torch.zeros(canvas.shape[1:])
-        for part in _chunks(starts, self.job.config.batch_size):
+        for part in batched(starts, self.job.config.batch_size):
             windows = torch.stack([canvas[:, top : top + side, left : left + side] for top, left in part])
             with self.job.autocast():
                 said = self(windows)
@@ -114,10 +113,6 @@ class _Unregistered:
         self.encoder = encoder
 
 
-def _chunks(rows: list[Any], size: int) -> list[list[Any]]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
 def draw_crop(image: Tensor, target: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Cut a random square out of an image and its map, and mirror one in two.
 
@@ -134,8 +129,3 @@ def draw_crop(image: Tensor, target: Tensor, side: int) -> tuple[Tensor, Tensor]
     if torch.rand(()) < 0.5:
         image, target = F.horizontal_flip(image), F.horizontal_flip(target)
     return image, target[0]
-
-
-def collate(samples: list[Any]) -> Any:
-    """Make a batch."""
-    return default_collate(samples)

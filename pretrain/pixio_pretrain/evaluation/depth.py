@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from pixio_pretrain.evaluation.dense import RATES, DenseReader, check_head, collate, draw_crop
+from pixio_pretrain.evaluation.dense import RATES, DenseReader, check_head, draw_crop
 from pixio_pretrain.evaluation.job import Job, Outcome, Values
 from pixio_pretrain.evaluation.loop import Recipe, best, fit
 from pixio_pretrain.evaluation.pictures import SHOWN, depth_colours, side_by_side
@@ -97,7 +98,7 @@ class DepthReader:
         self.config, self.train, self.samples = config, train, len(train)
         self.max_depth = config.max_depth or train.max_depth
         self.module = DenseReader(job, head=config.head, preset=config.preset, channels=1, side=config.side)
-        self.collate, self.optimizer = collate, self.module.optimizer
+        self.collate, self.optimizer = default_collate, self.module.optimizer
 
     def read(self, images: DepthSet, index: int) -> tuple[Tensor, Tensor]:
         """One image uint8 [3 h w], and metres [h w].

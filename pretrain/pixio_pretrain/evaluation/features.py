@@ -29,11 +29,9 @@ def vector_of(tokens: Tokens, kind: str) -> Tensor:
 
     Args:
         tokens: Of images [b ...].
-        kind: "classes", the mean class token (of an encoder that has none, the mean patch), or "patches", the mean
-            patch.
+        kind: "classes", see ``Tokens.summary``, or "patches", the mean patch.
     """
-    source = tokens.classes if kind == "classes" and tokens.classes.shape[1] else tokens.patches
-    return source.mean(dim=1)
+    return tokens.summary if kind == "classes" else tokens.patches.mean(dim=1)
 
 
 def stored_features(

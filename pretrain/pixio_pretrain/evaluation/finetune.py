@@ -184,6 +184,7 @@ class Tuning:
 
     def __init__(self, config: FinetuneConfig, job: Job, train: ClassSet) -> None:
         self.config, self.job, self.train, self.samples = config, job, train, len(train)
+        self.collate = default_collate
         self.side = config.side or job.encoder.spec.image_size
         generator = torch.Generator().manual_seed(job.config.seed)
         self.module = TunedClassifier(job.encoder.backbone, train.classes, config, generator)
@@ -197,10 +198,6 @@ class Tuning:
     def sample(self, index: int) -> tuple[Tensor, int]:
         """One image and its class."""
         return to_pixels(self.view(self.train.image(index))), int(self.train.labels[index])
-
-    def collate(self, samples: list[Any]) -> Any:
-        """Make a batch."""
-        return default_collate(samples)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW."""

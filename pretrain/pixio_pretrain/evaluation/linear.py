@@ -78,7 +78,7 @@ class LinearProbe:
 
     def __init__(self, config: LinearConfig, job: Job, train: ClassSet) -> None:
         self.config, self.job, self.train = config, job, train
-        self.samples = len(train)
+        self.samples, self.collate = len(train), default_collate
         self.side = config.side or job.encoder.spec.image_size
         width = job.encoder.spec.width
         linear = nn.Linear(width, train.classes)
@@ -101,10 +101,6 @@ class LinearProbe:
         if self.stored is not None:
             return self.stored[index], int(self.train.labels[index])
         return to_pixels(self.view(self.train.image(index))), int(self.train.labels[index])
-
-    def collate(self, samples: list[Any]) -> Any:
-        """Make a batch."""
-        return default_collate(samples)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """LARS; biases are not adapted. Nothing is decayed."""

@@ -102,7 +102,7 @@ class Trainee(Protocol):
         """Make a training sample; all chance comes from PyTorch's generator, which has been seeded for it."""
         ...
 
-    def collate(self, samples: list[Any]) -> Any:
+    def collate(self, samples: list[Any], /) -> Any:
         """Make a batch."""
         ...
 

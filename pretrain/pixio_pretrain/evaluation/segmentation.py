@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 from tqdm import tqdm
 
-from pixio_pretrain.evaluation.dense import RATES, DenseReader, check_head, collate, draw_crop
+from pixio_pretrain.evaluation.dense import RATES, DenseReader, check_head, draw_crop
 from pixio_pretrain.evaluation.job import Job, Outcome, Values
 from pixio_pretrain.evaluation.loop import Recipe, best, fit
 from pixio_pretrain.evaluation.pictures import SHOWN, class_colours, side_by_side
@@ -113,7 +114,7 @@ class MaskReader:
     def __init__(self, config: SegmentationConfig, job: Job, train: MaskSet) -> None:
         self.config, self.train, self.samples = config, train, len(train)
         self.module = DenseReader(job, head=config.head, preset=config.preset, channels=train.classes, side=config.side)
-        self.collate, self.optimizer = collate, self.module.optimizer
+        self.collate, self.optimizer = default_collate, self.module.optimizer
 
     def sample(self, index: int) -> tuple[Tensor, Tensor]:
         """A crop of a resized image and its labels; beyond the image it is black and without labels."""

@@ -78,9 +78,6 @@ def probe_task(
 
 
 def class_features(encoder: Encoder, frames: Frames, indices: NDArray[np.int64], *, batch_size: int = 64) -> Tensor:
-    """Encode whole frames at the encoder's native size: the mean of the class tokens, float32 [n d].
-
-    Of an encoder without class tokens, the mean of the patches.
-    """
+    """Encode whole frames at the encoder's native size: ``Tokens.summary`` of each, float32 [n d]."""
     looks = Look.through(encoder).tokens(frames, indices, batch_size=batch_size)
-    return torch.cat([(seen.classes if seen.classes.shape[1] else seen.patches).mean(dim=1) for _, seen in looks])
+    return torch.cat([seen.summary for _, seen in looks])

@@ -77,8 +77,7 @@ def see_frames(frames: RgbdSet, job: Job, folder: Path, name: str, *, cells: int
     def parts(start: int) -> Iterator[Tensor]:
         for rows in torch.arange(start, len(frames)).split(job.config.batch_size):
             tokens = _encode(frames, rows.numpy(), job)
-            source = tokens.classes if tokens.classes.shape[1] else tokens.patches
-            yield torch.cat([source.mean(dim=1, keepdim=True), tokens.patches], dim=1).half().cpu()
+            yield torch.cat([tokens.summary.unsqueeze(1), tokens.patches], dim=1).half().cpu()
 
     folder.mkdir(parents=True, exist_ok=True)
     shape = (len(frames), 1 + first.patches.shape[1], first.width)

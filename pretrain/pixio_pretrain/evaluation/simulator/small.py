@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 
-from pixio_pretrain.evaluation.dense import collate
 from pixio_pretrain.evaluation.job import Job
 from pixio_pretrain.evaluation.loop import Recipe, fit
 from pixio_pretrain.evaluation.simulator.answers import CLASSES, THINGS, Answers, join
@@ -72,7 +72,7 @@ class SmallProbes:
     """
 
     def __init__(self, seen: SeenFrames, true: Answers, rows: Tensor, *, seed: int, hidden: int) -> None:
-        self.seen, self.rows, self.samples, self.collate = seen, rows, len(rows), collate
+        self.seen, self.rows, self.samples, self.collate = seen, rows, len(rows), default_collate
         self.true = true.take(rows)
         valid = is_valid(self.true.depth, NEAREST, FARTHEST)
         self.mean_map = mean_log_depth(self.true.depth, valid)
