@@ -4,7 +4,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.manual import plan_help, train_help
 from pixio_pretrain.objectives import OBJECTIVES
-from pixio_pretrain.plan import PlanConfig, memory, plan
+from pixio_pretrain.plan import PlanConfig, plan
 from pixio_robot.errors import PixioRobotError, UnknownNameError
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ ConfigStore.instance().store(name="plan_schema", node=PlanConfig)
 for _name, _node in OBJECTIVES.items():
     ConfigStore.instance().store(group="objective", name=_name, node=_node)
 
+PROGRAM = "pixio-pretrain"
 WRONG_WORDS, FAILED = 2, 1
 
 PLACES = ("data", "folder", "encoder", "curation.table", "objective.teacher")
@@ -40,13 +42,16 @@ def _train(settings: DictConfig) -> None:
     """Train as the settings say."""
     from pixio_pretrain.training import train
 
-    _in_one_line(lambda: _join_slurm() or train(_typed(settings, RunConfig), command=_command()))
+    with told(PROGRAM):
+        _join_slurm()
+        train(typed(settings, RunConfig, "objective", OBJECTIVES), command=_command())
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="plan")
 def _plan(settings: DictConfig) -> None:
     """Print what a run would cost."""
-    _in_one_line(lambda: sys.stdout.write(plan(_typed(settings, PlanConfig)) + "\n"))
+    with told(PROGRAM):
+        sys.stdout.write(plan(typed(settings, PlanConfig, "objective", OBJECTIVES)) + "\n")
 
 
 def _score(words: Sequence[str]) -> None:
@@ -56,21 +61,23 @@ def _score(words: Sequence[str]) -> None:
 
 
 def _with_hydra(task: Callable[[], None], manual: Callable[[], str]) -> Callable[[Sequence[str]], None]:
-    """Make a command of a hydra task; hydra reads its words where the interpreter puts them."""
+    """Make a command of a hydra task."""
 
     def start(words: Sequence[str]) -> None:
         if {"-h", "--help"} & set(words):
             sys.stdout.write(manual())
-            return
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, instead of being printed
-        sys.argv[1:] = map(quote_place, words)
-        try:
-            task()
-        except (HydraException, OmegaConfBaseException, PixioRobotError) as error:
-            _say(error)
-            raise SystemExit(FAILED if isinstance(error, PixioRobotError) else WRONG_WORDS) from error
+        else:
+            run_hydra(PROGRAM, task, words)
 
     return start
+
+
+def run_hydra(program: str, task: Callable[[], None], words: Sequence[str]) -> None:
+    """Start a hydra task, which reads its words where the interpreter puts them."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, instead of being printed
+    sys.argv[1:] = map(quote_place, words)
+    with told(program):
+        task()
 
 
 def quote_place(word: str) -> str:
@@ -107,14 +114,10 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("train an encoder on your own frames (the default)", _with_hydra(_train, train_help)),
-    "plan": Command("say what a run would cost: size, memory, hours", _with_hydra(_plan, lambda: plan_help(_doc()))),
+    "plan": Command("say what a run would cost: size, memory, hours", _with_hydra(_plan, plan_help)),
     "export": Command("write the encoder of a run that has not ended", _export),
     "score": Command("score images, so that training can pick among them", _score),
 }
-
-
-def _doc() -> str:
-    return memory.__doc__ or ""
 
 
 def main() -> None:
@@ -128,34 +131,52 @@ def main() -> None:
     elif "=" in first or first.startswith("-"):
         COMMANDS["train"].start([first, *others])
     else:
-        _say(UnknownNameError("command", first, COMMANDS))
-        raise SystemExit(WRONG_WORDS)
+        raise SystemExit(say(PROGRAM, UnknownNameError("command", first, COMMANDS)))
 
 
-def _in_one_line(task: Callable[[], object]) -> None:
-    """Run a task; in a sweep, errors go to hydra, which says whose they are."""
+@contextmanager
+def told(program: str) -> Iterator[None]:
+    """End a program with one line for what the user got wrong; in a sweep hydra gets the error, and says whose it is.
+
+    Raises:
+        SystemExit: With the code that ``say`` gives.
+    """
     try:
-        task()
-    except (PixioRobotError, OmegaConfBaseException) as error:
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
+        yield
+    except (HydraException, OmegaConfBaseException, PixioRobotError) as error:
+        if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
             raise
-        _say(error)
-        raise SystemExit(FAILED) from error
+        raise SystemExit(say(program, error)) from error
 
 
-def _typed[Config: RunConfig](settings: DictConfig, kind: type[Config]) -> Config:
-    """Make plain dataclasses of the settings. Hydra lets "+stepps=2" pass; merging into the bare schema refuses it."""
+def say(program: str, error: Exception) -> int:
+    """Write an error to stderr, on one line; give the exit code: 2 for words that there are not, 1 for the rest."""
+    sys.stderr.write(f"{program}: {explain(error)}\n")
+    wrong = isinstance(error, UnknownNameError) or not isinstance(error, PixioRobotError)
+    return WRONG_WORDS if wrong else FAILED
+
+
+def typed[Config](settings: DictConfig, kind: type[Config], group: str, choices: Mapping[str, type[Any]]) -> Config:
+    """Make plain dataclasses of the settings. Hydra lets "+stepps=2" pass; merging into the bare schema refuses it.
+
+    Args:
+        settings: As hydra composed them.
+        kind: The dataclass.
+        group: Its field that is one of several dataclasses.
+        choices: These, by name.
+
+    Raises:
+        UnknownNameError: If there is no such choice.
+        OmegaConfBaseException: If a setting is unknown, missing, or of another type.
+        SettingError: If a dataclass refuses its values.
+    """
+    if settings[group].name not in choices:
+        raise UnknownNameError(group, settings[group].name, choices)
     schema = OmegaConf.structured(kind)
-    if settings.objective.name not in OBJECTIVES:
-        raise UnknownNameError("objective", settings.objective.name, OBJECTIVES)
-    schema.objective = OBJECTIVES[settings.objective.name]()
+    schema[group] = choices[settings[group].name]()
     config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.to_container(settings)))
     assert isinstance(config, kind)  # the schema sees to it
     return config
-
-
-def _say(error: Exception) -> None:
-    sys.stderr.write(f"pixio-pretrain: {explain(error)}\n")
 
 
 def explain(error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import get_type_hints
 
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.objectives import OBJECTIVES
-from pixio_pretrain.plan import PlanConfig
+from pixio_pretrain.plan import PlanConfig, memory
 
 CONF = Path(__file__).parent / "conf"
 WIDTH = 110
@@ -54,9 +54,9 @@ def train_help() -> str:
     return "\n".join([*sections, *_objectives()])
 
 
-def plan_help(memory: str) -> str:
-    """Help of ``plan``; ``memory`` is the docstring that says how memory is reckoned."""
-    rules = inspect.cleandoc(memory).partition("\n\n")[2].partition("\n\nArgs:")[0]
+def plan_help() -> str:
+    """Help of ``plan``; how memory is reckoned is said by the docstring of ``memory``."""
+    rules = (inspect.getdoc(memory) or "").partition("\n\n")[2].partition("\n\nArgs:")[0]
     sections = [PLAN, "Settings, besides those of a run (pixio-pretrain train --help):", *list_settings(PlanConfig)]
     return "\n".join([*sections, NOTES.format(memory=rules), "Runs:", _runs()])
 

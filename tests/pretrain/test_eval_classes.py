@@ -358,9 +358,13 @@ def test_the_command_measures_and_explains(imagenet: Path, encoder: Path, tmp_pa
     assert measured.returncode == 0
     assert "top1_k5" in measured.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["2024_10"]
-    for words, said in ((["task=knm"], "Did you mean 'knn'"), (["task=knn", "task.tempersture=1"], "'temperature'")):
+    for words, said, code in (
+        (["task=knm"], "Did you mean 'knn'", 2),
+        (["task=knn", "+task.tempersture=1"], "'temperature'", 2),
+        (["task=knn", "task.neighbours=[0]"], "at least 1", 1),
+    ):
         refused = command(*words, *told, folder=tmp_path)
-        assert refused.returncode != 0
+        assert refused.returncode == code
         assert said in refused.stderr
         assert "Traceback" not in refused.stderr
 

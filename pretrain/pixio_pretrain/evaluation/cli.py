@@ -1,27 +1,20 @@
 """The door: ``pixio-eval task=NAME encoder=NAME data=PATH``, ``pixio-eval report FOLDER``."""
 
-import logging
-import os
 import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from pixio_pretrain.cli import FAILED, WRONG_WORDS, explain, quote_place
+from pixio_pretrain.cli import run_hydra, told, typed
 from pixio_pretrain.evaluation.job import EvalConfig, evaluate, read_record
 from pixio_pretrain.evaluation.loop import Recipe
 from pixio_pretrain.evaluation.tasks import TASKS
 from pixio_pretrain.manual import list_settings
-from pixio_robot.errors import DataError, PixioRobotError, UnknownNameError
+from pixio_robot.errors import DataError
 
-logger = logging.getLogger(__name__)
-
+PROGRAM = "pixio-eval"
 USAGE = """usage: pixio-eval task=TASK encoder=NAME data=PATH [SETTING=VALUE ...]
        pixio-eval report FOLDER
 
@@ -41,25 +34,10 @@ for _name, _node in TASKS.items():
 @hydra.main(version_base="1.3", config_path="../conf", config_name="eval")
 def _evaluate(settings: DictConfig) -> None:
     """Evaluate as the settings say."""
-    try:
-        file = evaluate(_typed(settings))
-    except (PixioRobotError, OmegaConfBaseException) as error:
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            raise  # hydra says whose error it is
-        raise SystemExit(_say(error)) from error
+    with told(PROGRAM):
+        file = evaluate(typed(settings, EvalConfig, "task", TASKS))
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in read_record(file)["metrics"].items())
     sys.stdout.write(f"{metrics}\n{file}\n")
-
-
-def _typed(settings: DictConfig) -> EvalConfig:
-    """Make plain dataclasses of the settings; merging into the bare schema refuses what it does not know."""
-    if settings.task.name not in TASKS:
-        raise UnknownNameError("task", settings.task.name, TASKS)
-    schema = OmegaConf.structured(EvalConfig)
-    schema.task = TASKS[settings.task.name]()
-    config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.to_container(settings)))
-    assert isinstance(config, EvalConfig)  # the schema sees to it
-    return config
 
 
 def main() -> None:
@@ -67,16 +45,11 @@ def main() -> None:
     words = sys.argv[1:]
     if not words or {"-h", "--help"} & set(words):
         sys.stdout.write(usage())
-        return
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, instead of being printed
-    try:
-        if words[0] == "report":
+    elif words[0] == "report":
+        with told(PROGRAM):
             sys.stdout.write(f"{_report(words[1:])}\n")
-        else:
-            sys.argv[1:] = map(quote_place, words)
-            _evaluate()
-    except (HydraException, OmegaConfBaseException, PixioRobotError) as error:
-        raise SystemExit(_say(error)) from error
+    else:
+        run_hydra(PROGRAM, _evaluate, words)
 
 
 def _report(words: list[str]) -> Path:
@@ -96,11 +69,6 @@ def usage() -> str:
             *list_settings(config, prefix="task."),
         ]
     return "\n".join([*parts, "\nRecipes of what is trained:", *list_settings(Recipe, prefix="task.recipe.")]) + "\n"
-
-
-def _say(error: Exception) -> int:
-    sys.stderr.write(f"pixio-eval: {explain(error)}\n")
-    return FAILED if isinstance(error, PixioRobotError) else WRONG_WORDS
 
 
 if __name__ == "__main__":
