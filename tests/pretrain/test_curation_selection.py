@@ -15,7 +15,7 @@ from PIL import Image
 from pixio_pretrain import RunConfig, train
 from pixio_pretrain.checkpoint import save_checkpoint
 from pixio_pretrain.config import LoadingConfig
-from pixio_pretrain.curation import Curation, CurationConfig, read_table
+from pixio_pretrain.curation import Curation, CurationConfig, read_table, report
 from pixio_pretrain.curation.command import main
 from pixio_pretrain.curation.scores import Scores
 from pixio_pretrain.curation.table import as_table
@@ -243,6 +243,23 @@ def test_tar_shards_are_scored_exported_and_curated_by_their_members(folder: Pat
         )
         seen = {key.split("/")[0] for _, loaded in zip(range(6), loader, strict=False) for key in loaded.keys}
         assert seen == {"noise.tar", "small.tar"}
+
+
+def test_a_report_decodes_what_it_shows_and_names_what_it_cannot(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [str(folder), "--table", str(tmp_path / "t.parquet")]
+    main(words)
+    monkeypatch.setattr(report, "TILES", 2)
+    decoded: list[int] = []
+    image = ImageFolder.image
+    monkeypatch.setattr(ImageFolder, "image", lambda self, index: decoded.append(index) or image(self, index))
+    main([*words, "--report", str(tmp_path / "page.html")])
+    assert 0 < len(decoded) < sum(1 for _ in open_source(folder).each()) / 2
+    for file in (folder / "noise").iterdir():
+        file.write_bytes(b"torn")
+    with pytest.raises(SystemExit, match="could be decoded when it was scored, and now it cannot"):
+        main([*words, "--report", str(tmp_path / "page.html")])
 
 
 @pytest.mark.parametrize(

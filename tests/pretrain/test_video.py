@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -225,3 +226,9 @@ def _copy(source: Path, target: Path) -> None:
     import shutil
 
     shutil.copytree(source, target)
+
+
+def test_what_decodes_videos_is_asked_for_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(DataError, match=r"needs av: pip install 'pixio-pretrain\[video\]'"):
+        LeRobotVideo(tmp_path)

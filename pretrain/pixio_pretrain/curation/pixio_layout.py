@@ -11,12 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pixio_pretrain.curation.scores import Scores
+from pixio_pretrain.curation.scores import MEASURES, Scores
 from pixio_pretrain.curation.table import as_table
 from pixio_robot.drafts import write_whole
 from pixio_robot.errors import DataError
-
-MEASURES = ("histogram_score", "height", "width", "mae_loss")
 
 
 def write_pixio(table: pa.Table, folder: Path, *, shards: Sequence[str]) -> int:

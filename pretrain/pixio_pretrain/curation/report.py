@@ -13,17 +13,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from pixio_pretrain.curation.scores import MEASURES
 from pixio_pretrain.curation.selection import CurationConfig, dropped_rows, keep_chances, soft_chances
-from pixio_pretrain.data.skips import Skipped
 from pixio_pretrain.data.source import Source
 from pixio_robot.drafts import write_whole
+from pixio_robot.errors import DataError, ImageError
 
 PICTURED = 20_000
-"""Samples from the start of the table among which pictures are chosen: finding them costs another reading."""
+"""Samples from the start of the table among which pictures are chosen: finding them costs another look at each key."""
 
 TILES = 12
 PROBLEMS = 20
-MEASURES = ("histogram_score", "height", "width", "mae_loss")
 SIDE = 144
 BLUE, RED = "#1f6feb", "#d1495b"
 
@@ -60,14 +60,14 @@ def write_report(
         facts: How the scores came about: name to value.
 
     Raises:
-        DataError: If the table lacks what a rule needs, or if the source cannot be read.
+        DataError: If the table lacks what a rule needs, or a sample to picture cannot be read any more.
     """
     chances, dropped = keep_chances(table, config), dropped_rows(table, config)
     measures, labels = _measures(table, dropped), _labels(config)
     dropped = {labels[rule]: rows for rule, rows in dropped.items()}
     sheets = _sheets(measures, dropped, chances, pictured=min(len(table), PICTURED))
     keys = {table["key"][row].as_py() for rows in sheets.values() for row in rows}
-    thumbnails = _thumbnails(source, keys, Skipped(len(table)))  # scoring has judged how many may be skipped
+    thumbnails = _thumbnails(source, keys)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -77,6 +77,7 @@ def write_report(
         kept=chances.sum(),
         rules=_rules(table, config, dropped),
         problems=_problems(table),
+        listed=PROBLEMS,
         measures=[(measure, draw_measure(measure, soft=config.soft_sampling)) for measure in measures],
         sheets={
             title: [_tile(table, row, measures, chances, thumbnails) for row in rows] for title, rows in sheets.items()
@@ -171,17 +172,23 @@ def _problems(table: pa.Table) -> list[dict[str, str]]:
     return table.select(["key", "problem"]).filter(table["problem"].is_valid())[:PROBLEMS].to_pylist()
 
 
-def _thumbnails(source: Source, keys: set[str], skipped: Skipped) -> dict[str, str]:
-    """Small JPEGs of some samples as base64, by key; reads no further than it must."""
+def _thumbnails(source: Source, keys: set[str]) -> dict[str, str]:
+    """Small JPEGs of some samples as base64, by key; goes no further than it must, and decodes nothing else."""
     found: dict[str, str] = {}
-    for key, image in source.visit(skipped):
+    for key, read in source.each():
         if len(found) == len(keys):
             break
         if key in keys:
+            try:
+                image = read()
+            except ImageError as error:
+                raise DataError(f"{key} could be decoded when it was scored, and now it cannot: {error}") from error
             image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
             image.save(buffer, format="JPEG", quality=85)
             found[key] = base64.b64encode(buffer.getvalue()).decode("ascii")
+    if missing := sorted(keys - found.keys()):
+        raise DataError(f"{missing[0]} was there when it was scored, and now it is not.")
     return found
 
 

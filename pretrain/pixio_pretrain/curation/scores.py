@@ -38,6 +38,10 @@ class Scores:
     problem: str | None = None
 
 
+MEASURES = ("histogram_score", "height", "width", "mae_loss")
+"""The fields of ``Scores`` that are measured."""
+
+
 def histogram_score(image: Image.Image) -> float:
     """Entropy of an image's colour histograms in bits: 0 for one flat colour, 8 for uniform noise.
 

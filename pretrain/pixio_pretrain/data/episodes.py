@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pixio_robot.errors import DataError, UnknownNameError
@@ -104,13 +106,6 @@ def _camera(root: Path, info: dict[str, Any], feature: dict[str, Any], key: str,
 
 def _read_table(root: Path, cameras: Sequence[str]) -> dict[str, NDArray[Any]]:
     """The columns that say where the videos of each episode are, in the order of the episodes."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise DataError(
-            f"Reading videos needs pyarrow and av: pip install 'pixio-pretrain[video]' ({error})."
-        ) from error
     places = ("chunk_index", "file_index", "from_timestamp")
     columns = ["episode_index", "length", *(f"videos/{camera}/{place}" for camera in cameras for place in places)]
     try:

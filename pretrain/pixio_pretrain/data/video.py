@@ -8,6 +8,7 @@ of many episodes. LeRobot itself is not needed: its tables are parquet, its vide
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from pixio_pretrain.data.episodes import Episodes
 from pixio_pretrain.data.source import Entry, Stream, split_episodes
-from pixio_robot.errors import ImageError, SettingError
+from pixio_robot.errors import DataError, ImageError, SettingError
 
 RUN = 32
 """Frames of a run, at least."""
@@ -50,7 +51,7 @@ class LeRobotVideo(Stream):
         part: Numbers of the episodes to use; None for all.
 
     Raises:
-        DataError: If the folder holds no such data set.
+        DataError: If the folder holds no such data set, or nothing is installed that decodes videos.
         UnknownNameError: If there is no such camera.
         SettingError: If the stride is not positive.
     """
@@ -65,6 +66,8 @@ class LeRobotVideo(Stream):
     ) -> None:
         if stride < 1:
             raise SettingError(f"stride must be at least 1, not {stride}.")
+        if find_spec("av") is None:
+            raise DataError("Reading videos needs av: pip install 'pixio-pretrain[video]'.")
         self.episodes = Episodes.read(root, cameras)
         self.stride = stride
         self.part = np.arange(len(self.episodes.lengths)) if part is None else part
