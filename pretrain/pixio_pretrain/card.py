@@ -12,8 +12,8 @@ import torch
 
 from pixio_pretrain.data import Frames, Loader, Source, split_episodes
 from pixio_pretrain.distributed import World
-from pixio_pretrain.evaluate import mean_loss, take
 from pixio_pretrain.figures import draw_loss
+from pixio_pretrain.held_out import mean_loss, take
 from pixio_pretrain.logs import read_rows
 from pixio_pretrain.objectives import Objective
 from pixio_pretrain.probe import probe_task

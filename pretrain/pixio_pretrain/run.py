@@ -16,7 +16,7 @@ from pixio_pretrain.curation.selection import Curation
 from pixio_pretrain.data import Frames, Loader, ResidentFrames, Source, open_source
 from pixio_pretrain.data.samples import Batch
 from pixio_pretrain.distributed import World, spread
-from pixio_pretrain.evaluate import take
+from pixio_pretrain.held_out import take
 from pixio_pretrain.objectives import Objective
 from pixio_pretrain.optim import make_optimizer
 from pixio_pretrain.precision import autocast

@@ -18,8 +18,8 @@ from pixio_pretrain.checkpoint import check_identity
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.data import Loaded
 from pixio_pretrain.distributed import gradient_norm, join, synchronising
-from pixio_pretrain.evaluate import mean_loss
 from pixio_pretrain.heap import keep_freed_memory
+from pixio_pretrain.held_out import mean_loss
 from pixio_pretrain.logs import Logs, Row, Silence
 from pixio_pretrain.run import Run, folder_of, open_data, start
 from pixio_pretrain.speed import Meter, matmul_ceiling

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pixio_pretrain.evaluation import TASKS, EvalConfig, Recipe, cli, evaluate, loop, read_record
 from pixio_pretrain.evaluation import neighbours as search
-from pixio_pretrain.evaluation.baselines import PixelBackbone, open_encoder
+from pixio_pretrain.evaluation.encoders import PixelBackbone, open_encoder
 from pixio_pretrain.evaluation.finetune import FinetuneConfig, TunedClassifier
 from pixio_pretrain.evaluation.linear import LinearProbe
 from pixio_pretrain.evaluation.sets import open_classes
@@ -116,7 +116,8 @@ def test_votes_are_those_of_the_formula() -> None:
 
 
 def test_both_layouts_are_one_data_set(imagenet: Path, shards: Path) -> None:
-    for folder, shard in zip(open_classes(imagenet, official=False), open_classes(shards, official=False), strict=True):
+    for part in ("train", "val"):
+        folder, shard = (open_classes(root, part, official=False) for root in (imagenet, shards))
         assert folder.labels.tolist() == shard.labels.tolist()
         assert np.array_equal(np.asarray(folder.image(7)), np.asarray(shard.image(7)))
 
@@ -314,15 +315,15 @@ def test_what_is_wrong_with_a_folder_is_said_with_what_was_expected(
     imagenet: Path, shards: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=r"(?s)files are missing: train, val.*ROOT/train/n01440764"):
-        open_classes(tmp_path, official=False)
+        open_classes(tmp_path, "train", official=False)
     with pytest.raises(DataError, match=r"'train' has 48 images, not 1281167.*official_counts=false"):
-        open_classes(imagenet, official=True)
+        open_classes(imagenet, "train", official=True)
     for part in ("train", "val"):
         (tmp_path / part / "a").mkdir(parents=True)
         picture(0, np.random.default_rng(0)).save(tmp_path / part / "a" / "1.JPEG")
     (tmp_path / "val/b").mkdir()
     with pytest.raises(DataError, match="val has classes that train has not: b"):
-        open_classes(tmp_path, official=False)
+        open_classes(tmp_path, "val", official=False)
 
 
 def test_a_class_out_of_range_is_refused(tmp_path: Path) -> None:
@@ -335,7 +336,7 @@ def test_a_class_out_of_range_is_refused(tmp_path: Path) -> None:
                 header.size = len(content)
                 tar.addfile(header, io.BytesIO(content))
     with pytest.raises(DataError, match="run from 1000 to 1000, not from 0 to 999"):
-        open_classes(tmp_path, official=False)
+        open_classes(tmp_path, "train", official=False)
 
 
 def test_too_many_neighbours_and_too_large_a_batch_are_refused(make: Callable[..., EvalConfig]) -> None:

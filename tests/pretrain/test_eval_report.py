@@ -4,10 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pixio_pretrain.evaluation.intervals import resampled
 from pixio_pretrain.evaluation.report import write_report
 from pixio_pretrain.evaluation.segmentation import mean_iou
-from pixio_pretrain.probe.resampling import interval
+from pixio_pretrain.probe.resampling import interval, resampled
 from pixio_robot.errors import DataError
 
 

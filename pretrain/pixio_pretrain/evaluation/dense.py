@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
+from pixio_pretrain.evaluation.chance import seeded
 from pixio_pretrain.evaluation.job import Job
 from pixio_pretrain.evaluation.stages import StagesDPTHead, stage_widths, stages_of
-from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.geometry.heads import DPTHead, LinearHead
 from pixio_robot.geometry.taps import taps_of
@@ -51,11 +51,9 @@ class DenseReader(nn.Module):
                 f"task.side={side} is not divisible by the encoder's patches of {patch}; nearest: {near}."
             )
         self.job, self.side = job, side
-        self.see = _Unregistered(encoder)
         widths = stage_widths(encoder) if head == "dpt" else None
         self.blocks = stages_of(widths) if widths else taps_of(encoder, DPT_TAPS if head == "dpt" else 1)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(job.config.seed)
+        with seeded(job.config.seed):
             if widths:
                 self.head = StagesDPTHead([widths[block] for block in self.blocks], channels, preset=preset)
             elif head == "dpt":
@@ -65,7 +63,7 @@ class DenseReader(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Read images, uint8 or float in [0, 1] [b 3 h w]: float32 [b channels h w]."""
-        tokens = self.see.encoder.intermediate(images.to(self.job.device), blocks=self.blocks)
+        tokens = self.job.encoder.intermediate(images.to(self.job.device), blocks=self.blocks)
         return self.head(tokens, (images.shape[2], images.shape[3])).float()
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -89,7 +87,7 @@ class DenseReader(nn.Module):
         _, h, w = image.shape
         side, stride = self.side, int(self.side * 2 / 3)
         starts = [(top, left) for top in range(0, h, stride) for left in range(0, w, stride)]
-        mean = torch.tensor(self.see.encoder.backbone.statistics.mean)[:, None, None]
+        mean = torch.tensor(self.job.encoder.backbone.statistics.mean)[:, None, None]
         canvas = mean.expand(3, starts[-1][0] + side, starts[-1][1] + side).clone()
         canvas[:, :h, :w] = image.float() / 255
         total, count = None, torch.zeros(canvas.shape[1:])
@@ -104,13 +102,6 @@ class DenseReader(nn.Module):
                 count[top : top + side, left : left + side] += 1
         assert total is not None  # an image has pixels
         return (total / count.clamp(min=1))[:, :h, :w]
-
-
-class _Unregistered:
-    """Keeps a module out of its owner's parameters."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
 
 
 def draw_crop(image: Tensor, target: Tensor, side: int) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,8 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from pixio_pretrain.evaluation.dense import RATES, DenseReader, check_head, draw_crop
-from pixio_pretrain.evaluation.job import Job, Outcome, Values
-from pixio_pretrain.evaluation.loop import Recipe, best, fit
+from pixio_pretrain.evaluation.job import Job, Outcome, Values, open_parts
+from pixio_pretrain.evaluation.loop import Recipe, fit
 from pixio_pretrain.evaluation.pictures import SHOWN, depth_colours, side_by_side
 from pixio_pretrain.evaluation.sets.depths import DEPTH_SETS, EIGEN, DepthSet
 from pixio_pretrain.evaluation.views import to_pixels
@@ -68,13 +68,10 @@ class DepthConfig:
 
     def run(self, job: Job) -> Outcome:
         """Train, and measure the validation part."""
-        kind = DEPTH_SETS[self.set]
-        train, val = (kind(job.data, part, official=job.config.official_counts) for part in ("train", "val"))
-        data = {"train": train.describe(), "val": val.describe()}
+        train, val, data = open_parts(DEPTH_SETS[self.set], job)
         reader = DepthReader(self, job, train)
-        history = fit(reader, self.recipe, job, data=data, measure=lambda: mean_errors(reader.errors(val)))
+        facts = fit(reader, self.recipe, job, data=data, measure=lambda: mean_errors(reader.errors(val)))
         images = reader.errors(val)
-        facts = {"history": history, "best": best(history)}
         return Outcome(
             metrics=mean_errors(images), images=images, data=data, facts=facts, pictures=reader.pictures(val)
         )

@@ -11,9 +11,10 @@ from torchvision.utils import draw_bounding_boxes
 from tqdm import tqdm
 
 from pixio_pretrain.evaluation.average_precision import MOST, Detections, average_precision
+from pixio_pretrain.evaluation.chance import seeded
 from pixio_pretrain.evaluation.detector import build_detector
-from pixio_pretrain.evaluation.job import Job, Outcome
-from pixio_pretrain.evaluation.loop import Recipe, best, fit
+from pixio_pretrain.evaluation.job import Job, Outcome, open_parts
+from pixio_pretrain.evaluation.loop import Recipe, fit
 from pixio_pretrain.evaluation.pictures import SHOWN, side_by_side
 from pixio_pretrain.evaluation.sets.boxes import BOX_SETS, BoxSet
 from pixio_pretrain.evaluation.views import to_pixels
@@ -69,19 +70,16 @@ class DetectionConfig:
 
     def run(self, job: Job) -> Outcome:
         """Train, and measure the validation part."""
-        kind = BOX_SETS[self.set]
-        train, val = (kind(job.data, part, official=job.config.official_counts) for part in ("train", "val"))
-        data = {"train": train.describe(), "val": val.describe()}
+        train, val, data = open_parts(BOX_SETS[self.set], job)
         boxer = Boxer(self, job, train)
 
         def measure() -> dict[str, float]:
             rules: dict[str, Any] = {"points": POINTS[self.set], "crowds": self.set == "coco"}
             return average_precision(boxer.detect(val), val.objects, classes=len(val.names), **rules)
 
-        history = fit(boxer, self.recipe, job, data=data, measure=measure)
-        metrics = measure()
-        facts = {"history": history, "best": best(history), "pretrained_pyramid_levels": boxer.levels}
-        return Outcome(metrics=metrics, images={}, data=data, facts=facts, pictures=boxer.pictures(val))
+        facts = fit(boxer, self.recipe, job, data=data, measure=measure)
+        facts["pretrained_pyramid_levels"] = boxer.levels
+        return Outcome(metrics=measure(), images={}, data=data, facts=facts, pictures=boxer.pictures(val))
 
 
 class Boxer:
@@ -89,8 +87,7 @@ class Boxer:
 
     def __init__(self, config: DetectionConfig, job: Job, train: BoxSet) -> None:
         self.config, self.job, self.train, self.samples = config, job, train, len(train)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(job.config.seed)
+        with seeded(job.config.seed):
             self.module, self.levels = build_detector(
                 job.encoder,
                 job.pyramid,

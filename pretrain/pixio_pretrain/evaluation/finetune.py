@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
-from pixio_pretrain.evaluation.job import Job, Outcome, Values
+from pixio_pretrain.evaluation.job import Job, Outcome, Values, means, open_parts
 from pixio_pretrain.evaluation.knn import KINDS, right
-from pixio_pretrain.evaluation.loop import Recipe, best, fit
+from pixio_pretrain.evaluation.loop import Recipe, fit
 from pixio_pretrain.evaluation.sets.classes import ClassSet, open_classes
 from pixio_pretrain.evaluation.views import (
     ErasedNormal,
@@ -88,19 +88,11 @@ class FinetuneConfig:
 
     def run(self, job: Job) -> Outcome:
         """Train, and classify the validation part."""
-        train, val = open_classes(job.data, official=job.config.official_counts)
-        data = {"train": train.describe(), "val": val.describe()}
+        train, val, data = open_parts(open_classes, job)
         tuning = Tuning(self, job, train)
-        history = fit(
-            tuning,
-            self.recipe,
-            job,
-            data=data,
-            measure=lambda: {k: float(v.mean()) for k, v in tuning.judge(val).items()},
-        )
+        facts = fit(tuning, self.recipe, job, data=data, measure=lambda: means(tuning.judge(val)))
         images = tuning.judge(val)
-        metrics = {name: float(values.mean()) for name, values in images.items()}
-        return Outcome(metrics=metrics, images=images, data=data, facts={"history": history, "best": best(history)})
+        return Outcome(metrics=means(images), images=images, data=data, facts=facts)
 
 
 class TunedClassifier(nn.Module):

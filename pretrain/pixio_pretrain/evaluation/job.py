@@ -16,7 +16,7 @@ from omegaconf import MISSING
 from PIL import Image
 
 from pixio_pretrain.checkpoint import check_identity
-from pixio_pretrain.evaluation.baselines import open_encoder
+from pixio_pretrain.evaluation.encoders import open_encoder
 from pixio_pretrain.precision import autocast, check_device, resolve
 from pixio_robot.checkpoints import encoder_folder
 from pixio_robot.drafts import draft_of, write_whole
@@ -75,7 +75,7 @@ class Outcome:
 
     Attributes:
         metrics: By name.
-        images: What metrics are computed from, image by image, by metric: see ``intervals``. A metric that is no sum
+        images: What metrics are computed from, image by image, by metric: see ``resampled``. A metric that is no sum
             over images has none, and no interval.
         data: What the parts of the data set say of themselves.
         facts: Whatever else the record should say.
@@ -87,6 +87,11 @@ class Outcome:
     data: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, Image.Image] = field(default_factory=dict)
+
+
+def means(images: Mapping[str, Values]) -> dict[str, float]:
+    """Average metrics over their images [n]."""
+    return {name: float(values.mean()) for name, values in images.items()}
 
 
 class TaskConfig(Protocol):
@@ -153,6 +158,32 @@ class Job:
             "precision": config.precision,
             "data": dict(data),
         }
+
+
+class Part(Protocol):
+    """A part of a data set."""
+
+    def describe(self) -> dict[str, Any]:
+        """Which samples they are, in JSON's types."""
+        ...
+
+
+class Opens[P: Part](Protocol):
+    """What opens a part of a data set; a class of such parts does."""
+
+    def __call__(self, root: Path, part: str, *, official: bool) -> P:
+        """Open the part "train" or "val" of what lies in ``root``; see ``EvalConfig.official_counts``."""
+        ...
+
+
+def open_parts[P: Part](kind: Opens[P], job: Job) -> tuple[P, P, dict[str, Any]]:
+    """Open the training and the validation part of a job's data set, and ask what they say of themselves.
+
+    Raises:
+        DataError: If the folder holds no such data set.
+    """
+    train, val = (kind(job.data, part, official=job.config.official_counts) for part in ("train", "val"))
+    return train, val, {"train": train.describe(), "val": val.describe()}
 
 
 def evaluate(config: EvalConfig) -> Path:

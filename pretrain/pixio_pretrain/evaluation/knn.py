@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from pixio_pretrain.evaluation.features import stored_features
-from pixio_pretrain.evaluation.job import Job, Outcome, Values
+from pixio_pretrain.evaluation.job import Job, Outcome, Values, means, open_parts
 from pixio_pretrain.evaluation.neighbours import QUERIES, classify
 from pixio_pretrain.evaluation.sets.classes import open_classes
 from pixio_pretrain.evaluation.views import centre_view
@@ -53,7 +53,7 @@ class KnnConfig:
 
     def run(self, job: Job) -> Outcome:
         """Classify the validation part."""
-        train, val = open_classes(job.data, official=job.config.official_counts)
+        train, val, data = open_parts(open_classes, job)
         if max(self.neighbours) > len(train):
             raise SettingError(f"task.neighbours={self.neighbours}: there are only {len(train)} training images.")
         side = self.side or job.encoder.spec.image_size
@@ -66,8 +66,7 @@ class KnnConfig:
             for name, part in (("train", train), ("val", val))
         )
         images = self._classify(bank, torch.from_numpy(train.labels), queries, torch.from_numpy(val.labels), job)
-        metrics = {name: float(values.mean()) for name, values in images.items()}
-        return Outcome(metrics=metrics, images=images, data={"train": train.describe(), "val": val.describe()})
+        return Outcome(metrics=means(images), images=images, data=data)
 
     def _classify(self, bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor, job: Job) -> dict[str, Values]:
         """Tell of each query whether its class is the first, and among the first five, for each k."""

@@ -9,13 +9,14 @@ from torch.nn import functional as F
 from torch.utils.data import default_collate
 
 from pixio_pretrain.evaluation.features import encode, stored_features
-from pixio_pretrain.evaluation.job import Job, Outcome, Values
+from pixio_pretrain.evaluation.job import Job, Outcome, Values, means, open_parts
 from pixio_pretrain.evaluation.knn import KINDS, right
-from pixio_pretrain.evaluation.loop import Recipe, best, fit
+from pixio_pretrain.evaluation.loop import Recipe, fit
 from pixio_pretrain.evaluation.sets.classes import ClassSet, open_classes
 from pixio_pretrain.evaluation.views import centre_view, random_view, to_pixels
 from pixio_pretrain.optim import Lars
 from pixio_robot.errors import UnknownNameError
+from pixio_robot.nn import no_autocast
 
 HEAD_STD = 0.01
 RATE = 0.1
@@ -54,8 +55,7 @@ class LinearConfig:
 
     def run(self, job: Job) -> Outcome:
         """Train, and classify the validation part."""
-        train, val = open_classes(job.data, official=job.config.official_counts)
-        data = {"train": train.describe(), "val": val.describe()}
+        train, val, data = open_parts(open_classes, job)
         probe = LinearProbe(self, job, train)
         known = probe.features_of(val, "val")
         truth = torch.from_numpy(val.labels)
@@ -65,12 +65,9 @@ class LinearConfig:
                 parts = [probe.module(part.to(job.device).float()).cpu() for part in known.split(4096)]
             return right(torch.cat(parts), truth)
 
-        history = fit(
-            probe, self.recipe, job, data=data, measure=lambda: {k: float(v.mean()) for k, v in measure().items()}
-        )
+        facts = fit(probe, self.recipe, job, data=data, measure=lambda: means(measure()))
         images = measure()
-        metrics = {name: float(values.mean()) for name, values in images.items()}
-        return Outcome(metrics=metrics, images=images, data=data, facts={"history": history, "best": best(history)})
+        return Outcome(metrics=means(images), images=images, data=data, facts=facts)
 
 
 class LinearProbe:
@@ -116,5 +113,5 @@ class LinearProbe:
                 encode(self.job.encoder, p, self.job, kind=self.config.features, norm=True) for p in inputs.split(size)
             ]
             inputs = torch.cat(parts)
-        with torch.autocast(self.job.device.type, enabled=False):
+        with no_autocast(self.job.device):
             return F.cross_entropy(self.module(inputs.to(self.job.device).float()), labels.to(self.job.device))

@@ -16,6 +16,7 @@ from pixio_pretrain.checkpoint import check_identity, checkpoints, load_checkpoi
 from pixio_pretrain.config import LogConfig
 from pixio_pretrain.data.loader import outlive_termination
 from pixio_pretrain.distributed import World
+from pixio_pretrain.evaluation.chance import seeded
 from pixio_pretrain.evaluation.job import Job
 from pixio_pretrain.heap import keep_freed_memory
 from pixio_pretrain.logs import Logs
@@ -115,18 +116,14 @@ class Trainee(Protocol):
         ...
 
 
-Metrics = Mapping[str, float]
-History = list[dict[str, Any]]
-
-
 def fit(
     trainee: Trainee,
     recipe: Recipe,
     job: Job,
     *,
     data: Mapping[str, Any],
-    measure: Callable[[], Metrics] | None = None,
-) -> History:
+    measure: Callable[[], Mapping[str, float]] | None = None,
+) -> dict[str, Any]:
     """Train, or go on where the last checkpoint is: one per epoch, and one more when SIGTERM asks to stop.
 
     Args:
@@ -137,7 +134,8 @@ def fit(
         measure: Gives metrics on the validation part.
 
     Returns:
-        "epoch" and metrics of each measurement on the way.
+        "history": "epoch" and metrics of each measurement on the way; "best": the greatest and the least value of each
+        metric, and their epochs.
 
     Raises:
         CheckpointError: The folder holds another evaluation.
@@ -187,11 +185,10 @@ def fit(
                     logger.warning("Terminated at step %d of %d; the same command goes on.", step, steps)
                     raise SystemExit(128 + signal.SIGTERM)
         module.eval()
-    return history
+    return {"history": history, "best": _best(history)}
 
 
-def best(history: History) -> dict[str, dict[str, float]]:
-    """Tell the greatest and the least value of each metric on the way, and their epochs."""
+def _best(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name in history[0].keys() - {"epoch"} if history else ():
         high = max(history, key=lambda row: row[name])
@@ -250,8 +247,7 @@ class _Samples(Dataset[Any]):
         self.trainee, self.seed = trainee, seed
 
     def __getitem__(self, place: tuple[int, int]) -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_seed(self.seed, *place))  # no GPU, which would be told each time
+        with seeded(_seed(self.seed, *place)):
             return self.trainee.sample(place[1])
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from pixio_pretrain.evaluation.baselines import RANDOM
-from pixio_pretrain.evaluation.intervals import resampled
+from pixio_pretrain.evaluation.encoders import RANDOM
 from pixio_pretrain.evaluation.job import Values, read_record
-from pixio_pretrain.probe.resampling import interval, over_seeds
+from pixio_pretrain.probe.resampling import interval, over_seeds, resampled
+from pixio_pretrain.probe.table import markdown
 from pixio_robot.drafts import write_whole
 from pixio_robot.errors import DataError
 
@@ -154,9 +154,8 @@ def _markdown(section: Mapping[str, Any]) -> list[str]:
     for table in section["tables"]:
         lines += [f"### {table['part']}", ""] if table["part"] else []
         for key, head in (("cells", "encoder"), ("differences", f"less {table['lines'][0]['name']}")):
-            rows = [f"| {line['name']} | {' | '.join(line[key])} |" for line in table["lines"] if line[key]]
-            columns = [head, *table["metrics"]]
-            lines += [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows, ""] if rows else []
+            rows = [[line["name"], *line[key]] for line in table["lines"] if line[key]]
+            lines += [markdown([head, *table["metrics"]], rows), ""] if rows else []
     return lines
 
 

@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import functional as V
 from tqdm import tqdm
 
 from pixio_pretrain.evaluation.dense import RATES, DenseReader, check_head, draw_crop
-from pixio_pretrain.evaluation.job import Job, Outcome, Values
-from pixio_pretrain.evaluation.loop import Recipe, best, fit
+from pixio_pretrain.evaluation.job import Job, Outcome, Values, open_parts
+from pixio_pretrain.evaluation.loop import Recipe, fit
 from pixio_pretrain.evaluation.pictures import SHOWN, class_colours, side_by_side
 from pixio_pretrain.evaluation.sets.masks import IGNORED, MASK_SETS, MaskSet
 from pixio_pretrain.evaluation.views import to_pixels
@@ -64,17 +64,11 @@ class SegmentationConfig:
 
     def run(self, job: Job) -> Outcome:
         """Train, and measure the validation part."""
-        kind = MASK_SETS[self.set]
-        train, val = (kind(job.data, part, official=job.config.official_counts) for part in ("train", "val"))
-        data = {"train": train.describe(), "val": val.describe()}
+        train, val, data = open_parts(MASK_SETS[self.set], job)
         reader = MaskReader(self, job, train)
-
-        def measure() -> dict[str, float]:
-            return {"miou": mean_iou(reader.counts(val))}
-
-        history = fit(reader, self.recipe, job, data=data, measure=measure)
+        facts = fit(reader, self.recipe, job, data=data, measure=lambda: {"miou": mean_iou(reader.counts(val))})
         counts = reader.counts(val)
-        facts = {"history": history, "best": best(history), "iou": class_ious(counts).tolist()}
+        facts["iou"] = class_ious(counts).tolist()
         metrics = {"miou": mean_iou(counts)}
         return Outcome(metrics=metrics, images={"miou": counts}, data=data, facts=facts, pictures=reader.pictures(val))
 

@@ -1,7 +1,7 @@
 """Records to Markdown: every arm beside its baselines, with intervals, and the differences between arms."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -206,6 +206,10 @@ def _table(comparison: Comparison, camera: str, head: str, rows: dict[str, list[
         for number, column in enumerate(columns)
         if comparison.tasks(camera, column.target) and (depth or column.target != "depth")
     ]
-    lines = [[head, *(columns[number].head for number in kept)], ["---"] * (len(kept) + 1)]
-    lines += [[name, *(cells[number] for number in kept)] for name, cells in rows.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [[name, *(cells[number] for number in kept)] for name, cells in rows.items()]
+    return markdown([head, *(columns[number].head for number in kept)], lines)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lay a table out."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))

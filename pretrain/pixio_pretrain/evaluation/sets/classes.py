@@ -147,15 +147,13 @@ def _read_headers(shard: Path, number: int) -> tuple[dict[str, _Member], dict[st
     return images, classes
 
 
-def open_classes(root: Path, *, official: bool) -> tuple[ClassSet, ClassSet]:
-    """Open both parts of ImageNet, or of anything in its layout.
+def open_classes(root: Path, part: str, *, official: bool) -> ClassSet:
+    """Open a part of ImageNet, or of anything in its layout.
 
     Args:
-        root: Holds the parts.
+        root: Holds both parts.
+        part: "train" or "val".
         official: Refuse other numbers of images than ImageNet-1K's.
-
-    Returns:
-        The training and the validation part.
 
     Raises:
         DataError: If the layout is another, a class is out of range, or numbers differ.
@@ -163,12 +161,9 @@ def open_classes(root: Path, *, official: bool) -> tuple[ClassSet, ClassSet]:
     kind = ShardClasses if any(root.glob("*.tar")) else FolderClasses
     if kind is FolderClasses:
         IMAGENET.check_files(root, PARTS)
-    train, val = (kind(root, part) for part in PARTS)
-    for part, found in zip(PARTS, (train, val), strict=True):
-        IMAGENET.check_count(root, part, len(found), official=official)
-        low, high = int(found.labels.min()), int(found.labels.max())
-        if low < 0 or high >= found.classes:
-            raise IMAGENET.refuse(
-                root, f"classes of {part} run from {low} to {high}, not from 0 to {found.classes - 1}."
-            )
-    return train, val
+    found = kind(root, part)
+    IMAGENET.check_count(root, part, len(found), official=official)
+    low, high = int(found.labels.min()), int(found.labels.max())
+    if low < 0 or high >= found.classes:
+        raise IMAGENET.refuse(root, f"classes of {part} run from {low} to {high}, not from 0 to {found.classes - 1}.")
+    return found

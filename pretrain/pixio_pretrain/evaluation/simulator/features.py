@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from pixio_pretrain.evaluation.baselines import PixelBackbone
+from pixio_pretrain.evaluation.encoders import PixelBackbone
 from pixio_pretrain.evaluation.features import stored_rows
 from pixio_pretrain.evaluation.job import Job
 from pixio_pretrain.geometry.sets import RgbdSet

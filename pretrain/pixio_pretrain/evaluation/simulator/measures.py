@@ -24,7 +24,7 @@ def scene_values(read: Answers, true: Answers, scenes: NDArray[np.integer]) -> d
         scenes: The scene of each.
 
     Returns:
-        By metric, as ``intervals`` takes them: "abs_rel", "rmse" (metres) and "delta1" of depth between 0.05 and 4 m,
+        By metric, as ``resampled`` takes them: "abs_rel", "rmse" (metres) and "delta1" of depth between 0.05 and 4 m,
         taken frame by frame; intersections and unions for "miou" and "iou_CLASS"; "THING_px" and "THING_cm", the
         distance from the true position of what is visible of it; "camera_cm" and "camera_deg" of the camera's pose.
     """

@@ -1,6 +1,6 @@
 """A small head on every patch of simulated frames: one hidden layer, trained for all questions at once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
-from pixio_pretrain.evaluation.job import Job
-from pixio_pretrain.evaluation.loop import Recipe, fit
+from pixio_pretrain.evaluation.chance import seeded
 from pixio_pretrain.evaluation.simulator.answers import CLASSES, THINGS, Answers, join
 from pixio_pretrain.evaluation.simulator.features import SeenFrames
 from pixio_pretrain.evaluation.simulator.linear import pose_of
@@ -87,8 +86,7 @@ class SmallProbes:
         y, x = ((torch.arange(count) + 0.5) / count for count in seen.grid)
         middles = torch.stack([(x * w).repeat(len(y)), (y * h).repeat_interleave(len(x))], dim=1)
         centres = (middles - self.place_mean[:, None, :2]) / self.place_std[:, None, :2]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             self.module = SmallHead(2 * seen.table.shape[2], hidden, prior_of(self.log_shares, seen.grid), centres)
 
     def sample(self, index: int) -> Any:
@@ -129,15 +127,6 @@ class SmallProbes:
             metres={name: places[:, number, 2:] for number, name in enumerate(THINGS)},
             cam2world=pose_of(poses[:, :3], poses[:, 3:]),
         )
-
-
-def fit_small(
-    seen: SeenFrames, true: Answers, rows: Tensor, recipe: Recipe, job: Job, *, data: Mapping[str, Any], hidden: int
-) -> SmallProbes:
-    """Train the head, or go on where its training was stopped; see ``loop.fit``."""
-    probes = SmallProbes(seen, true, rows, seed=job.config.seed, hidden=hidden)
-    fit(probes, recipe, job, data=data)
-    return probes
 
 
 def _known_loss(loss: Callable[..., Tensor], said: Tensor, wanted: Tensor) -> Tensor:

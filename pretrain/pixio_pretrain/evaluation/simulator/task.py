@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixio_pretrain.evaluation.intervals import resampled
 from pixio_pretrain.evaluation.job import Job, Outcome, Values
-from pixio_pretrain.evaluation.loop import Recipe
+from pixio_pretrain.evaluation.loop import Recipe, fit
 from pixio_pretrain.evaluation.simulator.answers import true_answers
 from pixio_pretrain.evaluation.simulator.features import see_frames
 from pixio_pretrain.evaluation.simulator.linear import LinearProbes
-from pixio_pretrain.evaluation.simulator.look import picture_of
 from pixio_pretrain.evaluation.simulator.measures import scene_values
-from pixio_pretrain.evaluation.simulator.small import fit_small
+from pixio_pretrain.evaluation.simulator.pictures import picture_of
+from pixio_pretrain.evaluation.simulator.small import SmallProbes
 from pixio_pretrain.geometry.sets import RgbdSet, read_held_out
+from pixio_pretrain.probe.resampling import resampled
 from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.runs import alone
 
@@ -85,7 +85,8 @@ class SimulatorConfig:
         if self.head == "linear":
             probes = LinearProbes.fit(seen["train"], true, scenes, rows, dense_frames=self.dense_frames)
         else:
-            probes = fit_small(seen["train"], true, rows, self.recipe, job, data=data, hidden=self.hidden)
+            probes = SmallProbes(seen["train"], true, rows, seed=job.config.seed, hidden=self.hidden)
+            fit(probes, self.recipe, job, data=data)
         images: dict[str, Values] = {}
         pictures = {}
         for name, frames in held_out.items():

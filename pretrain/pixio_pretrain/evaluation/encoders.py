@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from pixio_pretrain.evaluation.chance import seeded
 from pixio_pretrain.objectives.backbones import RESNET_SIZE, RESNETS, ResNetFeatures
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.encoder import ENCODERS, Encoder, EncoderSpec, create_encoder
@@ -108,6 +109,5 @@ def open_encoder(name: str, *, seed: int, device: str) -> Encoder:
         return create_encoder(size, seed=seed, **({"image_size": int(side)} if at else {})).to(device)
     if size not in RESNETS:
         raise UnknownNameError("network to draw at random", size, [*ENCODERS, *RESNETS])
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         return ResNetFeatures(size, RESNET_SIZE).encoder(f"{size}, random, seed {seed}").to(device)
