@@ -168,12 +168,27 @@ class RunConfig:
                 raise SettingError(f"{name} must be at least 1, not {getattr(self, name)}.")
         self.precision = resolve(self.precision, self.device)
         if self.threads < 0:
-            raise SettingError(f"threads must not be negative, as {self.threads} is.")
+            raise SettingError(f"threads must be at least 0, not {self.threads}.")
 
     @property
     def lr(self) -> float:
         """Peak learning rate."""
         return self.optimizer.base_lr * self.batch_size / 256
+
+    def part(self, processes: int) -> int:
+        """Samples of one forward pass in one of so many processes.
+
+        Raises:
+            SettingError: If the batch cannot be divided evenly.
+        """
+        parts = processes * self.parallel.accumulate
+        if self.batch_size % parts:
+            near = max(1, round(self.batch_size / parts)) * parts
+            raise SettingError(
+                f"batch_size={self.batch_size} cannot be divided evenly among {processes} processes with "
+                f"parallel.accumulate={self.parallel.accumulate}; nearest: {near}."
+            )
+        return self.batch_size // parts
 
     def learning_rate(self, step: int) -> float:
         """Rate of one step, counted from 0; the peak is ``lr``."""

@@ -69,18 +69,12 @@ class PlanConfig(RunConfig):
             raise SettingError(f"utilisation must lie in (0, 1], not {self.utilisation}.")
         if self.gpu not in (*GPUS, "measured"):
             raise UnknownNameError("gpu", self.gpu, [*GPUS, "measured"])
-        parts = self.gpus * self.parallel.accumulate
-        if self.batch_size % parts:
-            near = max(1, round(self.batch_size / parts)) * parts
-            raise SettingError(
-                f"batch_size={self.batch_size} cannot be divided evenly among {self.gpus} GPUs with "
-                f"parallel.accumulate={self.parallel.accumulate}; nearest: {near}."
-            )
+        self.part(self.gpus)  # refuses what cannot be divided
 
     @property
     def samples(self) -> int:
         """Samples of one forward pass on one GPU."""
-        return self.batch_size // (self.gpus * self.parallel.accumulate)
+        return self.part(self.gpus)
 
 
 def plan(config: PlanConfig) -> str:

@@ -119,7 +119,7 @@ def folder_of(config: RunConfig) -> Path:
 
 def start(config: RunConfig, world: World) -> Run:
     """Build a run, at its last checkpoint where there is one; errors as for ``train``."""
-    part = divide_batch(config, world)
+    part = config.part(world.size)
     if config.optimizer.warmup >= config.steps:
         raise SettingError(
             f"optimizer.warmup={config.optimizer.warmup} is not below steps={config.steps}, so the learning rate would "
@@ -187,19 +187,3 @@ def open_data(config: RunConfig) -> tuple[Source, Curation | None, dict[str, Any
     curation = config.curation.build()
     identity = config.identity() | {"frames": source.describe()}
     return source, curation, identity | ({"curation": curation.describe()} if curation else {})
-
-
-def divide_batch(config: RunConfig, world: World) -> int:
-    """Samples of one forward pass in one process.
-
-    Raises:
-        SettingError: If the batch cannot be divided evenly.
-    """
-    parts = world.size * config.parallel.accumulate
-    if config.batch_size % parts:
-        near = max(1, round(config.batch_size / parts)) * parts
-        raise SettingError(
-            f"batch_size={config.batch_size} cannot be divided evenly among {world.size} processes with "
-            f"parallel.accumulate={config.parallel.accumulate}; nearest: {near}."
-        )
-    return config.batch_size // parts

@@ -217,7 +217,7 @@ def test_the_rate_of_this_machine_can_be_measured() -> None:
     ("change", "error", "answer"),
     [
         ({"gpus": 0}, SettingError, "gpus must be at least 1"),
-        ({"gpus": 3}, SettingError, "among 3 GPUs with parallel.accumulate=1; nearest: 63"),
+        ({"gpus": 3}, SettingError, "among 3 processes with parallel.accumulate=1; nearest: 63"),
         ({"utilisation": 40}, SettingError, r"utilisation must lie in \(0, 1\]"),
         ({"gpu": "h20"}, UnknownNameError, "Did you mean 'h200'"),
     ],
