@@ -360,8 +360,8 @@ def test_the_picture_shows_both_views_and_their_likeness() -> None:
 def test_settings_and_batches_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'resnet50'"):
         PixProConfig(encoder="resnet_50").build()
-    with pytest.raises(SettingError, match="resnet18 has no width, drop_path to set"):
-        PixProConfig(encoder="resnet18", width=16, drop_path=0.1).build()
+    with pytest.raises(SettingError, match="resnet18 has no width, stem, drop_path to set"):
+        PixProConfig(encoder="resnet18", width=16, stem="conv", drop_path=0.1).build()
     with pytest.raises(SettingError, match=r"does not divide images of 100 pixels; nearest: 96"):
         PixProConfig(encoder="resnet18", image_size=100).build()
     with pytest.raises(SettingError, match="fpn_levels=1: pixio_vitt16 makes 1 map; a pyramid stands on"):
@@ -370,8 +370,9 @@ def test_settings_and_batches_that_do_not_fit_are_refused() -> None:
     batch = pairs(model)
     with pytest.raises(ImageError, match=r"must be \[b 2 3 h w\], not \[3, 3, 24, 24\]"):
         model(images=batch["images"][:, 0], boxes=batch["boxes"])
-    with pytest.raises(ImageError, match="native 24 x 24 pixels, not 48 x 48"):
-        model(images=torch.zeros(1, 2, 3, 48, 48), boxes=torch.zeros(1, 2, 4))
+    for side in (48, 16):
+        with pytest.raises(ImageError, match=f"native 24 x 24 pixels, not {side} x {side}"):
+            model(images=torch.zeros(1, 2, 3, side, side), boxes=torch.zeros(1, 2, 4))
     with pytest.raises(SettingError, match=r"here \[3, 2, 4\], not \[3, 4\]"):
         model(images=batch["images"], boxes=batch["boxes"][:, 0])
 

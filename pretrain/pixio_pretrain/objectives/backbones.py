@@ -147,7 +147,7 @@ def build_features(config: EncoderConfig) -> FeatureNet:
         if config.encoder not in ENCODERS:
             raise UnknownNameError("encoder", config.encoder, [*RESNETS, *ENCODERS])
         return ViTFeatures(config.spec(), config.drop_path)
-    sizes = ("width", "depth", "heads", "patch_size", "class_tokens")
+    sizes = ("width", "depth", "heads", "patch_size", "class_tokens", "stem")
     foreign = [name for name in sizes if getattr(config, name) is not None] + ["drop_path"] * bool(config.drop_path)
     if foreign:
         raise SettingError(f"{config.encoder} has no {', '.join(foreign)} to set; only vision transformers have.")

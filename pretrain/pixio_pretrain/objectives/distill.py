@@ -303,7 +303,7 @@ class Distillation(Objective):
         return {"the teacher's mean tokens": total / count * len(self.students)}
 
     def _check(self, images: Tensor) -> Tensor:
-        check_native(images, self.spec)
+        check_native(images, self.image_size)
         return images.to(next(self.students.parameters()).device)
 
 

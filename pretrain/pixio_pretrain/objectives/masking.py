@@ -120,7 +120,7 @@ def draw_view(images: Tensor, noise: Tensor | None, *, spec: EncoderSpec, block:
         ImageError: If the images are not of the encoder's native size.
         SettingError: If the noise is of another shape.
     """
-    check_native(images, spec)
+    check_native(images, spec.image_size)
     grid = spec.image_size // spec.patch_size
     order = draw_order(images, noise, grid=grid, block=block)
     return View(normalize(images, torch.float32), order, count_visible((grid // block) ** 2, ratio) * block**2)
@@ -140,16 +140,16 @@ def encode_visible(vit: VisionTransformer, pixels: Tensor, visible: Tensor) -> T
     return vit.transform(torch.cat(vit.embed(pixels, visible), dim=1))
 
 
-def check_native(images: Tensor, spec: EncoderSpec) -> None:
-    """Refuse images of another shape, range or size than an encoder's own.
+def check_native(images: Tensor, side: int) -> None:
+    """Refuse images of another shape or range than an encoder reads, or of another size than its own ``side``.
 
     Raises:
         ImageError: Says what is wrong.
     """
-    check_images(images, spec.patch_size)
-    if images.shape[2:] != (spec.image_size, spec.image_size):
+    check_images(images, patch_size=1)
+    if images.shape[2:] != (side, side):
         raise ImageError(
-            f"Pre-training reads images of its native {spec.image_size} x {spec.image_size} pixels, "
+            f"Pre-training reads images of its native {side} x {side} pixels, "
             f"not {images.shape[2]} x {images.shape[3]}: crop them, or set image_size."
         )
 

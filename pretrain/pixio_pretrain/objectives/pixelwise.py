@@ -18,11 +18,12 @@ from pixio_pretrain.data.samples import Batch, SampleMaker
 from pixio_pretrain.objectives.base import Objective
 from pixio_pretrain.objectives.branches import Branch, PixelConfig
 from pixio_pretrain.objectives.cells import cosines
+from pixio_pretrain.objectives.masking import check_native
 from pixio_pretrain.objectives.matches import draw_matches
 from pixio_pretrain.objectives.propagation import initialize_heads, projection_head
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import ImageError, SettingError
-from pixio_robot.images import check_images, normalize
+from pixio_robot.images import normalize
 
 Measure = Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor]
 """See ``PixelObjective.match``."""
@@ -205,16 +206,10 @@ class PixelObjective(Objective):
 
     def _check(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Move a batch to the model, and normalise its images: [b 2 3 h w]."""
-        side = self.image_size
         if images.ndim != 5 or images.shape[1] != 2:
             raise ImageError(f"Pairs of views must be [b 2 3 h w], not {list(images.shape)}.")
         flat = images.flatten(0, 1)
-        check_images(flat, side)
-        if flat.shape[2:] != (side, side):
-            raise ImageError(
-                f"Pre-training reads views of its native {side} x {side} pixels, not {flat.shape[2]} x "
-                f"{flat.shape[3]}: crop them, or set image_size."
-            )
+        check_native(flat, self.image_size)
         if boxes.shape != (len(images), 2, 4):
             raise SettingError(f"The boxes must be [b 2 4], here {[len(images), 2, 4]}, not {list(boxes.shape)}.")
         pixels = normalize(flat.to(self._device), torch.float32)
