@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +47,9 @@ class OptimizerConfig:
 class Lars(torch.optim.Optimizer):
     """Momentum SGD whose step is as long as the weights allow (arXiv 1708.03888, algorithm 1).
 
-    The gradient of each tensor, weight decay added, is scaled to ``trust`` times the tensor's norm:
+    The gradient of each tensor, weight decay added, is scaled to ``TRUST`` times the tensor's norm:
 
-        rate = trust * |w| / (|g| + weight_decay * |w| + eps)   (1 where |w| or |g| is 0)
+        rate = TRUST * |w| / (|g| + weight_decay * |w| + EPS)   (1 where |w| or |g| is 0)
         v <- momentum * v + rate * (g + weight_decay * w)
         w <- w - lr * v
 
@@ -61,47 +61,28 @@ class Lars(torch.optim.Optimizer):
         lr: Learning rate.
         momentum: Share of the last step that is kept.
         weight_decay: Decay added to the gradient.
-        trust: Length of a step as a share of the weights', at ``lr`` 1.
-        eps: Keeps the quotient finite.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        *,
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust: float = 1e-3,
-        eps: float = 1e-8,
-    ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "adapt": True}
-        super().__init__(params, defaults | {"trust": trust, "eps": eps})
+    TRUST = 1e-3
+    EPS = 1e-8
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def __init__(self, params: Iterable[Any], *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "adapt": True})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one step; a closure is called first, with gradients, and its loss returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take one step."""
+        del closure  # PyTorch's checkpoints name it, and give none
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
                     self._step_tensor(weight, weight.grad, group)
-        return loss
 
     def _step_tensor(self, weight: Tensor, gradient: Tensor, group: "Group") -> None:
         update = gradient + group["weight_decay"] * weight
         if group["adapt"]:
             length, slope = weight.norm(), gradient.norm()
-            rate = group["trust"] * length / (slope + group["weight_decay"] * length + group["eps"])
+            rate = self.TRUST * length / (slope + group["weight_decay"] * length + self.EPS)
             update = update * torch.where((length > 0) & (slope > 0), rate, 1.0)
         state = self.state[weight]
         if "momentum" not in state:

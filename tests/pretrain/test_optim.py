@@ -72,19 +72,6 @@ def test_lars_is_taken_up_again_where_it_stopped() -> None:
     assert torch.equal(whole, halved)
 
 
-def test_a_closure_of_lars_is_called_with_gradients() -> None:
-    weight = nn.Parameter(torch.ones(2, 2))
-    optimizer = Lars([weight], lr=1.0)
-
-    def closure() -> float:
-        loss = weight.square().sum()
-        loss.backward()
-        return loss.item()
-
-    assert optimizer.step(closure) == 4
-    assert (weight < 1).all()
-
-
 TINY = {"width": 16, "depth": 1, "heads": 2, "image_size": 32, "patch_size": 8}
 
 
