@@ -19,11 +19,10 @@ from torch import Tensor, UntypedStorage, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pixio_pretrain.distributed import BLOCKS
+from pixio_pretrain.distributed import recomputable_blocks, repeated_blocks
 from pixio_pretrain.objectives import Objective, ObjectiveConfig
 from pixio_pretrain.objectives.backbones import FeatureNet
 from pixio_pretrain.objectives.distill import Distillation, DistillConfig
@@ -108,7 +107,7 @@ def count_costs(config: ObjectiveConfig, *, precision: str) -> Costs:
         model = build()
     batch = _batch(model, SAMPLES, "meta")
     forward = _count_forward(lambda: model(**batch))
-    trained = [name for name, block in _recomputable(model).items() if _trained(block)]
+    trained = [name for name, block in recomputable_blocks(model).items() if _trained(block)]
     parts = _parts(model, forward)
     if isinstance(model, Distillation):
         flops = _count_forward(lambda: model.teach(batch["images"]))["Global"]
@@ -118,7 +117,7 @@ def count_costs(config: ObjectiveConfig, *, precision: str) -> Costs:
         parts=parts,
         step_flops=round(count_flops(model, batch)),
         recomputed_flops=sum(forward.get(f"{type(model).__name__}.{name}", 0) for name in trained),
-        blocks=[_parameters(block) for block in _outermost(model, _is_block).values()],
+        blocks=[_parameters(block) for block in repeated_blocks(model).values()],
         unsplit=sum(part.parameters for part in parts.values()) - _parameters(model),
         activations=_count_activations(build, precision),
     )
@@ -181,18 +180,6 @@ def _outermost(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> dict[st
     return found
 
 
-def _is_block(module: nn.Module) -> bool:
-    return type(module).__name__ in BLOCKS
-
-
-def _recomputable(model: nn.Module) -> dict[str, nn.Module]:
-    """The blocks that ``parallel.checkpoint_activations`` runs again: those without batch norms."""
-    blocks = _outermost(model, _is_block)
-    return {
-        name: block for name, block in blocks.items() if not any(isinstance(m, _BatchNorm) for m in block.modules())
-    }
-
-
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -246,7 +233,7 @@ class _Kept:
         self._owned = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         self._seen: dict[int, UntypedStorage] = {}  # held, so that no other takes its place
         self._hooks = []
-        for name, block in _recomputable(model).items():
+        for name, block in recomputable_blocks(model).items():
             self._hooks.append(block.register_forward_pre_hook(partial(self._enter, name)))
             self._hooks.append(block.register_forward_hook(self._leave))
 

@@ -121,13 +121,13 @@ def spread(model: nn.Module, config: ParallelConfig, world: World) -> nn.Module:
     Raises:
         SettingError: If there is nothing to recompute.
     """
-    blocks = [module for module in model.modules() if type(module).__name__ in BLOCKS]
+    blocks = list(repeated_blocks(model).values())
     if config.checkpoint_activations:
-        _recompute(blocks)
+        _recompute(model)
     if config.compile:
         for module in blocks if config.strategy == "fsdp" else [model]:  # the whole is faster, but cannot be split
             module.compile()
-    if world.size > 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if world.size > 1 and _normed(model):
         model = _synchronise_norms(model, world)
     if config.strategy == "fsdp" and dist.is_initialized():
         return _shard(model, blocks, world)
@@ -135,15 +135,30 @@ def spread(model: nn.Module, config: ParallelConfig, world: World) -> nn.Module:
     return DistributedDataParallel(model) if world.size > 1 else model
 
 
-def _recompute(blocks: list[nn.Module]) -> None:
-    """Have blocks compute their inside again in the backward pass. Batch norms would count their batch twice."""
-    pure = [block for block in blocks if not any(isinstance(module, _BatchNorm) for module in block.modules())]
-    if not pure:
+def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that repeat, by name; none of them lies in another."""
+    return {name: module for name, module in model.named_modules() if type(module).__name__ in BLOCKS}
+
+
+def recomputable_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """Those that ``parallel.checkpoint_activations`` runs again: batch norms would count their batch twice."""
+    blocks = repeated_blocks(model)
+    return {name: block for name, block in blocks.items() if not _normed(block)}
+
+
+def _normed(model: nn.Module) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def _recompute(model: nn.Module) -> None:
+    """Have blocks compute their inside again in the backward pass."""
+    blocks = recomputable_blocks(model).values()
+    if not blocks:
         raise SettingError(
             "parallel.checkpoint_activations recomputes transformer blocks, and this objective has none; "
             "parallel.accumulate saves memory, too."
         )
-    for block in pure:
+    for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
