@@ -27,7 +27,6 @@ from pixio_pretrain.data.companions import Companion, accompany, check_companion
 from pixio_pretrain.data.samples import Batch, BatchMaker, SampleMaker
 from pixio_pretrain.data.source import Source
 from pixio_pretrain.objectives.base import EncoderConfig, Objective, ObjectiveConfig
-from pixio_pretrain.objectives.guesses import guess_patches
 from pixio_pretrain.objectives.masking import (
     View,
     check_mask,
@@ -81,7 +80,7 @@ class PixioConfig(EncoderConfig, ObjectiveConfig):
         if self.decoder_width % self.decoder_heads:
             raise SettingError(f"{self.decoder_heads} heads do not divide a decoder width of {self.decoder_width}.")
         if self.visible_loss < 0:
-            raise SettingError(f"visible_loss must not be negative, as {self.visible_loss} is.")
+            raise SettingError(f"visible_loss must be at least 0, not {self.visible_loss}.")
         check_companion(self.companion, self.companion_reach)
         spec = self.spec()
         grid = spec.image_size // spec.patch_size
@@ -293,7 +292,21 @@ class MaskedAutoencoder(Objective):
             "mean training patch at each place": averaged over the training crops; "each patch's own mean colour":
             flat patches of the right colour, which no model is told.
         """
-        return guess_patches(self, train, held_out)
+        mean = torch.zeros((), device=self.mask_token.device)
+        for number, batch in enumerate(train, start=1):
+            patches = torch.stack([self.targets(view.pixels) for view in self.views(**batch)]).mean(dim=1)  # v n ppc
+            mean = mean + (patches - mean) / number
+        guesses = {"mean training patch at each place": mean, "each patch's own mean colour": torch.zeros_like(mean)}
+        totals, count = dict.fromkeys(guesses, 0.0), 0
+        for batch in held_out:
+            views = self.views(**batch)
+            mask = torch.stack([view.mask() for view in views])  # v b n
+            targets = torch.stack([self.targets(view.pixels) for view in views])
+            for name, guess in guesses.items():
+                error = (targets - guess.unsqueeze(-3)).square().mean(dim=-1)  # v b n
+                totals[name] += self.average(error, mask).item() * mask.shape[1]
+            count += mask.shape[1]
+        return {name: total / count for name, total in totals.items()}
 
     def picture(self, batch: Batch) -> Image.Image:
         """Three rows: what the encoder saw, what the decoder made of it, the truth."""
