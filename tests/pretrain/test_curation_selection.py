@@ -15,10 +15,11 @@ from PIL import Image
 from pixio_pretrain import RunConfig, train
 from pixio_pretrain.checkpoint import save_checkpoint
 from pixio_pretrain.config import LoadingConfig
-from pixio_pretrain.curation import Curation, CurationConfig, read_table, report
+from pixio_pretrain.curation import CurationConfig, report
 from pixio_pretrain.curation.command import main
 from pixio_pretrain.curation.scores import Scores
-from pixio_pretrain.curation.table import as_table
+from pixio_pretrain.curation.selection import Curation
+from pixio_pretrain.curation.table import as_table, read_table
 from pixio_pretrain.data import Loader, open_source
 from pixio_pretrain.data.folder import ImageFolder
 from pixio_pretrain.distributed import World

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixio_pretrain.curation import ReconstructionLoss, read_table, score_source
 from pixio_pretrain.curation.pixio_layout import read_pixio, write_pixio
-from pixio_pretrain.curation.scores import Scores
-from pixio_pretrain.curation.table import as_table
+from pixio_pretrain.curation.scores import ReconstructionLoss, Scores
+from pixio_pretrain.curation.scoring import score_source
+from pixio_pretrain.curation.table import as_table, read_table
 from pixio_pretrain.data import Frames
 from pixio_pretrain.objectives import create_objective
 from pixio_robot.errors import DataError, ImageError, SettingError

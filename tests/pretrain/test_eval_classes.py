@@ -21,7 +21,7 @@ from pixio_pretrain.evaluation import neighbours as search
 from pixio_pretrain.evaluation.encoders import PixelBackbone, open_encoder
 from pixio_pretrain.evaluation.finetune import FinetuneConfig, TunedClassifier
 from pixio_pretrain.evaluation.linear import LinearProbe
-from pixio_pretrain.evaluation.sets import open_classes
+from pixio_pretrain.evaluation.sets.classes import open_classes
 from pixio_pretrain.evaluation.views import NoisyRandAugment
 from pixio_robot import create_encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError, UnknownNameError

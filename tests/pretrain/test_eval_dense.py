@@ -14,8 +14,8 @@ from pixio_pretrain.evaluation import TASKS, EvalConfig, Recipe, evaluate, read_
 from pixio_pretrain.evaluation.dense import DenseReader
 from pixio_pretrain.evaluation.job import Job
 from pixio_pretrain.evaluation.segmentation import class_ious, count_overlaps, mean_iou
-from pixio_pretrain.evaluation.sets import DEPTH_SETS, IGNORED, MASK_SETS
-from pixio_pretrain.evaluation.sets.depths import KITTI
+from pixio_pretrain.evaluation.sets.depths import DEPTH_SETS, KITTI
+from pixio_pretrain.evaluation.sets.masks import IGNORED, MASK_SETS
 from pixio_pretrain.evaluation.stages import stages_of
 from pixio_robot import ENCODERS, Tokens, create_encoder, load_encoder
 from pixio_robot.errors import DataError, PixioRobotError, SettingError

@@ -17,8 +17,7 @@ from pixio_pretrain.evaluation.average_precision import THRESHOLDS, Detections, 
 from pixio_pretrain.evaluation.detection import Boxer
 from pixio_pretrain.evaluation.detector import FPN_WIDTH, build_detector
 from pixio_pretrain.evaluation.job import Job
-from pixio_pretrain.evaluation.sets import BOX_SETS
-from pixio_pretrain.evaluation.sets.boxes import Objects, make_objects
+from pixio_pretrain.evaluation.sets.boxes import BOX_SETS, Objects, make_objects
 from pixio_pretrain.objectives.backbones import build_fpn
 from pixio_robot import Encoder, create_encoder, load_encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pixio_pretrain.data import Frames, Loaded, Loader, Source, Stream, open_source
+from pixio_pretrain.data import Frames, Loaded, Loader, Source, open_source
 from pixio_pretrain.data.lanes import Lane, Mark
 from pixio_pretrain.data.samples import Sample
-from pixio_pretrain.data.source import Entry
+from pixio_pretrain.data.source import Entry, Stream
 from pixio_pretrain.data.synthetic import Synthetic
 from pixio_robot.errors import DataError, ImageError, SettingError
 

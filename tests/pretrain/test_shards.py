@@ -15,9 +15,10 @@ from PIL import Image
 from pixio_pretrain.curation import CurationConfig
 from pixio_pretrain.curation.scores import Scores
 from pixio_pretrain.curation.table import as_table
-from pixio_pretrain.data import Loader, Skipped, Source, open_frames, open_source
+from pixio_pretrain.data import Loader, Source, open_frames, open_source
 from pixio_pretrain.data.samples import Sample
 from pixio_pretrain.data.shards import TarShards, expand_braces
+from pixio_pretrain.data.skips import Skipped
 from pixio_robot.errors import DataError, ImageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # two workers on one core

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixio_pretrain.data import Loader, Skipped, open_frames, open_source
+from pixio_pretrain.data import Loader, open_frames, open_source
 from pixio_pretrain.data.samples import Sample
+from pixio_pretrain.data.skips import Skipped
 from pixio_pretrain.data.video import LeRobotVideo, _Video
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
 
