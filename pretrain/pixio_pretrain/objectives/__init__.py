@@ -1,6 +1,12 @@
 """What an encoder can be trained on: a registry of objectives behind one small interface.
 
 A row here and a file beside it are all that a new objective needs; its config names every setting it has.
+
+- ``base`` is the interface.
+- ``masked`` (Pixio) and ``mae`` rebuild hidden ``patches``; ``masking`` hides them.
+- ``pixpro`` and ``pixcontrast`` share ``pixelwise``: two ``branches`` of ``backbones`` look at two views, whose
+  ``cells`` meet; ``propagation`` is PixPro's, ``matches`` draws.
+- ``distill`` learns from a teacher.
 """
 
 from dataclasses import fields

@@ -1,4 +1,10 @@
-"""What a linear read-out finds in frozen features: the task of a frame, positions in metres, depth."""
+"""What a linear read-out finds in frozen features: the task of a frame, positions in metres, depth.
+
+A library without a command. ``scripts/compare_encoders.py`` calls all of it: ``looks`` encodes frames, ``geometry``
+fits read-outs (``ridge``, ``depth``, ``keypoints``) to the ``truth`` beside a frame store and measures them,
+``records`` keeps that, and ``table`` writes it with intervals (``resampling``). ``task`` gives the one number of a
+run's model card. ``evaluation.simulator`` takes ``ridge``, ``depth``, ``labels`` and ``resampling``.
+"""
 
 from pixio_pretrain.probe.geometry import GeometryProbe, Measurement, probe_geometry
 from pixio_pretrain.probe.looks import NOTHING, PIXELS, Look
