@@ -139,13 +139,13 @@ def load_weights(place: Path, model: nn.Module) -> None:
     model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
 
 
-def check_identity(theirs: Mapping[str, Any], ours: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with a run that was begun with other settings.
+def check_identity(theirs: Mapping[str, Any], ours: Mapping[str, Any], place: Path) -> None:
+    """Refuse to go on with what was begun with other settings.
 
     Args:
-        theirs: The settings that the run was begun with, by dotted name.
+        theirs: The settings that it was begun with, by dotted name.
         ours: Those of now.
-        folder: The run's.
+        place: The folder of a run or an evaluation, or a table of features.
 
     Raises:
         CheckpointError: Naming those that differ.
@@ -153,8 +153,8 @@ def check_identity(theirs: Mapping[str, Any], ours: Mapping[str, Any], folder: P
     differing = differences(theirs, ours)
     if differing:
         raise CheckpointError(
-            f"{folder} holds a run with other settings: {differing}. "
-            "Choose another folder, or give the settings it was started with."
+            f"{place} was made with other settings: {differing}. "
+            "Choose another folder, or give the settings it was made with."
         )
 
 

@@ -40,13 +40,10 @@ class TensorBoard:
 
     Args:
         folder: The run's folder.
-        config: Unused, like ``settings``.
-        settings: Unused.
         step: The step at which the run begins or goes on.
     """
 
-    def __init__(self, folder: Path, config: LogConfig, settings: Mapping[str, Any], step: int) -> None:
-        del config, settings
+    def __init__(self, folder: Path, step: int) -> None:
         writer = _require("torch.utils.tensorboard", "tensorboard").SummaryWriter
         self._writer = writer(str(folder / "tensorboard"), purge_step=step + 1)
 
@@ -95,8 +92,8 @@ class Board:
         self._package.finish()
 
 
-class Silence(AbstractContextManager["Silence"]):
-    """The logs of a process that leaves them to another."""
+class RunLog(AbstractContextManager["RunLog"]):
+    """Takes what a run tells, and keeps nothing: for a process that leaves it to another."""
 
     def write(self, row: Row) -> None:
         """Log a row."""
@@ -108,7 +105,7 @@ class Silence(AbstractContextManager["Silence"]):
         """Close everything."""
 
 
-class Logs(Silence):
+class Logs(RunLog):
     """``log.jsonl``, ``pictures/`` and trackers of a run.
 
     Args:
@@ -166,7 +163,7 @@ def open_tracker(name: str, folder: Path, config: LogConfig, settings: Mapping[s
         SettingError: If it is not installed.
     """
     if name == "tensorboard":
-        return TensorBoard(folder, config, settings, step)
+        return TensorBoard(folder, step)
     if name in ("wandb", "trackio"):
         return Board(name, folder, config, settings)
     raise UnknownNameError("tracker", name, ("tensorboard", "wandb", "trackio"))

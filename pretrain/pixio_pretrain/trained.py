@@ -50,8 +50,3 @@ def load_trained(folder: str | Path, *, device: str = "cpu") -> Trained:
             )
     load_weights(found[-1], objective)
     return Trained(objective.eval().requires_grad_(False).to(device), facts, found[-1])
-
-
-def load_objective(folder: str | Path, *, device: str = "cpu") -> Objective:
-    """The objective alone; arguments and errors as for ``load_trained``."""
-    return load_trained(folder, device=device).objective

@@ -20,7 +20,7 @@ from pixio_pretrain.data import Loaded
 from pixio_pretrain.distributed import gradient_norm, join, synchronising
 from pixio_pretrain.heap import keep_freed_memory
 from pixio_pretrain.held_out import mean_loss
-from pixio_pretrain.logs import Logs, Row, Silence
+from pixio_pretrain.logs import Logs, Row, RunLog
 from pixio_pretrain.run import Run, folder_of, open_data, start
 from pixio_pretrain.speed import Meter, matmul_ceiling
 from pixio_robot.drafts import write_whole
@@ -163,21 +163,20 @@ def _diverged(run: Run, said: str) -> SettingError:
 
 
 @torch.no_grad()
-def _look(run: Run, logs: Silence) -> float:
+def _look(run: Run, logs: RunLog) -> float:
     """Measure the held-out loss, and keep a picture."""
     with torch.compiler.set_stance("force_eager"):  # compiling evaluation, too, would cost more than it saves
         loss = mean_loss(run.model, run.held_out, run.autocast())
-    run.model.eval()
-    with torch.compiler.set_stance("force_eager"):
+        run.model.eval()
         picture = run.model.picture({key: value[:PICTURES] for key, value in run.held_out[0].items()})
     if picture:
         logs.show(picture, run.step)
     return loss
 
 
-def _logs(run: Run) -> Silence:
+def _logs(run: Run) -> RunLog:
     if not run.world.first:
-        return Silence()
+        return RunLog()
     return Logs(run.folder, run.config.log, settings=run.identity, step=run.step)
 
 

@@ -111,7 +111,7 @@ def test_what_has_no_companion_is_refused(films: Path, store: Path) -> None:
     with pytest.raises(DataError, match="know their moment"):
         accompany(Synthetic(0, 10, side=8), "later", reach=2)
     with pytest.raises(SettingError, match="companion_reach must be at least 1"):
-        accompany(open_source(films), "later", reach=0)
+        tiny(companion="later", companion_reach=0)
     with pytest.raises(UnknownNameError, match="Did you mean 'camera'"):
         tiny(companion="cameras")
     with pytest.raises(SettingError, match="leaves none hidden or none visible"):
@@ -158,7 +158,7 @@ def test_visible_patches_count_as_much_as_they_are_told_to() -> None:
     wrong = output.prediction - model.targets(normalize(pictures(0), torch.float32))
     share = gradient.abs().sum(dim=-1) / wrong.abs().sum(dim=-1)
     torch.testing.assert_close(share / share.max(), output.mask * 0.75 + 0.25, rtol=1e-3, atol=0)
-    with pytest.raises(SettingError, match="visible_loss must not be negative"):
+    with pytest.raises(SettingError, match="visible_loss must be at least 0"):
         tiny(visible_loss=-1.0)
 
 

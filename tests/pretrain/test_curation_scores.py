@@ -14,11 +14,11 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from pixio_pretrain.checkpoint import save_checkpoint
-from pixio_pretrain.curation import ReconstructionLoss, histogram_score
+from pixio_pretrain.curation.scores import ReconstructionLoss, histogram_score
 from pixio_pretrain.distributed import World
 from pixio_pretrain.objectives import create_objective
 from pixio_pretrain.objectives.masked import MaskedAutoencoder
-from pixio_pretrain.trained import load_objective
+from pixio_pretrain.trained import load_trained
 from pixio_robot.errors import CheckpointError, SettingError
 
 THRESHOLD = 4.5
@@ -142,7 +142,7 @@ def save_run(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_a_run_folder_gives_its_objective_back(model: MaskedAutoencoder, save_run: Callable[..., Path]) -> None:
-    found = load_objective(save_run(model, name="pixio", **TINY))
+    found = load_trained(save_run(model, name="pixio", **TINY)).objective
     assert not found.training
     assert found.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in found.state_dict().items())
@@ -152,6 +152,6 @@ def test_a_folder_without_a_checkpoint_or_with_another_models_is_refused(
     model: MaskedAutoencoder, save_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match="There is no checkpoint in"):
-        load_objective(tmp_path)
+        load_trained(tmp_path)
     with pytest.raises(CheckpointError, match="is damaged or foreign"):
-        load_objective(save_run(model, name="pixio", **(TINY | {"width": 64})))
+        load_trained(save_run(model, name="pixio", **(TINY | {"width": 64})))

@@ -15,7 +15,7 @@ from pixio_pretrain.curation.table import read_identity, read_table
 from pixio_pretrain.data import open_source
 from pixio_pretrain.data.shards import TarShards
 from pixio_pretrain.precision import PRECISIONS, check_device
-from pixio_pretrain.trained import load_objective
+from pixio_pretrain.trained import load_trained
 from pixio_robot.errors import SettingError, told_on_one_line
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _score(words: argparse.Namespace, *, command: str) -> None:
 def _loss(words: argparse.Namespace) -> ReconstructionLoss | None:
     if not words.checkpoint:
         return None
-    objective = load_objective(words.checkpoint, device=words.device)
+    objective = load_trained(words.checkpoint, device=words.device).objective
     return ReconstructionLoss(objective, masks=words.masks, seed=words.seed, precision=words.precision)
 
 

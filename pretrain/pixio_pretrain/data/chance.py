@@ -55,7 +55,7 @@ class Sieve:
             return generator(self.seed, Purpose.KEEP, turn, *place).random() < probability
         return probability >= 1
 
-    def refuse_nothing(self) -> None:
+    def refuse_empty(self) -> None:
         """Refuse, after a pass without a sample, probabilities that can never give one.
 
         Raises:

@@ -98,11 +98,8 @@ def accompany(source: Source, companion: Companion, *, reach: int) -> Source:
     """Give each image of a source a companion; the source itself for "none".
 
     Raises:
-        UnknownNameError: As ``check_companion``.
-        SettingError: As ``check_companion``.
         DataError: As ``Companions``, and for sources that are read in runs.
     """
-    check_companion(companion, reach)
     if companion == "none":
         return source
     if not isinstance(source, Frames):

@@ -114,13 +114,13 @@ class Lane:
                         yield Slot(turn, place, run, entry)
                 start = 0
             if not given and turn > at.turn:  # the first pass may have begun at its end
-                self._refuse_nothing()
+                self._refuse_empty()
             place = 0
             yield None
 
-    def _refuse_nothing(self) -> None:
+    def _refuse_empty(self) -> None:
         """A whole pass gave nothing: chance may do that, but only where there is chance."""
-        self._sieve.refuse_nothing()
+        self._sieve.refuse_empty()
         if self._sieve.keep is None:
             raise DataError(
                 f"There is no sample for lane {self._number + 1} of {self._lanes} (ranks times workers): "

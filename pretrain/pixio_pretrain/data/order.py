@@ -79,5 +79,5 @@ def _sequence(frames: Frames, at: Place, sieve: Sieve) -> Iterator[tuple[int, in
                 given = True
                 yield index, turn, place
         if not given and turn > at.turn:  # the first pass may have begun at its end
-            sieve.refuse_nothing()
+            sieve.refuse_empty()
         first = 0

@@ -52,7 +52,7 @@ class Skipped(dict[str, str]):
         if len(self) > allowed:
             raise DataError(f"{len(self)} samples cannot be read; max_skipped={self.limit:g} allows {allowed}. {self}")
 
-    def refuse_nothing(self, seen: int) -> None:
+    def refuse_empty(self, seen: int) -> None:
         """Refuse a source of which nothing was read.
 
         Raises:

@@ -79,7 +79,7 @@ class Source(ABC):
                 continue
             seen += 1
             yield key, image
-        skipped.refuse_nothing(seen)
+        skipped.refuse_empty(seen)
 
 
 class Places(NamedTuple):

@@ -70,7 +70,7 @@ class FramesWorker(Dataset[Made | PixioRobotError]):
                 skipped[key] = self._skipped[key] = str(error)
                 self._skipped.check(position)
                 if len(self._skipped) == len(self._frames):
-                    self._skipped.refuse_nothing(0)
+                    self._skipped.refuse_empty(0)
                 index = self._draw(substitute)
 
     def _draw(self, random: np.random.Generator) -> int:
@@ -140,7 +140,7 @@ class StreamWorker(IterableDataset[Made | PixioRobotError]):
                     skipped[slot.entry.key] = self._skipped[slot.entry.key] = str(error)
                     self._skipped.check(seen * len(self._lanes))
                     if slot.turn > good + 1:  # a whole pass lies between
-                        self._skipped.refuse_nothing(0)
+                        self._skipped.refuse_empty(0)
                 else:
                     keys.append(slot.entry.key)
                     good, seen = slot.turn, seen + 1

@@ -78,7 +78,9 @@ class FinetuneConfig:
         if not all(0 <= share < 1 for share in (self.drop_path, self.smoothing)) or not 0 <= self.erasing <= 1:
             raise SettingError("task.drop_path and task.smoothing must lie in [0, 1), task.erasing in [0, 1].")
         if not 0 < self.layer_decay <= 1 or min(self.mixup, self.cutmix, self.weight_decay) < 0:
-            raise SettingError("task.layer_decay must lie in (0, 1]; mixup, cutmix and weight_decay not be negative.")
+            raise SettingError(
+                "task.layer_decay must lie in (0, 1], and task.mixup, task.cutmix and task.weight_decay be at least 0."
+            )
         self.recipe.lr = self.recipe.lr or RATE * self.recipe.batch_size / 256
 
     @property

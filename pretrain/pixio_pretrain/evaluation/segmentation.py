@@ -53,7 +53,7 @@ class SegmentationConfig:
         if self.set not in MASK_SETS:
             raise UnknownNameError("set of masks", self.set, MASK_SETS)
         if not 0 < self.scales[0] <= self.scales[1]:
-            raise SettingError(f"task.scales={list(self.scales)}: the first is above 0 and not above the second.")
+            raise SettingError(f"task.scales={list(self.scales)}: the first must be above 0 and not above the second.")
         self.recipe.lr = self.recipe.lr or RATES[self.head] * FASTER.get(self.set, 1.0)
         self.recipe.batch_size = self.recipe.batch_size or BATCHES[self.set]
 

@@ -60,7 +60,11 @@ class NoisyRandAugment(v2.Transform):
 
 
 class ErasedNormal(nn.Module):
-    """Put noise over a rectangle of one in four normalised images (arXiv 1708.04896)."""
+    """Put noise over a rectangle of some of the normalised images (arXiv 1708.04896).
+
+    Args:
+        chance: Of each image, to be one of them.
+    """
 
     def __init__(self, chance: float) -> None:
         super().__init__()

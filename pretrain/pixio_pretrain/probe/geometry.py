@@ -113,8 +113,8 @@ def probe_geometry(
     for number, camera in enumerate(truth.cameras):
         fitted, asked = (rows[truth.camera[rows] == number] for rows in (train, held_out))
         probe = _CameraProbe(found, camera, look, frames, truth)
-        seen, grid, read_depth = probe.learn_depth(fitted, most_depth)
-        asked_of = probe.measure_depth(asked, read_depth)
+        seen, grid, read_depth = probe.training_features(fitted, most_depth)
+        asked_of = probe.held_out_features(asked, read_depth)
         for task in np.unique(frames.tasks[asked]):
             here, there = (torch.from_numpy(frames.tasks[rows] == task) for rows in (fitted, asked))
             rows = fitted[here.numpy()], asked[there.numpy()]
@@ -138,7 +138,7 @@ class _CameraProbe:
     frames: Frames
     truth: Truth
 
-    def learn_depth(self, rows: Rows, most: int) -> tuple[dict[str, Tensor], tuple[int, int], DepthReadOut]:
+    def training_features(self, rows: Rows, most: int) -> tuple[dict[str, Tensor], tuple[int, int], DepthReadOut]:
         """Look at training frames: features by name, grid of patches, and depth as learnt from ``most`` frames."""
         kept = _spread(rows, most)
         features, patches, grid = [], [], (0, 0)
@@ -150,7 +150,7 @@ class _CameraProbe:
         read_depth = DepthReadOut.fit(torch.cat(patches), grid, depth, self.frames.episodes[kept])
         return _join(features), grid, read_depth
 
-    def measure_depth(self, rows: Rows, read_depth: DepthReadOut) -> dict[str, Tensor]:
+    def held_out_features(self, rows: Rows, read_depth: DepthReadOut) -> dict[str, Tensor]:
         """Look at held-out frames: note how well depth is read from them, and give their features by name."""
         shown = _spread(rows, SHOWN)
         features, errors, maps, patches, grid = [], [], [], [], (0, 0)

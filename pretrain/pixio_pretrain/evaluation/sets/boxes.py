@@ -129,9 +129,8 @@ ROOT/VOC2012/{JPEGImages/2007_000027.jpg,Annotations/2007_000027.xml,ImageSets/M
                 if name not in VOC_CLASSES or box is None:
                     raise DataError(f"{file}: an object of class {name!r}; VOC's are {', '.join(VOC_CLASSES)}.")
                 left, top, right, bottom = (float(box.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax"))
-                hard = (
-                    entry.findtext("difficult", "0").strip() == "1"
-                )  # pixels count from 1, and the last one is inside
+                hard = entry.findtext("difficult", "0").strip() == "1"
+                # Pixels count from 1, and the last one is inside.
                 rows.append(([left - 1, top - 1, right, bottom], VOC_CLASSES.index(name), hard))
         except (ET.ParseError, ValueError) as error:
             if isinstance(error, DataError):
