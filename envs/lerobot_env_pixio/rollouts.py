@@ -115,6 +115,8 @@ def _check(
         raise SettingError(f"{len(seeds)} seeds, {len(set(seeds))} different: give at least one, and none twice.")
     if workers < 1 or slots < 1:
         raise SettingError(f"workers={workers}, slots={slots}: both must be at least 1.")
+    if videos < 0:
+        raise SettingError(f"videos={videos}: must be at least 0.")
     if videos and video_folder is None:
         raise SettingError(f"videos={videos} without video_folder: say where they go.")
     try:

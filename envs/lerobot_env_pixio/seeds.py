@@ -21,7 +21,7 @@ def draw(purpose: range, count: int, *, first: int = 0) -> list[int]:
     """
     if first < 0 or count < 0 or first + count > len(purpose):
         raise SettingError(
-            f"{count} seeds from the {first}th on were asked of a range of {len(purpose)}. "
+            f"first={first}, count={count}: the range holds {len(purpose)} seeds. "
             f"Ask for first >= 0, count >= 0 and first + count <= {len(purpose)}."
         )
     return list(purpose[first : first + count])

@@ -14,7 +14,7 @@ from benchmark.cells import PATCHES, count_done, plan_cells
 from benchmark.figures import Looks, differences_svg, losses_svg, rates_svg
 from benchmark.results import FilledCell, Panel, make_panels
 from benchmark.running import ANSWERS
-from benchmark.settings import CLEAN, CONTROLS, Benchmark
+from benchmark.settings import CLEAN, CONTROLS, Benchmark, counted
 from benchmark.tables import Grid, arms_grid, cost_grid, overview, score_grids, sentences
 from pixio_robot.drafts import write_whole
 
@@ -104,7 +104,7 @@ def _warnings(config: Benchmark, filled: Sequence[FilledCell], *, done: int, pla
             )
     resumed = sum(bool(one.facts["taken_up"]) for one in filled)
     if resumed:
-        found.append(f"{resumed} cells were taken up after a kill: what was spent on them before is not in their cost.")
+        found.append(f"Taken up after a kill: {counted(resumed, 'cell')}. What was spent before is not in the cost.")
     return found
 
 

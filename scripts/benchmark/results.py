@@ -11,7 +11,7 @@ import numpy as np
 from benchmark.cells import RESULT, Cell, cell_folder, is_done
 from benchmark.estimates import Estimate, Table, difference_of, rate_of
 from benchmark.kept import more_kept, share_kept
-from benchmark.settings import CLEAN, Benchmark, task_name
+from benchmark.settings import CLEAN, Benchmark, counted, task_name
 from lerobot_env_pixio import EpisodeRecord, Task, paired, read_records
 
 
@@ -153,12 +153,12 @@ def make_panel(
     if len(everyone) < planned:
         notes.append(f"{len(everyone)} of {planned} cells are done; the rest is missing from the tables.")
     if lost := set.union(*played) - set.intersection(*played):
-        notes.append(f"{len(lost)} scenes are missing from some cell's records and left out everywhere.")
+        notes.append(f"Missing from some cell's records, and left out everywhere: {counted(len(lost), 'scene')}.")
     if unended:
         reason = str(unended[0].error).strip().splitlines()[-1]
         notes.append(
-            f"{len(unended)} episodes broke off in the simulator, which is nobody's failure; their {len(broken)} "
-            f"scenes are left out everywhere. The first said: {reason}"
+            f"{counted(len(unended), 'episode')} broke off in the simulator, which is nobody's failure; left out "
+            f"everywhere: {counted(len(broken), 'scene')}. The first said: {reason}"
         )
     if not scenes:
         return Panel(task=task, policy=policy, cells=cells, scores={}, kept={}, scenes=0, notes=notes)

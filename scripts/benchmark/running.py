@@ -4,7 +4,7 @@ import logging
 
 from benchmark.cells import Worked, count_done, plan_cells, work
 from benchmark.claims import check_report, claim
-from benchmark.settings import CONTROLS, Benchmark
+from benchmark.settings import CONTROLS, Benchmark, counted
 from lerobot_env_pixio import check_rendering
 from pixio_robot.errors import PixioRobotError
 
@@ -45,9 +45,11 @@ def run(config: Benchmark, *, command: str) -> None:
     from benchmark.reporting import write_report
 
     page = write_report(config, command=command)
-    print(f"{count_done(config.folder, cells)} of {len(cells)} cells are done. Report: {page}")
+    told = f"Report: {page}" if page else "There is nothing to report yet."
+    print(f"{count_done(config.folder, cells)} of {len(cells)} cells are done. {told}")
     if worked.elsewhere:
-        print(f"{len(worked.elsewhere)} cells are in other processes' hands; the last of them writes the full report.")
+        others = counted(len(worked.elsewhere), "cell")
+        print(f"In other processes' hands: {others}. The process that is last writes the full report.")
     if worked.failed:  # as an exception, which comes home from a job of a cluster, as an exit code does not
         broke = "; ".join(f"{cell.name}, {error.splitlines()[0]}" for cell, error in worked.failed.items())
         raise PixioRobotError(f"{len(worked.failed)} of {len(cells)} cells broke: {broke}")

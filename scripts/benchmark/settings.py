@@ -229,3 +229,8 @@ def parse_task(name: str) -> Task:
 def task_name(task: Task) -> str:
     """SUITE/TASK in full."""
     return f"{task.suite}/{task.name}"
+
+
+def counted(count: int, thing: str) -> str:
+    """1 THING, or so many THINGs."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"

@@ -331,7 +331,7 @@ def test_the_report_alone_can_be_had_and_runs_nothing(
     monkeypatch.setattr(provenance, "version", lambda name: pytest.fail(f"{name} need not be installed"))
     config = make_config(report_only=True, arms={"pixio": "nowhere"})  # there is no such encoder to run
     running.run(config, command="")
-    assert "0 of 20 cells are done. Report: None" in capsys.readouterr().out
+    assert "0 of 20 cells are done. There is nothing to report yet." in capsys.readouterr().out
     fill(config, rates=RATES)
     running.run(config, command="")
     assert "20 of 20 cells are done." in capsys.readouterr().out
@@ -431,7 +431,7 @@ def test_a_broken_scene_is_left_out_of_every_arm(make_config: Any) -> None:
     assert {score.successes.shape for scores in panel.scores.values() for score in scores.values()} == {(2, 19)}
     assert panel.scores["clean"]["pixio"].counts == "30/38"
     assert panel.notes == [
-        "1 episodes broke off in the simulator, which is nobody's failure; their 1 scenes are left out everywhere. "
+        "1 episode broke off in the simulator, which is nobody's failure; left out everywhere: 1 scene. "
         "The first said: BrokenJoint: snap"
     ]
 
@@ -443,7 +443,7 @@ def test_a_record_file_with_a_torn_last_line_costs_one_scene_everywhere(make_con
     path.write_bytes(path.read_bytes()[:-30])
     (panel,) = results.make_panels(config, cells)
     assert panel.scenes == 19
-    assert panel.notes == ["1 scenes are missing from some cell's records and left out everywhere."]
+    assert panel.notes == ["Missing from some cell's records, and left out everywhere: 1 scene."]
     path.write_text("nonsense\n" + path.read_text())
     with pytest.raises(DataError, match="line 1 is no episode record"):
         results.make_panels(config, cells)

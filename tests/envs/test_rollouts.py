@@ -182,6 +182,7 @@ def test_a_film_that_was_whole_when_its_worker_died_is_kept(faulty: ModuleType, 
         ({"workers": 0}, "at least 1"),
         ({"videos": 1}, "video_folder"),
         ({"make": lambda: make_env("metaworld", "reach")}, "partial"),
+        ({"videos": -1, "video_folder": "films"}, "videos=-1: must be at least 0"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_process_starts(arguments: dict, match: str) -> None:
