@@ -20,7 +20,7 @@ from benchmark.cells import PATCHES, Cell, finish
 from benchmark.patches import draw_patches
 from benchmark.recipes import configure, soften
 from benchmark.settings import SCENES, Benchmark
-from benchmark.tasks import check_features, environment, expected_features, open_demonstrations, shared_folder
+from benchmark.tasks import environment, open_demonstrations, shared_folder
 from lerobot_env_pixio import EpisodeRecord, read_records, rollout, seeds, write_records
 from lerobot_policy_pixio.acting import Actor
 from lerobot_policy_pixio.cache_folders import cache_path
@@ -69,7 +69,6 @@ def fill_cell(cell: Cell, home: Path, *, config: Benchmark) -> None:
         policy = _configure(cell, frames, sight, config)
     log = _train(cell, home / "run", frames, sight, policy, config, cost)
     actor = open_actor(cell.policy, home / "run" / "checkpoints" / "last" / PRETRAINED_MODEL_DIR, device=config.device)
-    refuse_misfit(actor, cell, sight, config)
     if sight.encoder is not None:
         draw_patches(home / PATCHES, actor.policy.eyes, frames)
     for condition, shift in config.conditions.items():
@@ -91,20 +90,6 @@ def fill_cell(cell: Cell, home: Path, *, config: Benchmark) -> None:
         "machine": machine_name(config.device),
     }
     finish(home, facts)
-
-
-def refuse_misfit(actor: Actor, cell: Cell, sight: Sight, config: Benchmark) -> None:
-    """Refuse a policy whose cameras, state or actions are not the environment's.
-
-    Raises:
-        UnknownNameError: It looks through a camera that the environment does not have.
-        DataError: Its state or its actions are of another width.
-    """
-    there = expected_features(environment(config, cell.task, state=sight.state)())
-    policy: Any = actor.policy.config
-    wanted = {name: tuple(one.shape) for name, one in {**policy.input_features, **policy.output_features}.items()}
-    given = {name: {"shape": shape} for name, shape in there.items()}
-    check_features(given, wanted, of=f"the environment of {cell.task.name}", arms=["state"])
 
 
 def _open_sight(cell: Cell, frames: DatasetFrames, config: Benchmark) -> Sight:

@@ -43,7 +43,8 @@ def check_tasks(config: Benchmark) -> None:
         features = expected_features(environment(config, task, state=True)())
         folder = config.dataset_of(task)
         if folder is not None:
-            check_features(DatasetFrames(folder).dataset.features, features, of=str(folder), arms=config.controls)
+            given = DatasetFrames(folder).dataset.features
+            check_features(given, features, of=str(folder), state="state" in config.controls)
         elif not find_suite(task.suite).has_expert:
             raise SettingError(
                 f"{task_name(task)} has no scripted expert. Record demonstrations as a LeRobotDataset with the "
@@ -80,23 +81,21 @@ def expected_features(env: ManipulationEnv) -> dict[str, tuple[int, ...]]:
     return cameras | shapes
 
 
-def check_features(
-    given: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], *, of: str, arms: list[str]
-) -> None:
-    """Refuse a data set, or a policy, that is not of an environment. Pictures may be of any size.
+def check_features(given: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], *, of: str, state: bool) -> None:
+    """Refuse a data set that is not of an environment. Pictures may be of any size.
 
     Args:
         given: Features with their shape.
         expected: What the environment has.
         of: Whose features they are, for the message.
-        arms: Control arms that are on.
+        state: Whether the scene's whole state is read.
 
     Raises:
         UnknownNameError: A camera of the environment is missing; carries the nearest that is there.
         DataError: A state or an action is missing, or of another width.
     """
     for name, shape in expected.items():
-        if name == "observation.environment_state" and "state" not in arms:
+        if name == "observation.environment_state" and not state:
             continue
         if name not in given:
             if name == "observation.environment_state":

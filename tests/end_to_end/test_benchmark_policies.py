@@ -309,16 +309,16 @@ def test_what_hardly_varies_is_not_blown_up(frames: DatasetFrames) -> None:
 def test_a_data_set_of_another_robot_is_refused_with_what_differs(frames: DatasetFrames) -> None:
     there = frames.dataset.features
     fits = {CAMERA: (16, 16, 3), "observation.state": (3,), "action": (3,), "observation.environment_state": (STATE,)}
-    check_features(there, fits, of="walks", arms=["state"])  # pictures of any size
+    check_features(there, fits, of="walks", state=True)  # pictures of any size
     with pytest.raises(DataError, match=r"'action' of shape \[3\]; the environment's is \[4\]"):
-        check_features(there, fits | {"action": (4,)}, of="walks", arms=[])
+        check_features(there, fits | {"action": (4,)}, of="walks", state=False)
     with pytest.raises(UnknownNameError) as caught:
-        check_features(there, fits | {"observation.images.topp": (16, 16, 3)}, of="walks", arms=[])
+        check_features(there, fits | {"observation.images.topp": (16, 16, 3)}, of="walks", state=False)
     assert caught.value.nearest == CAMERA
     without = {name: one for name, one in there.items() if "environment" not in name}
-    check_features(without, fits, of="walks", arms=["blind"])
+    check_features(without, fits, of="walks", state=False)
     with pytest.raises(DataError, match=r"without=\[state\]"):
-        check_features(without, fits, of="walks", arms=["state"])
+        check_features(without, fits, of="walks", state=True)
 
 
 def test_the_mean_of_class_tokens_is_read_where_there_are_some_and_patches_where_not(
