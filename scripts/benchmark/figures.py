@@ -1,10 +1,10 @@
 """The page's figures."""
 
+import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from page import to_svg
+from matplotlib.figure import Figure
 
 from benchmark.estimates import Estimate, over_tasks
 from benchmark.results import Panel
@@ -16,7 +16,7 @@ Looks = Mapping[str, tuple[str, str]]
 def rates_svg(panel: Panel, looks: Looks) -> str:
     """Every arm's success rate: full dots without a shift, hollow ones with it."""
     arms = list(panel.cells)
-    figure, axis = plt.subplots(figsize=(8, 0.42 * len(arms) + 0.9))
+    figure, axis = _begin(0.42 * len(arms) + 0.9)
     conditions = list(panel.scores)
     for row, arm in enumerate(reversed(arms)):
         for number, condition in enumerate(conditions):
@@ -24,7 +24,7 @@ def rates_svg(panel: Panel, looks: Looks) -> str:
             height = row + 0.15 - 0.3 * number / max(1, len(conditions) - 1) if len(conditions) > 1 else row
             _draw(axis, height, found, looks[arm][1], hollow=number > 0)
     _label(axis, [looks[arm][0] for arm in arms], "success on held-out scenes, %", limits=(-2, 102))
-    return to_svg(figure)
+    return _to_svg(figure)
 
 
 def differences_svg(panels: Sequence[Panel], condition: str, arms: tuple[str, str]) -> str:
@@ -33,19 +33,19 @@ def differences_svg(panels: Sequence[Panel], condition: str, arms: tuple[str, st
     for policy in dict.fromkeys(one.policy for one in panels):
         here = [found for (_, found), one in zip(rows, panels, strict=False) if one.policy == policy]
         rows += [(f"mean of {len(here)} tasks, {policy}", over_tasks(here))] if len(here) > 1 else []
-    figure, axis = plt.subplots(figsize=(8, 0.34 * len(rows) + 0.9))
+    figure, axis = _begin(0.34 * len(rows) + 0.9)
     axis.axvline(0, color="#5b6577", linewidth=1)
     for row, (_, found) in enumerate(reversed(rows)):
         _draw(axis, row, found, "#1f6feb", hollow=False)
     reach = 100 * max(0.2, *(max(abs(found.low), abs(found.high)) for _, found in rows)) + 4
     title = f"{arms[0]} less {arms[1]}, {condition} scenes, points"
     _label(axis, [name for name, _ in rows], title, limits=(-reach, reach))
-    return to_svg(figure)
+    return _to_svg(figure)
 
 
 def losses_svg(panel: Panel, looks: Looks) -> str:
     """Training losses of every cell."""
-    figure, axis = plt.subplots(figsize=(8, 3))
+    figure, axis = _begin(3)
     for arm, cells in panel.cells.items():
         name, color = looks[arm]
         for number, one in enumerate(cells):
@@ -55,7 +55,22 @@ def losses_svg(panel: Panel, looks: Looks) -> str:
     axis.set(xlabel="training step", ylabel="training loss", yscale="log")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8)
-    return to_svg(figure)
+    return _to_svg(figure)
+
+
+def _begin(height: float) -> tuple[Figure, Axes]:
+    """A figure of 8 inches by a height, with one pair of axes."""
+    figure = Figure(figsize=(8, height), layout="tight")
+    axis = figure.subplots()
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
+
+
+def _to_svg(figure: Figure) -> str:
+    """A figure as an element of a page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True)
+    return buffer.getvalue().split("?>", 1)[1].split(">", 1)[1]
 
 
 def _draw(axis: Axes, height: float, found: Estimate, color: str, *, hollow: bool) -> None:

@@ -1,13 +1,14 @@
 """The report of a folder: ``report.html``, one self-contained page, and ``results.md``, its tables."""
 
+import base64
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import rich
-from page import to_base64, write_page
 
 from benchmark.arms import label
 from benchmark.cells import PATCHES, count_done, plan_cells
@@ -69,15 +70,16 @@ def write_report(config: Benchmark, *, command: str) -> Path | None:
     ]
     pictures = [_pictures(panel, looks) for panel in panels]
     page = folder / "report.html"
-    write_page(
-        page,
-        Path(__file__).with_name("report.html.jinja"),
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    html = templates.get_template("report.html.jinja").render(
         sections=[section | shown for section, shown in zip(sections, pictures, strict=True)],
         forests=_forests(panels, config, first),
         colors=dict(looks.values()),
         settings=json.dumps(config.identity, indent=2),
         **facts,
     )
+    write_whole(page, html)
     write_whole(folder / "results.md", _markdown(facts, sections))
     rich.print(*facts["overview"], sep="\n")
     return page
@@ -136,7 +138,7 @@ def _pictures(panel: Panel, looks: Looks) -> dict[str, Any]:
     """Figures, films and patches of a panel; films and patches are those of the first training seed."""
     films = [
         {
-            "data": to_base64(path.read_bytes()),
+            "data": _to_base64(path.read_bytes()),
             "color": looks[arm][1],
             "caption": f"{looks[arm][0]}, {condition}: scene {record.env_seed}, "
             f"{'success' if record.success else 'failure'} after {record.steps} steps",
@@ -147,12 +149,17 @@ def _pictures(panel: Panel, looks: Looks) -> dict[str, Any]:
         if record.video and (path := cells[0].home / "videos" / condition / Path(record.video).name).is_file()
     ]
     patches = [
-        {"data": to_base64(path.read_bytes()), "color": looks[arm][1], "caption": looks[arm][0]}
+        {"data": _to_base64(path.read_bytes()), "color": looks[arm][1], "caption": looks[arm][0]}
         for arm, cells in panel.cells.items()
         if (path := cells[0].home / PATCHES).is_file()
     ]
     rates = rates_svg(panel, looks) if panel.scores else ""
     return {"rates_svg": rates, "losses_svg": losses_svg(panel, looks), "films": films, "patches": patches}
+
+
+def _to_base64(data: bytes) -> str:
+    """Bytes as a data URI carries them."""
+    return base64.b64encode(data).decode("ascii")
 
 
 def _markdown(facts: dict[str, Any], sections: Sequence[dict[str, Any]]) -> str:
