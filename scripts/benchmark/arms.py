@@ -15,14 +15,6 @@ from pixio_robot.errors import PixioRobotError, SettingError
 from pixio_robot.foreign import wrap_model
 from pixio_robot.images import normalize
 
-COLORS = ("#1f6feb", "#a475f9", "#d4a72c", "#bf3989", "#0a7ea4", "#6e5494")
-CONTROL_LABELS = {
-    "blind": ("Blind: its own pose only", "#8b949e"),
-    "state": ("Ground-truth state", "#2da44e"),
-    "random": ("Random weights", "#e36209"),
-    "cnn": ("Small CNN, end to end", "#cf222e"),
-}
-
 CNN = {"embedding_size": 24, "hidden_sizes": [24, 48, 96], "depths": [1, 1, 1], "layer_type": "basic"}
 """A ResNet of 0.2 million weights. Three stages, so that a picture of 128 pixels ends as a map of 8 x 8."""
 CALIBRATION = 64
@@ -51,15 +43,6 @@ class Sight:
     def trained(self) -> bool:
         """Whether the encoder is trained with the policy, on frames; a frozen one is trained on from its cache."""
         return self.options.get("train_encoder", "frozen") != "frozen"
-
-
-def label(config: Benchmark, arm: str) -> tuple[str, str]:
-    """An arm's name and colour on the page."""
-    if arm in CONTROL_LABELS:
-        name, color = CONTROL_LABELS[arm]
-        frozen = arm == "random" and config.train_encoder_of(arm) == "frozen"
-        return f"{name}, frozen" if frozen else name, color
-    return arm, COLORS[list(config.arms).index(arm) % len(COLORS)]
 
 
 def check_arms(config: Benchmark) -> None:

@@ -1,16 +1,14 @@
 """The page's figures."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmark.estimates import Estimate, over_tasks
+from benchmark.looks import Looks
 from benchmark.results import Panel
-
-Looks = Mapping[str, tuple[str, str]]
-"""Arm to its label and colour."""
 
 
 def rates_svg(panel: Panel, looks: Looks) -> str:
@@ -22,8 +20,8 @@ def rates_svg(panel: Panel, looks: Looks) -> str:
         for number, condition in enumerate(conditions):
             found = panel.scores[condition][arm].rate
             height = row + 0.15 - 0.3 * number / max(1, len(conditions) - 1) if len(conditions) > 1 else row
-            _draw(axis, height, found, looks[arm][1], hollow=number > 0)
-    _label(axis, [looks[arm][0] for arm in arms], "success on held-out scenes, %", limits=(-2, 102))
+            _draw(axis, height, found, looks[arm].color, hollow=number > 0)
+    _label(axis, [looks[arm].label for arm in arms], "success on held-out scenes, %", limits=(-2, 102))
     return _to_svg(figure)
 
 

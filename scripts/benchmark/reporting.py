@@ -10,11 +10,10 @@ from typing import Any
 import jinja2
 import rich
 
-from benchmark.arms import label
 from benchmark.cells import PATCHES, count_done, plan_cells
-from benchmark.figures import Looks, differences_svg, losses_svg, rates_svg
+from benchmark.figures import differences_svg, losses_svg, rates_svg
+from benchmark.looks import Looks, find_looks
 from benchmark.results import FilledCell, Panel, make_panels
-from benchmark.running import ANSWERS
 from benchmark.settings import CLEAN, CONTROLS, Benchmark, counted
 from benchmark.tables import Grid, arms_grid, cost_grid, overview, score_grids, sentences
 from pixio_robot.drafts import write_whole
@@ -40,7 +39,7 @@ def write_report(config: Benchmark, *, command: str) -> Path | None:
     panels = make_panels(config, cells)
     if not panels:
         return None
-    looks = {arm: label(config, arm) for arm in config.arm_names}
+    looks = find_looks(config)
     first = next(iter(config.arms))
     filled = [one for panel in panels for group in panel.cells.values() for one in group]
     facts: dict[str, Any] = {
@@ -88,7 +87,9 @@ def write_report(config: Benchmark, *, command: str) -> Path | None:
 def _warnings(config: Benchmark, filled: Sequence[FilledCell], *, done: int, planned: int) -> list[str]:
     """What a reader has to know before the numbers."""
     found = [
-        f"The control arm {name!r} is off: nothing says {ANSWERS[name]}." for name in CONTROLS if name in config.without
+        f"The control arm {name!r} is off: nothing says {control.answers}."
+        for name, control in CONTROLS.items()
+        if name in config.without
     ]
     if done < planned:
         found.append(f"Unfinished: {done} of {planned} cells are done.")
@@ -139,8 +140,8 @@ def _pictures(panel: Panel, looks: Looks) -> dict[str, Any]:
     films = [
         {
             "data": _to_base64(path.read_bytes()),
-            "color": looks[arm][1],
-            "caption": f"{looks[arm][0]}, {condition}: scene {record.env_seed}, "
+            "color": looks[arm].color,
+            "caption": f"{looks[arm].label}, {condition}: scene {record.env_seed}, "
             f"{'success' if record.success else 'failure'} after {record.steps} steps",
         }
         for arm, cells in panel.cells.items()
@@ -149,7 +150,7 @@ def _pictures(panel: Panel, looks: Looks) -> dict[str, Any]:
         if record.video and (path := cells[0].home / "videos" / condition / Path(record.video).name).is_file()
     ]
     patches = [
-        {"data": _to_base64(path.read_bytes()), "color": looks[arm][1], "caption": looks[arm][0]}
+        {"data": _to_base64(path.read_bytes()), "color": looks[arm].color, "caption": looks[arm].label}
         for arm, cells in panel.cells.items()
         if (path := cells[0].home / PATCHES).is_file()
     ]

@@ -10,14 +10,6 @@ from pixio_robot.errors import PixioRobotError
 
 logger = logging.getLogger(__name__)
 
-ANSWERS = {
-    "blind": "how far the task is solved without seeing",
-    "state": "whether the policy, rather than its eyes, is what fails",
-    "random": "what pre-training buys over the same architecture with random weights",
-    "cnn": "what a small network of the task's own would have done",
-}
-"""What is left open without a control arm."""
-
 
 def run(config: Benchmark, *, command: str) -> None:
     """Fill in the cells that are not done, unless only the report is asked for; then write that.
@@ -26,9 +18,9 @@ def run(config: Benchmark, *, command: str) -> None:
         PixioRobotError: Settings that cannot be run, another benchmark's folder, or some cells broke; says which.
     """
     config.check()
-    for name in CONTROLS:
+    for name, control in CONTROLS.items():
         if name in config.without:
-            logger.warning("The control arm %r is off: nothing will say %s.", name, ANSWERS[name])
+            logger.warning("The control arm %r is off: nothing will say %s.", name, control.answers)
     cells, worked = plan_cells(config), Worked(failed={}, elsewhere=[])
     if config.report_only:
         check_report(config)

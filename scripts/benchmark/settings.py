@@ -13,7 +13,6 @@ from pixio_robot.errors import SettingError, UnknownNameError
 
 CLEAN = "clean"
 """The condition without a shift."""
-CONTROLS = ("blind", "state", "random", "cnn")
 POLICIES = ("act", "diffusion", "mlp")
 
 SCENES = {"evaluation": seeds.EVALUATION, "development": seeds.DEVELOPMENT}
@@ -27,6 +26,44 @@ READ_OUT = ("image_size", "classes", "patches", "grid")
 
 INCIDENTAL = ("workers", "threads", "device", "report_only", "worker")
 """Settings of where and how fast cells are computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """An arm that says what an encoder's result is worth.
+
+    Attributes:
+        label: Its name on the page.
+        color: Its colour there.
+        answers: What is left open without it.
+    """
+
+    label: str
+    color: str
+    answers: str
+
+
+CONTROLS = {
+    "blind": Control(
+        label="Blind: its own pose only", color="#8b949e", answers="how far the task is solved without seeing"
+    ),
+    "state": Control(
+        label="Ground-truth state",
+        color="#2da44e",
+        answers="whether the policy, rather than its eyes, is what fails",
+    ),
+    "random": Control(
+        label="Random weights",
+        color="#e36209",
+        answers="what pre-training buys over the same architecture with random weights",
+    ),
+    "cnn": Control(
+        label="Small CNN, end to end",
+        color="#cf222e",
+        answers="what a small network of the task's own would have done",
+    ),
+}
+"""The control arms, by name."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table as RichTable
 
 from benchmark.estimates import Estimate, over_tasks
-from benchmark.figures import Looks
+from benchmark.looks import Looks
 from benchmark.results import Panel
 from benchmark.settings import CLEAN, Benchmark
 
@@ -60,7 +60,7 @@ def score_grids(panel: Panel, looks: Looks, first: str) -> list[Grid]:
     for condition, scores in panel.scores.items():
         rows = [
             [
-                looks[arm][0],
+                looks[arm].label,
                 score.counts,
                 score.per_seed,
                 percent(score.rate),
@@ -73,7 +73,7 @@ def score_grids(panel: Panel, looks: Looks, first: str) -> list[Grid]:
         columns += [f"McNemar p against {name}, by seed" for name in references[-1:]]
         grids.append(Grid(title=f"{condition.capitalize()} scenes", columns=columns, rows=rows))
     if panel.kept:
-        rows = [[looks[arm][0]] for arm in panel.cells]
+        rows = [[looks[arm].label] for arm in panel.cells]
         for row, arm in zip(rows, panel.cells, strict=True):
             for kept in panel.kept.values():
                 row += [percent(kept[arm].share), points(kept[arm].less_first)]
@@ -135,7 +135,7 @@ def arms_grid(panels: Sequence[Panel], looks: Looks) -> Grid:
             [str(one.get("licence", NONE)) for one in weights],
             [f"{one['trained_parameters']:,}" for one in facts],
         ]
-        rows.append([f"{looks[arm][0]}, {policy}", *("; ".join(dict.fromkeys(column)) for column in columns)])
+        rows.append([f"{looks[arm].label}, {policy}", *("; ".join(dict.fromkeys(column)) for column in columns)])
     columns = ["arm, policy", "encoder", "sha256, by training seed and task", "licence", "weights that are trained"]
     return Grid(title="Arms", columns=columns, rows=rows)
 
@@ -149,7 +149,9 @@ def cost_grid(panels: Sequence[Panel], looks: Looks) -> Grid:
         costs = [one.facts["cpu_seconds"] for name, kind, one in filled if (name, kind) == (arm, policy)]
         means = [sum(cost.get(part, 0.0) for cost in costs) / len(costs) for part in parts]
         total = sum(sum(cost.values()) for cost in costs)
-        rows.append([f"{looks[arm][0]}, {policy}", str(len(costs)), *(f"{mean:.0f}" for mean in means), f"{total:.0f}"])
+        rows.append(
+            [f"{looks[arm].label}, {policy}", str(len(costs)), *(f"{mean:.0f}" for mean in means), f"{total:.0f}"]
+        )
     total = sum(sum(one.facts["cpu_seconds"].values()) for *_, one in filled)
     rows.append(["all", str(len(filled)), *([""] * len(parts)), f"{total:.0f}"])
     columns = ["arm", "cells", *(f"{part}, per cell" for part in parts), "sum"]
@@ -164,7 +166,7 @@ def sentences(panel: Panel, looks: Looks, config: Benchmark) -> list[str]:
         said.append(_compare(first, "a blind policy", _flip(scores["blind"].against[first]), "seeing"))
     if first in scores and "random" in scores[first].against:
         cause = "pre-training" if config.options_of(first) == config.options_of("random") else ""
-        said.append(_compare(first, looks["random"][0].lower(), scores[first].against["random"], cause))
+        said.append(_compare(first, looks["random"].label.lower(), scores[first].against["random"], cause))
     if "cnn" in scores and first in scores["cnn"].against:
         against = _flip(scores["cnn"].against[first])
         cause = "the frozen encoder" if config.train_encoder_of(first) == "frozen" else ""
