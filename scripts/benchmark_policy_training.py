@@ -259,9 +259,9 @@ def parts(stopwatch: Stopwatch, samples: int) -> dict[str, float]:
 
 
 def parity(
-    frames: DatasetFrames, encoder: Encoder, cache: Path, config: PixioACTConfig, batch_size: int, *, steps: int = 5
+    frames: DatasetFrames, encoder: Encoder, cache: Path, config: PixioACTConfig, batch_size: int
 ) -> list[float]:
-    """Relative difference of the losses of some training steps, from cached tokens and from live images."""
+    """Relative difference of the losses of five training steps, from cached tokens and from live images."""
     images, losses = frames.read(CAMERA, 0, len(frames)), []
     for live in (False, True):
         policy = make_policy(config, frames, seed=0, encoder=encoder)
@@ -270,12 +270,12 @@ def parity(
             told: Any = demonstrations
             told.gather = lambda rows, gather=demonstrations.gather: gather(rows) | {CAMERA: images[rows]}
         trainer = Trainer(policy, demonstrations, steps=STEPS, batch_size=batch_size)
-        losses.append([trainer.step(step)["loss"] for step in range(1, steps + 1)])
+        losses.append([trainer.step(step)["loss"] for step in range(1, 6)])
     return [abs(a / b - 1) for a, b in zip(*losses, strict=True)]
 
 
-def write_dataset(root: Path, side: int, *, episodes: int = 6, length: int = 30) -> Path:
-    """A small data set of moving blobs in LeRobot's default video format."""
+def write_dataset(root: Path, side: int) -> Path:
+    """A data set of moving blobs, six episodes of 30 frames, in LeRobot's default video format."""
     if root.exists():
         return root
     rng = np.random.default_rng(0)
@@ -284,9 +284,9 @@ def write_dataset(root: Path, side: int, *, episodes: int = 6, length: int = 30)
     features = {"observation.state": vector, "action": vector, CAMERA: image}
     dataset = LeRobotDataset.create("local/blobs", fps=20, features=features, root=root)
     rows, columns = np.mgrid[:side, :side] / side
-    for _ in range(episodes):
+    for _ in range(6):
         state = rng.uniform(0.2, 0.8, 4).astype(np.float32)
-        for _ in range(length):
+        for _ in range(30):
             action = rng.normal(0, 0.03, 4).astype(np.float32)
             blobs = [np.exp(-((rows - state[0]) ** 2 + (columns - at) ** 2) / 0.02) for at in state[1:]]
             picture = (200 * np.stack(blobs, axis=-1) + rng.uniform(0, 50, (side, side, 3))).astype(np.uint8)

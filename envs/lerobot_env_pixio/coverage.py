@@ -56,7 +56,7 @@ STUDIES = tuple(
 Interval = Callable[[NDArray[np.bool_], NDArray[np.bool_]], tuple[float, float]]
 
 
-def hierarchical_bootstrap(*arms: NDArray[np.bool_], resamples: int = 500, seed: int = 0) -> tuple[float, float]:
+def hierarchical_bootstrap(*arms: NDArray[np.bool_], resamples: int = 500) -> tuple[float, float]:
     """Give the percentile interval of a crossed bootstrap, the field's usual one, which `crossed` is compared with.
 
     Seeds are drawn anew with replacement, each arm's for itself; so are scenes, the same for all seeds and both arms
@@ -65,9 +65,8 @@ def hierarchical_bootstrap(*arms: NDArray[np.bool_], resamples: int = 500, seed:
     Args:
         *arms: Successes [seeds scenes]: of one method for its rate, or of two for their difference, on the same scenes.
         resamples: How often to draw anew.
-        seed: Of the drawing.
     """
-    random, scenes = np.random.default_rng(seed), arms[0].shape[1]
+    random, scenes = np.random.default_rng(0), arms[0].shape[1]
     # How often each scene, and each seed, is drawn: then the means of all resamples are a product of matrices.
     drawn = random.multinomial(scenes, np.full(scenes, 1 / scenes), size=resamples) / scenes
     means = np.zeros(resamples)
@@ -92,9 +91,9 @@ INTERVALS: dict[str, tuple[Interval, bool]] = {
 """Name to what gives the interval, and whether it is of a difference."""
 
 
-def coverage(interval: Interval, study: Study, *, of_difference: bool, studies: int = 2000, seed: int = 0) -> float:
+def coverage(interval: Interval, study: Study, *, of_difference: bool, studies: int = 2000) -> float:
     """Give the share of simulated studies whose interval holds the truth."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     truth = study.rates[0] - study.rates[1] if of_difference else study.rates[0]
     held = 0
     for _ in range(studies):
@@ -103,9 +102,9 @@ def coverage(interval: Interval, study: Study, *, of_difference: bool, studies: 
     return held / studies
 
 
-def single_seed_coverage(study: Study, *, studies: int = 2000, seed: int = 0) -> tuple[float, float]:
+def single_seed_coverage(study: Study, *, studies: int = 2000) -> tuple[float, float]:
     """Give the coverage of `wilson` and of `paired`, which answer for one trained policy each on new scenes."""
-    random, held = np.random.default_rng(seed), np.zeros(2)
+    random, held = np.random.default_rng(0), np.zeros(2)
     alone = Study(seeds=1, scenes=study.scenes, rates=study.rates, seed_spread=0.0, scene_spread=study.scene_spread)
     for _ in range(studies):
         a, b = (table[0] for table in alone.draw(random))

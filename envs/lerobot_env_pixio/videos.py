@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from pixio_robot.drafts import draft_of
 
 
-def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], *, fps: int = 30) -> None:
-    """Write RGB pictures [h w 3] as H.264 in MP4, readable from its first byte on; odd sides lose a pixel.
+def write_video(path: Path, frames: Iterable[NDArray[np.uint8]]) -> None:
+    """Write RGB pictures [h w 3] as H.264 in MP4, 30 per second; odd sides lose a pixel.
 
-    Pictures are taken one by one, so that a long film needs little memory; the file appears once it is whole.
+    Pictures are taken one by one, so that a long film needs little memory. The file appears once it is whole, and is
+    readable from its first byte on.
     """
     frames = iter(frames)
     first = next(frames)
@@ -24,7 +25,7 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], *, fps: int = 3
         draft_of(path) as draft,
         av.open(str(draft), "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "threads": "1"})
+        stream = container.add_stream("libx264", rate=30, options={"crf": "18", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in chain([first], frames):
             picture = np.ascontiguousarray(frame[:height, :width])

@@ -21,7 +21,7 @@ from benchmark.patches import draw_patches
 from benchmark.recipes import configure, soften
 from benchmark.settings import SCENES, Benchmark
 from benchmark.tasks import environment, open_demonstrations, shared_folder
-from lerobot_env_pixio import EpisodeRecord, read_records, rollout, seeds, write_records
+from lerobot_env_pixio import rollout, seeds, write_records
 from lerobot_policy_pixio.acting import Actor
 from lerobot_policy_pixio.cache_folders import cache_path
 from lerobot_policy_pixio.cached_tokens import cache_settings
@@ -141,7 +141,7 @@ def _train(
 
 def _measure(
     actor: Actor, cell: Cell, home: Path, condition: str, shift: str | None, sight: Sight, config: Benchmark
-) -> list[EpisodeRecord]:
+) -> None:
     """Play one condition's scenes, unless their records are there.
 
     An episode that broke off is played once more before its record is final: a worker that was killed for memory, or
@@ -149,7 +149,7 @@ def _measure(
     """
     path = home / f"records_{condition}.jsonl"
     if path.exists():
-        return read_records(path)
+        return
     play = partial(
         rollout,
         actor,
@@ -168,14 +168,8 @@ def _measure(
             again = {record.env_seed: record for record in play(seeds=broken)}
             records = [again.get(record.env_seed, record) for record in records]
     write_records(path, records)
-    return records
 
 
 def _cpu_seconds() -> float:
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def filler(config: Benchmark) -> partial[None]:
-    """What ``cells.work`` fills cells in with."""
-    return partial(fill_cell, config=config)

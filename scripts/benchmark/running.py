@@ -1,6 +1,7 @@
 """One process's share of a benchmark, and the report of all that is there."""
 
 import logging
+from functools import partial
 
 from benchmark.cells import Worked, count_done, plan_cells, work
 from benchmark.claims import check_report, claim
@@ -27,13 +28,13 @@ def run(config: Benchmark, *, command: str) -> None:
     else:
         check_rendering()
         from benchmark.arms import check_arms  # these take ten seconds to import
-        from benchmark.measuring import filler
+        from benchmark.measuring import fill_cell
         from benchmark.tasks import check_tasks
 
         check_arms(config)
         check_tasks(config)
         claim(config)
-        worked = work(config.folder, cells, filler(config))
+        worked = work(config.folder, cells, partial(fill_cell, config=config))
     from benchmark.reporting import write_report
 
     page = write_report(config, command=command)

@@ -43,13 +43,13 @@ def test_an_episode_that_broke_off_is_played_once_more(
     cell = Cell(task=find_task("metaworld", "reach"), policy="act", arm="blind", seed=0)
     config = Benchmark(folder=str(tmp_path), episodes=4, scenes=scenes, size=16, slots=2, videos=1)
     actor: Any = None
-    records = measuring._measure(actor, cell, tmp_path, "clean", None, Sight(), config)
+    measuring._measure(actor, cell, tmp_path, "clean", None, Sight(), config)
+    records = read_records(tmp_path / "records_clean.jsonl")
     first = {"evaluation": seeds.EVALUATION, "development": seeds.DEVELOPMENT}[scenes][0]
     played = [record.env_seed for record in records]
     assert played == [first, first + 1, first + 2, first + 3]
     assert asked == [played, played[1:3]]
     assert [record.success for record in records] == [True, True if renders else None, None, True]
-    assert read_records(tmp_path / "records_clean.jsonl") == records
 
 
 def test_what_is_looked_at_while_training_is_not_what_is_measured() -> None:
