@@ -11,44 +11,39 @@ from gymnasium.envs.registration import WrapperSpec
 if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
     os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo reads it once, on import; its own default needs a display
 
-from lerobot_env_pixio.tasks import TASK_SETS, TASKS, Task, find_task, find_tasks
+from lerobot_env_pixio.tasks import TASKS, Task, find_task, find_tasks
 
 if TYPE_CHECKING:
-    from lerobot_env_pixio.crossed import PooledRate, paired_pooled, pooled
+    from lerobot_env_pixio.crossed import paired_pooled, pooled
     from lerobot_env_pixio.demos import collect_demonstrations
     from lerobot_env_pixio.environment import ManipulationEnv, make_env
-    from lerobot_env_pixio.expert_table import measure_experts
     from lerobot_env_pixio.frames import render_frames
     from lerobot_env_pixio.gl import check_rendering
     from lerobot_env_pixio.planning import episodes_needed, measured_correlation
     from lerobot_env_pixio.records import EpisodeRecord, read_records, write_records
     from lerobot_env_pixio.rgbd import render_rgbd
     from lerobot_env_pixio.rollouts import rollout
-    from lerobot_env_pixio.statistics import PairedComparison, paired, wilson
+    from lerobot_env_pixio.statistics import paired, wilson
 
 # Public names by module, imported on first use: one who only wants a rate need not load MuJoCo.
 _HOMES = {
-    "crossed": ("PooledRate", "paired_pooled", "pooled"),
+    "crossed": ("paired_pooled", "pooled"),
     "demos": ("collect_demonstrations",),
     "environment": ("ManipulationEnv", "make_env"),
-    "expert_table": ("measure_experts",),
     "gl": ("check_rendering",),
     "frames": ("render_frames",),
     "planning": ("episodes_needed", "measured_correlation"),
     "records": ("EpisodeRecord", "read_records", "write_records"),
     "rgbd": ("render_rgbd",),
     "rollouts": ("rollout",),
-    "statistics": ("PairedComparison", "paired", "wilson"),
+    "statistics": ("paired", "wilson"),
 }
 _LAZY = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "TASKS",
-    "TASK_SETS",
     "EpisodeRecord",
     "ManipulationEnv",
-    "PairedComparison",
-    "PooledRate",
     "Task",
     "check_rendering",
     "collect_demonstrations",
@@ -56,7 +51,6 @@ __all__ = [
     "find_task",
     "find_tasks",
     "make_env",
-    "measure_experts",
     "measured_correlation",
     "paired",
     "paired_pooled",

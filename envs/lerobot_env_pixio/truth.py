@@ -5,7 +5,6 @@ pixel centres at +0.5, depth along the optical axis.
 """
 
 import math
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +12,6 @@ from numpy.typing import NDArray
 from lerobot_env_pixio.environment import ManipulationEnv
 from lerobot_env_pixio.rendering import Cameras
 from pixio_robot.errors import SettingError
-
-if TYPE_CHECKING:
-    from lerobot_env_pixio.meta_world import MetaWorldSimulation
 
 DEPTH_SIDE = 32
 """The shorter side of a depth map has at least as many cells, where the picture itself has."""
@@ -68,7 +64,7 @@ class Oracle:
         suite = env.settings["suite"]
         if suite != "metaworld":
             raise SettingError(f"Where the object is, is known for the suite 'metaworld' only, not for {suite!r}.")
-        self._simulation, self._cameras = cast("MetaWorldSimulation", env.simulation), env.cameras
+        self._simulation, self._cameras = env.simulation, env.cameras
         # Rendered anew at the map's own size: a cell's number is the depth at its centre, no mixture across an edge.
         self._depth = Cameras(
             env.simulation.model,
