@@ -22,6 +22,7 @@ from benchmark.cells import plan_cells
 from benchmark.claims import read_benchmark
 from benchmark.results import make_panels
 from benchmark.settings import CLEAN, Benchmark
+from benchmark.tables import to_markdown
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import rankdata
@@ -134,7 +135,7 @@ def tabulate(
             f"{', '.join(sorted({task for task, _ in errors}))}. Rolled out, with encoders: {rolled_out}. Probe the "
             "same weights, on frames of the same tasks."
         )
-    lines = [["camera", "target", "read from", *tasks, "mean"], ["---"] * (len(tasks) + 4)]
+    rows = []
     for camera, target, features in dict.fromkeys(read_out for task, read_out in errors if task in tasks):
         cells = []
         for task, encoders in tasks.items():
@@ -144,9 +145,9 @@ def tabulate(
             cells.append(agreement(*pairs) if len(both) >= FEWEST else np.full(1, np.nan))
         known = [cell for cell in cells if not np.isnan(cell[0])]
         mean = np.mean(known, axis=0) if known else np.full(1, np.nan)
-        lines.append([camera, target, features, *(say(cell) for cell in cells), say(mean)])
+        rows.append([camera, target, features, *(say(cell) for cell in cells), say(mean)])
     counts = ", ".join(f"{task} {len(encoders)}" for task, encoders in tasks.items())
-    return "\n".join([f"Encoders: {counts}.", "", *(f"| {' | '.join(line)} |" for line in lines)])
+    return f"Encoders: {counts}.\n\n{to_markdown(['camera', 'target', 'read from', *tasks, 'mean'], rows)}"
 
 
 def draw(

@@ -37,17 +37,16 @@ DIFFUSION_HEAD = {
 it then makes much more (15 of 40 pick-and-place scenes solved rather than 1 of 40, in 1 400 steps)."""
 
 
-def small_act(encoder: str | None, *, steps: int = STEPS, device: str = "cpu") -> PixioACTConfig:
+def small_act(encoder: str, *, steps: int = STEPS, device: str = "cpu") -> PixioACTConfig:
     """An ACT on a frozen encoder.
 
     Args:
-        encoder: What ``load_encoder`` reads; None for a blind policy.
+        encoder: What ``load_encoder`` reads.
         steps: Length of the training, which the learning rate's schedule spans.
         device: Where it runs.
     """
     return PixioACTConfig(
-        encoder=encoder or "",
-        blind=encoder is None,
+        encoder=encoder,
         device=device,
         optimizer_lr=1e-3,
         optimizer_lr_backbone=1e-3,

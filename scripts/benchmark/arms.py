@@ -58,14 +58,15 @@ def check_arms(config: Benchmark) -> None:
             raise SettingError(f"arms.{name}={source}: {error}") from error
 
 
-def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[], torch.Tensor], shared: Path) -> Sight:
+def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[int], torch.Tensor], shared: Path) -> Sight:
     """Give an arm its encoder, making it where it has to be made.
 
     Args:
         config: The settings.
         arm: An encoder's name among them, or a control.
         seed: Training seed, which random weights are drawn from.
-        frames: Gives some of the task's frames, uint8 [n 3 h w], for the batch statistics of a fresh CNN.
+        frames: Gives some of the task's frames at so many pixels of a side, uint8 [n 3 side side], for the batch
+            statistics of a fresh CNN.
         shared: The task's own folder, where the encoders that are made for it go.
 
     Raises:
@@ -78,8 +79,9 @@ def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[], t
         case "state":
             return Sight(state=True)
         case "cnn":
-            source = _made(shared / "encoders" / f"cnn-{seed}", lambda: draw_cnn(seed, frames()))
-            options = CNN_OPTIONS | {"image_size": config.size} | options
+            options = CNN_OPTIONS | {"image_size": config.size} | options  # whatever size the data set's pictures are
+            side = options["image_size"]
+            source = _made(shared / "encoders" / f"cnn-{seed}", lambda: draw_cnn(seed, frames(side)))
         case "random":
             first = next(iter(config.arms.values()))
             place = Path(config.folder) / "encoders" / f"random-{seed}"

@@ -93,9 +93,7 @@ def fill_cell(cell: Cell, home: Path, *, config: Benchmark) -> None:
 
 
 def _open_sight(cell: Cell, frames: DatasetFrames, config: Benchmark) -> Sight:
-    side = config.options.get(cell.arm, {}).get("image_size", config.size)  # whatever size the data set's pictures are
-
-    def some_frames() -> torch.Tensor:
+    def some_frames(side: int) -> torch.Tensor:
         count = min(CALIBRATION, len(frames))
         start = (len(frames) - count) // 2
         read = (frames.read(camera, start, start + count) for camera in frames.cameras)

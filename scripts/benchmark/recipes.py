@@ -37,7 +37,7 @@ def configure(
         device: Where it runs.
     """
     if policy == "act":
-        config: Any = small_act(sight.source or None, steps=steps, device=device)
+        config: Any = small_act(sight.source, steps=steps, device=device)
     elif policy == "diffusion":
         config = small_diffusion(sight.source, steps=steps, device=device)
     else:

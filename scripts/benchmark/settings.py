@@ -24,8 +24,8 @@ SIGHT_OPTIONS += ("optimizer_lr_encoder",)
 READ_OUT = ("image_size", "classes", "patches", "grid")
 """Options that random weights take over from the first arm, which they are the control of."""
 
-INCIDENTAL = ("workers", "threads", "device", "report_only", "worker")
-"""Settings of where and how fast cells are computed."""
+INCIDENTAL = ("folder", "tier", "note", "videos", "save_every", "workers", "threads", "device", "report_only", "worker")
+"""Settings that decide no result: what the report tells of, and where and how fast cells are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +240,7 @@ class Benchmark:
     def identity(self) -> dict[str, Any]:
         """The settings that decide a folder's results; where and how fast they are computed does not."""
         facts = json.loads(json.dumps(asdict(self)))
-        for key in ("folder", "tier", "note", "videos", "save_every", *INCIDENTAL):
+        for key in INCIDENTAL:
             del facts[key]
         for key in ("datasets", "cameras"):
             facts[key] = {task_name(parse_task(name)): value for name, value in facts[key].items()}

@@ -25,8 +25,7 @@ class Grid:
     @property
     def markdown(self) -> str:
         """The table in Markdown."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"**{self.title}**\n\n{to_markdown(self.columns, self.rows)}"
 
     def __rich__(self) -> RichTable:
         """The table as a terminal shows it."""
@@ -36,6 +35,11 @@ class Grid:
         for row in self.rows:
             shown.add_row(*row)
         return shown
+
+
+def to_markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lines of a table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *rows])
 
 
 def percent(found: Estimate | None) -> str:

@@ -81,7 +81,9 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> DatasetFrames:
 def pixio(tmp_path_factory: pytest.TempPathFactory) -> Sight:
     folder = tmp_path_factory.mktemp("encoders") / "tiny"
     create_encoder("pixio_vitt16", seed=0, width=32, depth=2, heads=2, image_size=SIDE).save_pretrained(folder)
-    return open_sight(config({"pixio": str(folder)}, folder), "pixio", 0, frames=lambda: torch.empty(0), shared=folder)
+    return open_sight(
+        config({"pixio": str(folder)}, folder), "pixio", 0, frames=lambda _: torch.empty(0), shared=folder
+    )
 
 
 def config(arms: dict[str, str], folder: Path, **settings: Any) -> Benchmark:
@@ -195,7 +197,7 @@ def test_the_three_frame_policy_says_who_remembers_frames_for_it(frames: Dataset
 def test_the_cnn_learns_from_decoded_frames_and_a_killed_training_ends_the_same(
     policy: str, frames: DatasetFrames, tmp_path: Path
 ) -> None:
-    sight = open_sight(config({}, tmp_path), "cnn", 3, frames=lambda: frames.read(CAMERA, 0, 16), shared=tmp_path)
+    sight = open_sight(config({}, tmp_path), "cnn", 3, frames=lambda _: frames.read(CAMERA, 0, 16), shared=tmp_path)
     assert sight.trained
     chosen, pixels = settings(policy, sight, frames), decode_frames(frames, tmp_path / "frames")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "frames").iterdir()}
@@ -230,9 +232,9 @@ def test_an_arm_has_options_of_its_own_and_a_tuned_encoder_begins_as_it_was_trai
     options |= {"tuned": {"train_encoder": "last_blocks", "train_blocks": 1, "optimizer_lr_encoder": 1e-3}}
     made = config(arms, tmp_path, options=options, encoder_dtype="bfloat16")
     keys, tuned = (
-        open_sight(made, arm, 0, frames=lambda: torch.empty(0), shared=tmp_path) for arm in ("keys", "tuned")
+        open_sight(made, arm, 0, frames=lambda _: torch.empty(0), shared=tmp_path) for arm in ("keys", "tuned")
     )
-    control = open_sight(made, "random", 0, frames=lambda: torch.empty(0), shared=tmp_path)
+    control = open_sight(made, "random", 0, frames=lambda _: torch.empty(0), shared=tmp_path)
     assert control.options == options["keys"]  # random weights are read as the arm that they are the control of
     assert keys.encoder is not None
     assert tuned.encoder is not None
@@ -262,7 +264,7 @@ def test_an_arm_has_options_of_its_own_and_a_tuned_encoder_begins_as_it_was_trai
 
 
 def test_live_batches_show_the_frames_of_their_rows(frames: DatasetFrames, tmp_path: Path) -> None:
-    sight = open_sight(config({}, tmp_path), "cnn", 0, frames=lambda: frames.read(CAMERA, 0, 16), shared=tmp_path)
+    sight = open_sight(config({}, tmp_path), "cnn", 0, frames=lambda _: frames.read(CAMERA, 0, 16), shared=tmp_path)
     policy = make_policy(settings("mlp", sight, frames), frames, seed=0, encoder=sight.encoder)
     pixels = decode_frames(frames, tmp_path / "frames")
     live = Demonstrations(frames, policy, make_processors(policy, frames)[0], pixels=pixels)
@@ -277,7 +279,7 @@ def test_frozen_encoders_compute_in_the_type_that_is_asked_for_and_keep_their_na
     found = {}
     for settings.encoder_dtype in ("float32", "bfloat16"):
         for arm in ("pixio", "random", "cnn"):
-            sight = open_sight(settings, arm, 0, frames=lambda: torch.zeros(8, 3, SIDE, SIDE).byte(), shared=tmp_path)
+            sight = open_sight(settings, arm, 0, frames=lambda _: torch.zeros(8, 3, SIDE, SIDE).byte(), shared=tmp_path)
             assert sight.encoder is not None
             found[arm, settings.encoder_dtype] = sight.encoder
             wanted = "float32" if arm == "cnn" else settings.encoder_dtype  # it is trained
