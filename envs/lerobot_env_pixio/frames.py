@@ -11,7 +11,7 @@ On request the exact answers stand beside them, float32: ``hand``, ``object``, `
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,9 @@ class _Settings:
     render: str
     shift: str | None
     first_seed: int
-    stride: list[int] = field(default_factory=lambda: [4, 8])
-    truth: bool = False
-    split: str | None = None
+    stride: list[int]
+    truth: bool
+    split: str | None
 
     def columns(self) -> dict[str, Column]:
         """Name the arrays."""
@@ -161,8 +161,7 @@ def render_frames(
         open_task=settings.open_task,
     )
     made_by = {**asdict(settings), "versions": package_versions(suite)}
-    unnamed = {"stride": [4, 8], "truth": False, "split": None}
-    group = render_set(plan, made_by=made_by, unnamed=unnamed, workers=workers)
+    group = render_set(plan, made_by=made_by, workers=workers)
     logger.info("%d pictures in %s", group["frames"].shape[0], folder)
     return folder
 

@@ -28,13 +28,12 @@ def refuse_other_settings(folder: Path, *, found: dict[str, Any], wanted: dict[s
         raise DataError(f"{folder} holds data of other settings ({listed}). Choose another folder, or remove this one.")
 
 
-def reopen_group(folder: Path, *, wanted: dict[str, Any], unnamed: dict[str, Any] | None = None) -> Any:
+def reopen_group(folder: Path, *, wanted: dict[str, Any]) -> Any:
     """Open a zarr group, whole or begun, whose attributes are the wanted settings; None where nothing is there yet.
 
     Args:
         folder: The group's.
         wanted: All its attributes but "complete".
-        unnamed: Settings that groups by older versions do not name, with what they were.
 
     Raises:
         DataError: The folder holds something else, or a group of other settings.
@@ -45,6 +44,6 @@ def reopen_group(folder: Path, *, wanted: dict[str, Any], unnamed: dict[str, Any
         group = zarr.open_group(folder, mode="r+")
     except FileNotFoundError as error:
         raise DataError(f"{folder} is not empty and holds no zarr group. Choose another folder.") from error
-    found = (unnamed or {}) | {key: value for key, value in group.attrs.asdict().items() if key != "complete"}
+    found = {key: value for key, value in group.attrs.asdict().items() if key != "complete"}
     refuse_other_settings(folder, found=found, wanted=wanted)
     return group

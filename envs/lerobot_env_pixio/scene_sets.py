@@ -66,13 +66,12 @@ class ScenePlan:
     open_task: Callable[[str], AbstractContextManager[tuple[Render, Notes]]]
 
 
-def render_set(plan: ScenePlan, *, made_by: dict[str, Any], unnamed: dict[str, Any] | None = None, workers: int) -> Any:
+def render_set(plan: ScenePlan, *, made_by: dict[str, Any], workers: int) -> Any:
     """Render the scenes that are missing, and give the group.
 
     Args:
         plan: What it is to hold.
         made_by: All attributes of the group but "complete".
-        unnamed: Settings that groups by older versions do not name, with what they were.
         workers: Processes.
 
     Raises:
@@ -80,7 +79,7 @@ def render_set(plan: ScenePlan, *, made_by: dict[str, Any], unnamed: dict[str, A
         DataError: The folder holds something else.
     """
     seeds.draw(seeds.FRAMES, len(plan.tasks) * plan.scenes, first=plan.first_seed)
-    group = reopen_group(plan.folder, wanted=made_by, unnamed=unnamed)
+    group = reopen_group(plan.folder, wanted=made_by)
     done = np.zeros((len(plan.tasks), plan.scenes), bool)
     if group is not None:
         done = np.asarray(group[plan.unit][:: plan.rows]).reshape(done.shape) >= 0

@@ -162,15 +162,6 @@ def test_a_depth_map_has_square_cells_of_whole_pixels(size: tuple[int, int], cel
     assert depth_size(*size) == cells
 
 
-def test_a_set_of_an_older_version_is_taken_for_what_it_is(folder: Path) -> None:
-    group = zarr.open_group(folder, mode="r+")
-    for name in ("stride", "truth"):
-        del group.attrs[name]
-    render_frames(folder, **SETTINGS)
-    with pytest.raises(DataError, match="truth: False there, True wanted"):
-        render_frames(folder, **SETTINGS, truth=True)
-
-
 def test_an_episode_that_would_outlast_the_simulator_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="lasts at most 500 steps, of which this takes up to 510"):
         render_frames(tmp_path / "a", frames_per_episode=9, stride=(2, 60))
