@@ -12,9 +12,8 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_env_pixio.joints import DrivenJoints
+from lerobot_env_pixio.joints import JointSimulation
 from lerobot_env_pixio.simulation import Ground
-from lerobot_env_pixio.suites import refuse_without_expert
 
 with contextlib.redirect_stdout(io.StringIO()):  # prints a long note on how rewards once changed
     from gymnasium_robotics.envs.adroit_hand.adroit_door import AdroitHandDoorEnv
@@ -32,7 +31,7 @@ _HELD = {"pen": 20, "relocate": 25, "door": 25, "hammer": 25}
 """Steps at the goal that an episode must exceed."""
 
 
-class AdroitSimulation:
+class AdroitSimulation(JointSimulation):
     """One Adroit task. Its attributes are those of `Simulation`; an action is a share of each joint's range."""
 
     # The table is 0.9 m square about the origin, its top at height 0; the hand comes from negative y.
@@ -44,13 +43,9 @@ class AdroitSimulation:
     def __init__(self, task: str) -> None:
         self._env = _ENVIRONMENTS[task]()
         self._needed = _HELD[task]
-        self.model, self.data = self._env.model, self._env.data
-        self._joints = DrivenJoints(self.model)
-        self.axes = self._joints.names
-        self.position_low, self.position_high = self._joints.low, self._joints.high
+        super().__init__("adroit", self._env.model, self._env.data)
         count = len(self.axes)
         self.action_low, self.action_high = np.full(count, -1, np.float32), np.full(count, 1, np.float32)
-        self.noise, self.rest = np.ones(count), np.zeros(count)
 
     def reset(self, seed: int) -> None:
         """Draw a new scene: equal seeds give equal scenes, whatever went before."""
@@ -63,19 +58,6 @@ class AdroitSimulation:
         self._held += bool(info["success"])
         return float(reward), self._held > self._needed
 
-    def position(self) -> NDArray[np.float32]:
-        """Give the joints' positions in radians, or metres where the arm slides: [a]."""
-        return self._joints.position(self.data)
-
     def state(self) -> NDArray[np.float32]:
         """Give the library's observation, 39 to 46 numbers: joints, and where object and goal are to each other."""
         return self._observation.astype(np.float32)
-
-    def expert_action(self) -> NDArray[np.float32]:
-        """There is no scripted expert.
-
-        Raises:
-            SettingError: Always.
-        """
-        refuse_without_expert("adroit")
-        raise AssertionError

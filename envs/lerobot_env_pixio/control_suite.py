@@ -12,9 +12,8 @@ from dm_control import suite
 from dm_control.rl.control import Environment
 from numpy.typing import NDArray
 
-from lerobot_env_pixio.joints import DrivenJoints
+from lerobot_env_pixio.joints import JointSimulation
 from lerobot_env_pixio.simulation import Ground
-from lerobot_env_pixio.suites import refuse_without_expert
 
 # Beside the track, which is 1.6 m wide, in lots of 2 m so that a runner keeps passing something.
 _TRACK = tuple(Ground(low=(x, 0.45), high=(x + 2, 0.7), level=0.0, largest=0.1) for x in range(-1, 25, 2))
@@ -26,7 +25,7 @@ _GROUNDS = {
 }
 
 
-class ControlSuiteSimulation:
+class ControlSuiteSimulation(JointSimulation):
     """One task of the suite, named ``<domain>-<task>``. Its attributes are those of `Simulation`.
 
     A position [a] is that of the driven joints alone: where the body is and how it lies has to be seen, and how fast
@@ -37,13 +36,9 @@ class ControlSuiteSimulation:
         domain, _, name = task.partition("-")
         loaded = suite.load(domain, name, task_kwargs={"random": 0, "time_limit": float("inf")})
         self._env = cast(Environment, loaded)
-        self._physics = cast(Any, self._env.physics)
-        self.model, self.data = self._physics.model.ptr, self._physics.data.ptr
-        self._joints = DrivenJoints(self.model)
-        self.axes = self._joints.names
-        self.position_low, self.position_high = self._joints.low, self._joints.high
+        physics = cast(Any, self._env.physics)
+        super().__init__("dmcontrol", physics.model.ptr, physics.data.ptr)
         self.action_low, self.action_high = self.model.actuator_ctrlrange.T.astype(np.float32)
-        self.noise, self.rest = np.ones(len(self.axes)), np.zeros(len(self.axes))
         self.grounds = _GROUNDS[domain]
 
     def reset(self, seed: int) -> None:
@@ -57,19 +52,6 @@ class ControlSuiteSimulation:
         self._observation = step.observation
         return float(step.reward or 0.0), False
 
-    def position(self) -> NDArray[np.float32]:
-        """Give the driven joints' angles in radians [a]."""
-        return self._joints.position(self.data)
-
     def state(self) -> NDArray[np.float32]:
         """Give the suite's own observation, its parts one after the other: poses, velocities, and the target if any."""
         return np.concatenate([np.ravel(part) for part in self._observation.values()], dtype=np.float32)
-
-    def expert_action(self) -> NDArray[np.float32]:
-        """There is no scripted expert.
-
-        Raises:
-            SettingError: Always.
-        """
-        refuse_without_expert("dmcontrol")
-        raise AssertionError
