@@ -15,6 +15,7 @@ from lerobot_env_pixio.draws import Draws
 from lerobot_env_pixio.rendering import Cameras
 from lerobot_env_pixio.shifts import CAMERA, VisualShift
 from lerobot_env_pixio.suites import load_simulation
+from lerobot_env_pixio.tasks import find_task
 from pixio_robot.errors import SettingError, UnknownNameError
 
 ASPECTS = ("scenes", "textures", "lights", "cameras")
@@ -84,7 +85,7 @@ class Stage:
 
     Args:
         suite: A key of ``TABLES``.
-        task: A task of that suite, with its full name.
+        task: A task of that suite.
         cameras: Cameras of the model; they are shaken as the shift "cameras" would.
         free: How many more are put anywhere around the table. Cameras of the model that are not named lend their names.
         size: (height, width) in pixels.
@@ -96,7 +97,7 @@ class Stage:
         cameras: All cameras, in order: the named ones, then the free ones.
 
     Raises:
-        UnknownNameError: An unknown suite, camera, preset or aspect.
+        UnknownNameError: An unknown suite, task, camera, preset or aspect.
         SettingError: A suite whose table nobody has described, or too few cameras to lend their names.
     """
 
@@ -114,7 +115,7 @@ class Stage:
         for aspect in held_out:
             if aspect not in ASPECTS:
                 raise UnknownNameError("aspect to hold out", aspect, ASPECTS)
-        self.simulation = load_simulation(suite)(task)
+        self.simulation = load_simulation(suite)(find_task(suite, task).name)
         if suite not in TABLES:
             raise SettingError(f"Where the table of {suite!r} is, is not known; known: {', '.join(sorted(TABLES))}.")
         model = self.simulation.model

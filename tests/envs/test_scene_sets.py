@@ -7,6 +7,8 @@ import pytest
 import zarr
 
 from lerobot_env_pixio import render_rgbd, scene_sets
+from lerobot_env_pixio.rgbd_stage import Stage
+from pixio_robot.errors import UnknownNameError
 
 
 def test_scenes_of_one_task_are_the_same_from_one_worker_or_two(
@@ -30,3 +32,13 @@ def test_scenes_of_one_task_are_the_same_from_one_worker_or_two(
     assert two["scene"][:].tolist() == [0, 1]
     for name in set(one) - {"bodies"}:
         np.testing.assert_array_equal(one[name][:], two[name][:])
+
+
+def test_a_stage_knows_a_task_by_its_short_name_and_answers_a_typo() -> None:
+    settings: dict[str, Any] = {"cameras": ("corner2",), "free": 0, "size": (24, 32), "render": "fast"}
+    stage = Stage("metaworld", "coffee-button", **settings)
+    assert "coffee_machine" in " ".join(stage.cameras.bodies.values())
+    stage.close()
+    with pytest.raises(UnknownNameError) as caught:
+        Stage("metaworld", "coffee-buton", **settings)
+    assert caught.value.nearest == "coffee-button-v3"
