@@ -8,8 +8,8 @@ many steps fit is measured first, so that schedules know their end. Then each is
     scripts/compare_policies.py --task pick-place-v3 --minutes 5 --seeds 0 1 2 --rollouts 100
 
 A cell (a policy and a training seed) that is done is not done again, nor one that another process is at: start the
-command several times to share the cells out. The folder comes to hold every cell's checkpoint and records, and
-results.md, whose table is computed from the records of all cells that are there.
+command several times to share the cells out. The folder comes to hold every cell's checkpoint and records, laid out as
+the benchmark's are, and results.md, whose table is computed from the records of all cells that are there.
 """
 
 import argparse
@@ -20,35 +20,29 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import numpy as np
 import torch
-from benchmark.estimates import difference_of, rate_of
-from benchmark.tables import points
-from filelock import FileLock, Timeout
+from benchmark.cells import Cell, cell_folder, finish, is_done, work
+from benchmark.results import Panel, make_panel, read_cell
+from benchmark.settings import CLEAN
+from benchmark.tables import points, to_markdown
+from filelock import FileLock
 from lerobot.configs import FeatureType
 from lerobot.policies.factory import get_policy_class
+from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from small_policies import STEPS, resnet_act, resnet_diffusion, small_act, small_diffusion
 from stock_loop import StockLoop
 from tqdm import tqdm
 
-from lerobot_env_pixio import (
-    collect_demonstrations,
-    find_task,
-    make_env,
-    read_records,
-    rollout,
-    seeds,
-    write_records,
-)
+from lerobot_env_pixio import Task, collect_demonstrations, find_task, make_env, rollout, seeds, write_records
 from lerobot_env_pixio.provenance import refuse_other_settings
 from lerobot_policy_pixio.acting import Actor
 from lerobot_policy_pixio.demonstrations import Demonstrations
@@ -56,7 +50,7 @@ from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import Trainer, make_policy, make_processors, train
 from pixio_robot import Encoder, build_cache, load_encoder
 from pixio_robot.drafts import write_whole
-from pixio_robot.errors import told_on_one_line
+from pixio_robot.errors import PixioRobotError, told_on_one_line
 from pixio_robot.machine import machine_name
 
 SUITE, CAMERAS, SIZE = "metaworld", ("corner2", "gripperPOV"), 128
@@ -66,58 +60,23 @@ TRIAL = 10
 SHARED = ("task", "demonstrations", "minutes", "batch_size", "rollouts")
 """Options in which all cells of a folder agree."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One kind of policy: its settings for a number of steps, and whether it trains from a feature cache."""
-
-    label: str
-    configure: Callable[[int], Any]  # a PreTrainedConfig
-    cached: bool
-
-
-ARMS = {
-    "pixio-act": Arm(
-        label="ACT, frozen Pixio features", configure=lambda steps: small_act(ENCODER, steps=steps), cached=True
-    ),
-    "pixio-diffusion": Arm(
-        label="Diffusion, frozen Pixio features",
-        configure=lambda steps: small_diffusion(ENCODER, steps=steps),
-        cached=True,
-    ),
-    "resnet-act": Arm(label="ACT, ResNet-18 from nothing", configure=lambda _: resnet_act(), cached=False),
-    "resnet-diffusion": Arm(
-        label="Diffusion, ResNet-18 from nothing", configure=lambda steps: resnet_diffusion(steps=steps), cached=False
-    ),
+ARMS: dict[tuple[str, str], tuple[str, Callable[[int], Any]]] = {
+    ("act", "pixio"): ("ACT, frozen Pixio features", lambda steps: small_act(ENCODER, steps=steps)),
+    ("diffusion", "pixio"): ("Diffusion, frozen Pixio features", lambda steps: small_diffusion(ENCODER, steps=steps)),
+    ("act", "resnet"): ("ACT, ResNet-18 from nothing", lambda _: resnet_act()),
+    ("diffusion", "resnet"): ("Diffusion, ResNet-18 from nothing", lambda steps: resnet_diffusion(steps=steps)),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """What one training cost.
-
-    Attributes:
-        arm: A key of ``ARMS``.
-        seed: Of weights and order.
-        steps: Optimizer steps that fitted into the budget.
-        train_seconds: What they took of one core.
-        cache_seconds: What the feature cache took of it before.
-        loss: Of the last step.
-    """
-
-    arm: str
-    seed: int
-    steps: int
-    train_seconds: float
-    cache_seconds: float
-    loss: float
+"""Policy and eyes to a label, and to the settings for a number of steps."""
+NAMES = {f"{arm}-{policy}": (policy, arm) for policy, arm in ARMS}
+"""What the command line calls them."""
 
 
 @told_on_one_line("compare_policies")
 def main() -> None:
     """Fill in the cells that are asked for, then write the table of all that are there."""
     options = parse_options()
-    options.task = find_task(SUITE, options.task).name  # before the folder is claimed for it
+    task = find_task(SUITE, options.task)  # before the folder is claimed for it
+    options.task = task.name
     torch.set_num_threads(1)
     claim(options)
     demonstrations = collect_demonstrations(
@@ -129,10 +88,14 @@ def main() -> None:
         size=SIZE,
         workers=options.workers,
     )
-    for seed in options.seeds:
-        for name in options.arms:
-            fill_cell(name, seed, demonstrations, options)
-    write_results(options)
+    wanted = [(seed, *NAMES[name]) for seed in options.seeds for name in options.arms]
+    cells = [Cell(task=task, policy=policy, arm=arm, seed=seed) for seed, policy, arm in wanted]
+    worked = work(options.folder, cells, partial(fill_cell, demonstrations=demonstrations, options=options))
+    for cell in worked.elsewhere:
+        print(f"Another process is at {cell.name}.")
+    write_results(task, options)
+    if worked.failed:
+        raise PixioRobotError("; ".join(f"{cell.name} broke: {error}" for cell, error in worked.failed.items()))
 
 
 def parse_options() -> argparse.Namespace:
@@ -146,7 +109,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="frames per step (default: 32)")
     parser.add_argument("--rollouts", type=int, default=100, help="held-out episodes per cell (default: 100)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds (default: 0 1 2)")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="which policies (default: all)")
+    parser.add_argument("--arms", nargs="+", choices=NAMES, default=list(NAMES), help="which policies (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes for simulation (default: 1)")
     parser.add_argument("--folder", type=Path, default=Path("outputs/compare_policies"), help="where everything goes")
     return parser.parse_args()
@@ -167,66 +130,57 @@ def claim(options: argparse.Namespace) -> None:
         refuse_other_settings(options.folder, found=json.loads(path.read_text()), wanted=shared)
 
 
-def fill_cell(name: str, seed: int, demonstrations: Path, options: argparse.Namespace) -> None:
-    """Train and measure one cell, unless its records are there or another process is at it."""
-    home = options.folder / f"{name}-{seed}"
-    try:
-        with FileLock(home.with_name(f".{home.name}.lock"), timeout=0):
-            if not (home / "records.jsonl").exists():
-                shutil.rmtree(home, ignore_errors=True)  # one that was killed would have part of its time for nothing
-                train_and_measure(name, seed, home, demonstrations, options)
-    except Timeout:
-        print(f"Another process is at {home.name}.")
-
-
-def train_and_measure(name: str, seed: int, home: Path, demonstrations: Path, options: argparse.Namespace) -> None:
-    """Fill in one cell."""
+def fill_cell(cell: Cell, home: Path, *, demonstrations: Path, options: argparse.Namespace) -> None:
+    """Train and measure one cell."""
     frames = DatasetFrames(demonstrations)
-    learn = learn_cached if ARMS[name].cached else learn_live
-    cell = learn(name, seed, frames, home, options)
+    shutil.rmtree(home / "run", ignore_errors=True)  # one that was killed would have part of its time for nothing
+    learn = learn_cached if cell.arm == "pixio" else learn_live
+    facts, checkpoint = learn(cell, frames, home / "run", options)
     records = rollout(
-        Actor.from_pretrained(home / "policy"),
+        Actor.from_pretrained(checkpoint),
         partial(make_env, SUITE, options.task, cameras=CAMERAS, size=SIZE),
         seeds=seeds.draw(seeds.EVALUATION, options.rollouts),
         workers=options.workers,
-        arm=name,
-        policy_seed=seed,
-        encoder=load_encoder(ENCODER).fingerprint if ARMS[name].cached else None,
+        arm=f"{cell.arm}-{cell.policy}",
+        policy_seed=cell.seed,
+        encoder=load_encoder(ENCODER).fingerprint if cell.arm == "pixio" else None,
         videos=1,
         video_folder=home / "videos",
     )
-    (home / "cell.json").write_text(json.dumps(asdict(cell), indent=2) + "\n")
-    write_records(home / "records.jsonl", records)  # last: with it, the cell is done
+    write_records(home / f"records_{CLEAN}.jsonl", records)
+    finish(home, facts)
 
 
-def learn_cached(name: str, seed: int, frames: DatasetFrames, home: Path, options: argparse.Namespace) -> Cell:
-    """Build a feature cache, then train from it for what is left of the time."""
+def learn_cached(
+    cell: Cell, frames: DatasetFrames, run: Path, options: argparse.Namespace
+) -> tuple[dict[str, Any], Path]:
+    """Build a feature cache, then train from it for what is left of the time; give what it cost, and the checkpoint."""
     encoder, cache = load_encoder(ENCODER), options.folder / "cache"
-    config = ARMS[name].configure(STEPS)
+    _, configure = ARMS[cell.policy, cell.arm]
+    config = configure(STEPS)
     cache_seconds = cost_of_cache(cache, encoder, frames, config.grid)
 
-    trial = make_policy(config, frames, seed=seed, encoder=encoder)
+    trial = make_policy(config, frames, seed=cell.seed, encoder=encoder)
     told = Demonstrations(frames, trial, make_processors(trial, frames)[0], cache)
-    trainer = Trainer(trial, told, steps=STEPS, batch_size=options.batch_size, seed=seed)
+    trainer = Trainer(trial, told, steps=STEPS, batch_size=options.batch_size, seed=cell.seed)
     numbers = count(1)
     steps = count_steps(lambda: trainer.step(next(numbers)), 60 * options.minutes - cache_seconds)
 
     began = time.process_time()
     _, log = train(
-        ARMS[name].configure(steps),
+        configure(steps),
         frames.dataset.root,
         cache,
-        home / "run",
+        run,
         steps=steps,
         batch_size=options.batch_size,
-        seed=seed,
+        seed=cell.seed,
         save_every=steps,
         encoder=encoder,
     )
     seconds = time.process_time() - began
-    keep(home / "run" / "checkpoints" / "last" / "pretrained_model", home / "policy")
-    costs = {"train_seconds": seconds, "cache_seconds": cache_seconds}
-    return Cell(arm=name, seed=seed, steps=steps, loss=log[-1]["loss"], **costs)
+    facts = {"steps": steps, "train_seconds": seconds, "cache_seconds": cache_seconds, "loss": log[-1]["loss"]}
+    return facts, run / "checkpoints" / "last" / PRETRAINED_MODEL_DIR
 
 
 def cost_of_cache(cache: Path, encoder: Encoder, frames: DatasetFrames, grid: int) -> float:
@@ -241,27 +195,29 @@ def cost_of_cache(cache: Path, encoder: Encoder, frames: DatasetFrames, grid: in
     return json.loads(path.read_text())["seconds"]
 
 
-def learn_live(name: str, seed: int, frames: DatasetFrames, home: Path, options: argparse.Namespace) -> Cell:
-    """Train one of LeRobot's own policies with LeRobot's own loop."""
+def learn_live(
+    cell: Cell, frames: DatasetFrames, run: Path, options: argparse.Namespace
+) -> tuple[dict[str, Any], Path]:
+    """Train one of LeRobot's own policies with LeRobot's own loop; give what it cost, and the checkpoint."""
 
     def start(steps: int) -> StockLoop:
-        config = ARMS[name].configure(steps)
+        config = ARMS[cell.policy, cell.arm][1](steps)
         features = frames.policy_features
         acts = {key for key, feature in features.items() if feature.type is FeatureType.ACTION}
         config.output_features = {key: features[key] for key in acts}
         config.input_features = {key: feature for key, feature in features.items() if key not in acts}
-        torch.manual_seed(seed)
+        torch.manual_seed(cell.seed)
         policy = get_policy_class(config.type)(config).to(config.device)
         return StockLoop(frames, policy, batch_size=options.batch_size, workers=0, steps=steps)
 
     steps = count_steps(start(STEPS).step, 60 * options.minutes)
     began = time.process_time()
     loop = start(steps)
-    losses = [loop.step() for _ in tqdm(range(steps), desc=f"train {name} {seed}", unit="step")]
+    losses = [loop.step() for _ in tqdm(range(steps), desc=f"train {cell.name}", unit="step")]
     seconds = time.process_time() - began
     for part in (loop.policy, loop.preprocessor, loop.postprocessor):
-        part.save_pretrained(home / "policy")
-    return Cell(arm=name, seed=seed, steps=steps, train_seconds=seconds, cache_seconds=0.0, loss=losses[-1])
+        part.save_pretrained(run)
+    return {"steps": steps, "train_seconds": seconds, "cache_seconds": 0.0, "loss": losses[-1]}, run
 
 
 def count_steps(step: Callable[[], Any], seconds: float) -> int:
@@ -274,46 +230,39 @@ def count_steps(step: Callable[[], Any], seconds: float) -> int:
     return max(1, int(seconds * TRIAL / (time.process_time() - began)))
 
 
-def keep(checkpoint: Path, place: Path) -> None:
-    """Put a name on a checkpoint that any arm's checkpoint bears."""
-    place.unlink(missing_ok=True)
-    place.symlink_to(checkpoint.resolve(), target_is_directory=True)
+def read_panel(task: Task, policy: str, folder: Path) -> Panel | None:
+    """Score a policy's cells that are there; None if there is none."""
+    filled = {}
+    for arm in ("pixio", "resnet"):
+        homes = cell_folder(folder, Cell(task=task, policy=policy, arm=arm, seed=0)).parent.glob(f"{arm}-*")
+        found = [int(home.name.rpartition("-")[2]) for home in homes]
+        cells = [Cell(task=task, policy=policy, arm=arm, seed=seed) for seed in sorted(found)]
+        if done := [read_cell(folder, cell, [CLEAN]) for cell in cells if is_done(folder, cell)]:
+            filled[arm] = done
+    return make_panel(task, policy, filled, [CLEAN], ["resnet"], planned=0) if filled else None
 
 
-def write_results(options: argparse.Namespace) -> None:
+def write_results(task: Task, options: argparse.Namespace) -> None:
     """Write the table of all cells that are there."""
-    cells: dict[str, list[Cell]] = {}
-    outcomes: dict[str, list[list[bool | None]]] = {}  # seeds x scenes
-    for name in ARMS:
-        homes = sorted(path.parent for path in options.folder.glob(f"{name}-*/records.jsonl"))
-        if homes:
-            cells[name] = [Cell(**json.loads((home / "cell.json").read_text())) for home in homes]
-            outcomes[name] = [[one.success for one in read_records(home / "records.jsonl")] for home in homes]
-    if not cells:
+    found = {policy: read_panel(task, policy, options.folder) for policy in ("act", "diffusion")}
+    panels = {policy: panel for policy, panel in found.items() if panel}
+    if not panels:
         print("No cell is done yet.")
         return
-    # A scene that broke off is nobody's failure: it is left out everywhere, so that all arms keep the same ones.
-    played = np.concatenate([np.array(found, object) for found in outcomes.values()])  # cells x scenes
-    whole = np.all(played != None, axis=0)  # noqa: E711 (element by element)
-    successes = {name: np.array(found, object)[:, whole].astype(bool) for name, found in outcomes.items()}
-    rows = [
-        "| policy | steps | samples/s | success by training seed | success | 95 % interval |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, found in successes.items():
-        steps = ", ".join(str(cell.steps) for cell in cells[name])
-        speed = np.mean([cell.steps * options.batch_size / cell.train_seconds for cell in cells[name]])
-        each = ", ".join(f"{int(seed.sum())}/{len(seed)}" for seed in found)
-        rate = rate_of(found)
-        rows.append(
-            f"| {ARMS[name].label} | {steps} | {speed:.0f} | {each} | {int(found.sum())}/{found.size}, "
-            f"{rate.value:.0%} | {rate.low:.0%} to {rate.high:.0%} |"
-        )
-    lines = []
-    for ours, theirs in (("pixio-act", "resnet-act"), ("pixio-diffusion", "resnet-diffusion")):
-        if ours in successes and theirs in successes:
-            less = points(difference_of(successes[ours], successes[theirs]))
-            lines.append(f"- {ARMS[ours].label} less {ARMS[theirs].label}, in points, paired over scenes: {less}.")
+    rows, lines = [], []
+    for (policy, arm), (label, _) in ARMS.items():
+        panel = panels.get(policy)
+        if panel is None or arm not in panel.scores.get(CLEAN, {}):
+            continue
+        facts, score = [one.facts for one in panel.cells[arm]], panel.scores[CLEAN][arm]
+        steps = ", ".join(str(one["steps"]) for one in facts)
+        speed = mean(one["steps"] * options.batch_size / one["train_seconds"] for one in facts)
+        rate, ends = f"{score.counts}, {score.rate.value:.0%}", f"{score.rate.low:.0%} to {score.rate.high:.0%}"
+        rows.append([label, steps, f"{speed:.0f}", score.per_seed, rate, ends])
+        for other, less in score.against.items():
+            lines.append(f"- {label} less {ARMS[policy, other][0]}, in points, paired over scenes: {points(less)}.")
+    lines += [f"- {policy}: {note}" for policy, panel in panels.items() for note in panel.notes]
+    columns = ["policy", "steps", "samples/s", "success by training seed", "success", "95 % interval"]
     parts = [
         f"# {options.task}: policies after {options.minutes:g} minutes of training",
         f"`{shlex.join(['scripts/compare_policies.py', *sys.argv[1:]])}`",
@@ -321,7 +270,7 @@ def write_results(options: argparse.Namespace) -> None:
         f"torch {torch.__version__}. {options.demonstrations} demonstrations, batches of {options.batch_size}, "
         "the last weights are measured. Intervals: for other training seeds and other scenes, where there are several "
         "seeds; for other scenes alone, where there is one.",
-        "\n".join(rows),
+        to_markdown(columns, rows),
         "\n".join(lines),
     ]
     text = "\n\n".join(part for part in parts if part) + "\n"

@@ -1,7 +1,6 @@
 """The table of compare_policies.py, from cells that are made up."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,13 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 import compare_policies as script
+from benchmark.cells import Cell, Worked, cell_folder, finish
 
-from lerobot_env_pixio import EpisodeRecord, write_records
+from lerobot_env_pixio import EpisodeRecord, find_task, write_records
 from pixio_robot.errors import DataError
 
 SCENES = 40
+TASK = find_task("metaworld", "reach-v3")
 
 
 @pytest.fixture
@@ -25,24 +26,23 @@ def options(tmp_path: Path) -> argparse.Namespace:
 
 
 def fill(options: argparse.Namespace, arm: str, seed: int, solved: int) -> None:
-    home = options.folder / f"{arm}-{seed}"
+    cell = Cell(task=TASK, policy="act", arm=arm, seed=seed)
+    home = cell_folder(options.folder, cell)
     facts: dict[str, Any] = {"suite": "metaworld", "task": options.task, "policy_seed": seed, "arm": arm, "steps": 9}
     facts |= {"encoder": None, "total_reward": 0.0, "settings": {}, "versions": {}}
-    write_records(
-        home / "records.jsonl", [EpisodeRecord(env_seed=one, success=one < solved, **facts) for one in range(SCENES)]
-    )
-    cost = {"steps": 5, "train_seconds": 1.0, "cache_seconds": 0.0, "loss": 1.0}
-    (home / "cell.json").write_text(json.dumps({"arm": arm, "seed": seed, **cost}))
+    played = [EpisodeRecord(env_seed=one, success=one < solved, **facts) for one in range(SCENES)]
+    write_records(home / "records_clean.jsonl", played)
+    finish(home, {"steps": 5, "train_seconds": 1.0, "cache_seconds": 0.0, "loss": 1.0})
 
 
 def test_a_difference_and_its_interval_are_of_the_same_seeds(options: argparse.Namespace) -> None:
     """Three seeds of one arm, whose first is the worst, and one of the other."""
     for seed, solved in enumerate((10, 30, 38)):
-        fill(options, "pixio-act", seed, solved)
-    fill(options, "resnet-act", 0, 12)
-    script.write_results(options)
+        fill(options, "pixio", seed, solved)
+    fill(options, "resnet", 0, 12)
+    script.write_results(TASK, options)
     text = (options.folder / "results.md").read_text()
-    assert "10/40, 30/40, 38/40" in text
+    assert "| ACT, frozen Pixio features | 5, 5, 5 | 20 | 10/40, 30/40, 38/40 | 78/120, 65% | " in text
     (line,) = [line for line in text.splitlines() if line.startswith("- ")]
     value, low, high = (int(word.strip("().")) for word in line.split() if word.strip("().+-").isdigit())
     assert value == 35
@@ -50,7 +50,7 @@ def test_a_difference_and_its_interval_are_of_the_same_seeds(options: argparse.N
 
 
 def test_a_table_of_no_cells_is_none(options: argparse.Namespace, capsys: pytest.CaptureFixture[str]) -> None:
-    script.write_results(options)
+    script.write_results(TASK, options)
     assert "No cell is done yet." in capsys.readouterr().out
 
 
@@ -68,7 +68,7 @@ def test_a_task_is_looked_up_before_the_folder_is_claimed_for_it(
     """A typo leaves no trace, and a task's short name is the same task."""
     asked: list[str] = []
     monkeypatch.setattr(script, "collect_demonstrations", lambda folder, suite, task, **_: asked.append(task))
-    monkeypatch.setattr(script, "fill_cell", lambda *_: None)
+    monkeypatch.setattr(script, "work", lambda *_: Worked(failed={}, elsewhere=[]))
     words = ["compare_policies.py", "--folder", str(tmp_path / "out"), "--task"]
     monkeypatch.setattr(sys, "argv", [*words, "pick-plcae"])
     with pytest.raises(SystemExit, match="Did you mean 'pick-place-v3'"):
