@@ -10,12 +10,12 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from circumstances import circumstances
 from torch.nn import functional as F
+from turns import take_turns, timed
 
 from pixio_pretrain.evaluation import neighbours
 
@@ -43,21 +43,16 @@ def main() -> None:
                 torch.mm(part, rows.T, out=tile[: len(part), : len(rows)])
 
     report = {**circumstances(), "torch": torch.__version__, **vars(options), "results": {}}
+    cpu = partial(timed, clock=time.process_time)
     for count in options.neighbours:
         search = partial(neighbours.nearest, queries, bank, count)
-        seconds = [(cpu(bare), cpu(search)) for _ in range(options.rounds)]
-        ratio, theirs, ours = sorted((b / a, a, b) for a, b in seconds)[len(seconds) // 2]
+        tasks = {"product": partial(cpu, bare), "search": partial(cpu, search)}
+        seconds = zip(*take_turns(tasks, options.rounds, warm_up=False).values(), strict=True)
+        ratio, theirs, ours = sorted((b / a, a, b) for a, b in seconds)[options.rounds // 2]
         report["results"][count] = {"product_s": theirs, "search_s": ours, "ratio": ratio}
     report["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     json.dump(report, sys.stdout, indent=1)
     print()
-
-
-def cpu(task: Callable[[], object]) -> float:
-    """CPU seconds that a task takes."""
-    began = time.process_time()
-    task()
-    return time.process_time() - began
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from small_policies import STEPS, resnet_act, small_act
 from stock_loop import StockLoop
+from turns import ratio, take_turns, timed
 
 from lerobot_policy_pixio import PixioACTConfig
 from lerobot_policy_pixio.demonstrations import Demonstrations
@@ -66,10 +68,6 @@ class Result:
     speeds: dict[str, list[float]]
     parts: dict[str, dict[str, float]]
     parity: list[float]
-
-    def ratios(self, loop: str) -> list[float]:
-        """How many times as fast training from the cache is as a loop, round by round."""
-        return [fast / slow for fast, slow in zip(self.speeds[CACHED], self.speeds[loop], strict=True)]
 
     def break_even(self, loop: str) -> float:
         """Passes over the data set after which cache and training together have taken less time than a loop."""
@@ -167,15 +165,12 @@ def measure(name: str, head: str, encoder: Encoder, root: Path, options: argpars
         LIVE: live_turn(make_policy(config, frames, seed=0, encoder=encoder), frames, options),
         RESNET: live_turn(stock_policy(stock, frames), frames, options),
     }
-    speeds: dict[str, list[float]] = {loop: [] for loop in turns}
-    for round_number in range(options.rounds + 1):
-        for loop, turn in turns.items():
-            seconds = timed(turn.step, 1 if round_number == 0 else turn.steps)
-            if round_number == 0:
-                turn.stopwatch.seconds.clear()  # the first turn only warms up
-                continue
-            turn.stopwatch.seconds["total"] += seconds
-            speeds[loop].append(turn.steps * options.batch_size / seconds)
+    for turn in turns.values():
+        turn.step()  # warms up
+        turn.stopwatch.seconds.clear()
+    tasks = {loop: partial(take, turn, options.device) for loop, turn in turns.items()}
+    seconds = take_turns(tasks, options.rounds, warm_up=False)
+    speeds = {loop: [turn.steps * options.batch_size / one for one in seconds[loop]] for loop, turn in turns.items()}
     samples = {loop: options.rounds * turn.steps * options.batch_size for loop, turn in turns.items()}
     return Result(
         encoder=name,
@@ -239,14 +234,11 @@ def watch(policy: Any, optimizer: Any) -> Stopwatch:
     return stopwatch
 
 
-def timed(call: Callable[[], Any], times: int) -> float:
-    """Seconds that some calls take, the device's queue included."""
-    began = time.perf_counter()
-    for _ in range(times):
-        call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+def take(turn: Turn, device: str) -> float:
+    """Give the seconds that the steps of a turn take."""
+    spent = timed(lambda: [turn.step() for _ in range(turn.steps)], device=device)
+    turn.stopwatch.seconds["total"] += spent
+    return spent
 
 
 def parts(stopwatch: Stopwatch, samples: int) -> dict[str, float]:
@@ -309,11 +301,9 @@ def show(result: Result) -> None:
     table.add_row("samples per second, median", *speeds, style="bold")
     CONSOLE.print(table)
     for loop in (LIVE, RESNET):
-        ratios = result.ratios(loop)
         CONSOLE.print(
-            f"{CACHED} / {loop}: [bold]{statistics.median(ratios):.1f}x[/] (rounds from {min(ratios):.1f}x to "
-            f"{max(ratios):.1f}x); break-even after {result.break_even(loop):.1f} passes over the data, the cache's "
-            "building included"
+            f"{CACHED} / {loop}, rounds: [bold]{ratio(result.speeds[CACHED], result.speeds[loop])}[/]; "
+            f"break-even after {result.break_even(loop):.1f} passes over the data, the cache's building included"
         )
     CONSOLE.print(f"losses from cached tokens and live images differ by {max(result.parity):.1e} at most\n")
 

@@ -8,9 +8,9 @@ backward and fused AdamW on one batch that stays in memory; the decoder is Pixio
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,24 +22,26 @@ from rich.table import Table
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from turns import quiet_clock, ratio, take_turns, timed
 
 from pixio_pretrain.heap import keep_freed_memory
 from pixio_pretrain.objectives import create_objective
 from pixio_pretrain.objectives.masked import MaskedAutoencoder
+from pixio_pretrain.speed import matmul_ceiling
 from pixio_robot.encoder import EncoderSpec
 from pixio_robot.images import normalize
 from pixio_robot.nn import Block
 
 CONSOLE = Console()
 RATIOS = [
-    ("ours, bf16", "lightly, bf16", 1.3),
-    ("ours, bf16", "lightly, float32", 2.5),
-    ("encode visible patches", "encode all patches", 2.2),
+    ("ours, bf16", "lightly, bf16"),
+    ("ours, bf16", "lightly, float32"),
+    ("encode visible patches", "encode all patches"),
 ]
-"""Which arm must be how many times as fast as which."""
+"""Which arm is compared with which."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Arm:
     """One thing to time.
 
@@ -47,13 +49,11 @@ class Arm:
         name: What it is.
         step: Does it once.
         flops: Floating-point operations of a step, an addition and a multiplication counted as two.
-        seconds: What each round took.
     """
 
     name: str
     step: Callable[[], object]
     flops: int
-    seconds: list[float] = field(default_factory=list)
 
 
 class LightlyPixio(nn.Module):
@@ -95,18 +95,19 @@ def main() -> None:
     options = parse_options()
     torch.set_num_threads(options.threads)
     keep_freed_memory()  # as a run does
-    ceiling = measure_ceiling(options.device)
+    clock, ceiling = quiet_clock(options.device), matmul_ceiling(torch.device(options.device), torch.bfloat16)
     CONSOLE.print(f"bf16 matrix products: {ceiling / 1e12:.3g} TFLOP/s, the peak\n")
     results = []
     for name in options.encoders:
         torch.manual_seed(0)
         arms = make_arms(name, options)
-        measure(arms, options.rounds, options.device)
-        show(name, arms, ceiling, options)
-        results.append({"encoder": name, "arms": [[arm.name, arm.flops, arm.seconds] for arm in arms]})
+        steps = {arm.name: partial(timed, arm.step, device=options.device, clock=clock) for arm in arms}
+        seconds = take_turns(steps, options.rounds)
+        show(name, arms, seconds, ceiling, options)
+        results.append({"encoder": name, "arms": [[arm.name, arm.flops, seconds[arm.name]] for arm in arms]})
     figures = {
         **circumstances(options.device, threads=options.threads),
-        "clock": clock(options.device).__name__,
+        "clock": clock.__name__,
         "ceiling": ceiling,
         "packages": versions("torch", "lightly", "timm"),
         "results": results,
@@ -189,65 +190,24 @@ def make_step(
     return step
 
 
-def clock(device: str) -> Callable[[], float]:
-    """CPU seconds of one thread do not count what else runs; a GPU or several threads need the time on the wall."""
-    return time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-
-
-def timed(step: Callable[[], object], device: str) -> float:
-    """Seconds that a step takes, the device's queue included."""
-    now = clock(device)
-    began = now()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return now() - began
-
-
-def measure(arms: Sequence[Arm], rounds: int, device: str) -> None:
-    """Run all arms in turns; the first turn warms up."""
-    for number in range(rounds + 1):
-        for arm in arms:
-            seconds = timed(arm.step, device)
-            if number:
-                arm.seconds.append(seconds)
-
-
-def measure_ceiling(device: str) -> float:
-    """Operations per second of the fastest of some large bf16 matrix products."""
-    side, times = (8192, 20) if device == "cuda" else (2048, 5)
-    left = torch.randn(side, side, device=device, dtype=torch.bfloat16)
-    seconds = [timed(lambda: left @ left.T, device) for _ in range(times)]
-    return 2 * side**3 / min(seconds)
-
-
-def show(name: str, arms: Sequence[Arm], ceiling: float, options: argparse.Namespace) -> None:
+def show(
+    name: str, arms: Sequence[Arm], seconds: dict[str, list[float]], ceiling: float, options: argparse.Namespace
+) -> None:
     """Print one encoder's figures."""
     table = Table(title=f"{name}, batches of {options.batch_size}, {options.rounds} rounds", title_justify="left")
     for column in ("", "images/s", "range", "GFLOP/image", "of peak"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for arm in arms:
-        speeds = sorted(options.batch_size / seconds for seconds in arm.seconds)
-        share = arm.flops / statistics.median(arm.seconds) / ceiling
+        speeds = sorted(options.batch_size / spent for spent in seconds[arm.name])
+        share = arm.flops / statistics.median(seconds[arm.name]) / ceiling
         spread = f"{speeds[0]:.3g} to {speeds[-1]:.3g}"
         work = f"{arm.flops / options.batch_size / 1e9:.0f}"
         table.add_row(arm.name, f"{statistics.median(speeds):.3g}", spread, work, f"{share:.0%}")
     CONSOLE.print(table)
-    for line in compare(arms):
-        CONSOLE.print(line)
-    CONSOLE.print()
-
-
-def compare(arms: Sequence[Arm]) -> Iterator[str]:
-    """How many times as fast one arm is as another, round by round."""
-    seconds = {arm.name: arm.seconds for arm in arms}
-    for fast, slow, target in RATIOS:
+    for fast, slow in RATIOS:
         if fast in seconds and slow in seconds:
-            ratios = sorted(b / a for a, b in zip(seconds[fast], seconds[slow], strict=True))
-            middle = statistics.median(ratios)
-            spread = f"rounds from {ratios[0]:.2f}x to {ratios[-1]:.2f}x"
-            verdict = "reached" if middle >= target else "missed"
-            yield f"{fast} / {slow}: [bold]{middle:.2f}x[/] ({spread}); target {target}x {verdict}"
+            CONSOLE.print(f"{fast} / {slow}, rounds: [bold]{ratio(seconds[slow], seconds[fast])}[/]")
+    CONSOLE.print()
 
 
 if __name__ == "__main__":

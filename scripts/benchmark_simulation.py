@@ -11,7 +11,6 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 from circumstances import circumstances, write_figures
 from rich.console import Console
 from rich.table import Table
+from turns import ratio, take_turns
 
 from lerobot_env_pixio import make_env, rollout, seeds
 from lerobot_env_pixio.provenance import package_versions
@@ -44,14 +44,15 @@ def main() -> None:
         preset: make_env("metaworld", options.task, cameras=[CAMERA], size=SIZE, render=preset) for preset in PRESETS
     }
     looks = {"LeRobot": stock, **{f"ours, {preset}": env for preset, env in ours.items()}}
-    frames = take_turns({name: partial(frames_per_second, env, options.steps) for name, env in looks.items()}, options)
+    steps = {name: partial(frames_per_second, env, options.steps) for name, env in looks.items()}
+    frames = take_turns(steps, options.rounds)
     show("frames per second, one process", frames)
 
     plays = {
         "LeRobot": partial(lerobot_episodes_per_minute, stock, options),
         "ours, fast": partial(our_episodes_per_minute, options),
     }
-    episodes = take_turns(plays, options)
+    episodes = take_turns(plays, options.rounds)
     show(f"episodes of {options.limit} steps per minute, one process", episodes)
     figures = {
         **circumstances(threads=options.threads),
@@ -73,17 +74,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of the policy")
     parser.add_argument("--folder", type=Path, default=Path("outputs"), help="for the figures")
     return parser.parse_args()
-
-
-def take_turns(plays: dict[str, Callable[[], float]], options: argparse.Namespace) -> dict[str, list[float]]:
-    """Figures of every round, by name."""
-    figures: dict[str, list[float]] = {name: [] for name in plays}
-    for number in range(options.rounds + 1):
-        for name, play in plays.items():
-            figure = play()
-            if number:
-                figures[name].append(figure)
-    return figures
 
 
 def frames_per_second(env: Any, steps: int) -> float:
@@ -156,10 +146,8 @@ def show(title: str, figures: dict[str, list[float]]) -> None:
     for column in ("", "median", "range", "ratio to LeRobot (range of the rounds)"):
         table.add_column(column)
     for name, values in figures.items():
-        ratios = [value / base for value, base in zip(values, figures["LeRobot"], strict=True)]
         span = f"{min(values):.3g} to {max(values):.3g}"
-        ratio = f"{statistics.median(ratios):.1f}x ({min(ratios):.1f} to {max(ratios):.1f})"
-        table.add_row(name, f"{statistics.median(values):.3g}", span, ratio)
+        table.add_row(name, f"{statistics.median(values):.3g}", span, ratio(values, figures["LeRobot"]))
     CONSOLE.print(table)
 
 

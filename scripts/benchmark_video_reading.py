@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
+from turns import ratio, take_turns, timed
 
 from pixio_pretrain.data import Loader, open_source
 from pixio_pretrain.heap import keep_freed_memory
@@ -40,18 +42,13 @@ CONSOLE = Console()
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One data set's figures: frames per second and their ratio, one entry per round; seconds to fill the buffer."""
+    """One data set's figures: frames per second, one entry per round, and seconds to fill the buffer."""
 
     codec: str
     side: int
     lerobot: list[float]
     ours: list[float]
     fill_seconds: float
-
-    @property
-    def ratios(self) -> list[float]:
-        """Ours over LeRobot's, per round."""
-        return [ours / theirs for ours, theirs in zip(self.ours, self.lerobot, strict=True)]
 
 
 def main() -> None:
@@ -65,7 +62,7 @@ def main() -> None:
         **circumstances(),
         "machine": {"processor": device_name(), "cores": sorted(os.sched_getaffinity(0)), "load": os.getloadavg()},
         "versions": versions("av", "lerobot", "torch"),
-        "results": [asdict(result) | {"ratios": result.ratios} for result in results],
+        "results": [asdict(result) for result in results],
     }
     show(results, options)
     write_figures(options.folder / "benchmark.json", figures)
@@ -96,19 +93,17 @@ def measure(codec: str, side: int, options: argparse.Namespace) -> Result:
         theirs = read_lerobot(root, options)
         ours = read_runs(root, options)
         next(theirs)
-        began = time.perf_counter()
-        next(ours)
-        filled = time.perf_counter() - began
-        speeds: dict[str, list[float]] = {"lerobot": [], "ours": []}
-        for _ in range(options.rounds):
-            for name, frames, count in (
-                ("lerobot", theirs, options.lerobot_batches),
-                ("ours", ours, options.our_batches),
-            ):
-                began = time.perf_counter()
-                read = sum(islice(frames, count))
-                speeds[name].append(read / (time.perf_counter() - began))
+        filled = timed(partial(next, ours))
+        counts = {"lerobot": (theirs, options.lerobot_batches), "ours": (ours, options.our_batches)}
+        readers = {name: partial(frames_per_second, frames, count) for name, (frames, count) in counts.items()}
+        speeds = take_turns(readers, options.rounds, warm_up=False)
     return Result(codec=codec, side=side, fill_seconds=filled, **speeds)
+
+
+def frames_per_second(frames: Iterator[int], count: int) -> float:
+    """Read some batches."""
+    began = time.perf_counter()
+    return sum(islice(frames, count)) / (time.perf_counter() - began)
 
 
 def read_lerobot(root: Path, options: argparse.Namespace) -> Iterator[int]:
@@ -158,12 +153,12 @@ def write_dataset(root: Path, codec: str, side: int, *, episodes: int, length: i
 
 
 def show(results: list[Result], options: argparse.Namespace) -> None:
-    """Print the figures: medians, and the range of the ratio over the rounds."""
+    """Print the figures: medians, and the range of the ratio."""
     title = (
         f"frames per second, batches of {options.batch_size}, {options.workers} workers, medians of {options.rounds}"
     )
     table = Table(title=title, title_justify="left")
-    for column in ("codec", "pixels", "LeRobotDataset", "runs", "ratio", "range", "filling the buffer"):
+    for column in ("codec", "pixels", "LeRobotDataset", "runs", "ratio (range of the rounds)", "filling the buffer"):
         table.add_column(column, justify="left" if column == "codec" else "right")
     for result in results:
         table.add_row(
@@ -171,8 +166,7 @@ def show(results: list[Result], options: argparse.Namespace) -> None:
             f"{result.side} x {result.side}",
             f"{statistics.median(result.lerobot):.0f}",
             f"{statistics.median(result.ours):.0f}",
-            f"{statistics.median(result.ratios):.1f}x",
-            f"{min(result.ratios):.1f} to {max(result.ratios):.1f}",
+            ratio(result.ours, result.lerobot),
             f"{result.fill_seconds:.1f} s",
         )
     CONSOLE.print(table)

@@ -27,6 +27,7 @@ def main() -> None:
     args = parser.parse_args()
 
     import torch
+    from turns import take_turns, timed
 
     from pixio_robot import create_encoder
     from pixio_robot.geometry.cameras import transform, unproject
@@ -37,6 +38,7 @@ def main() -> None:
     from pixio_robot.machine import machine_name
 
     torch.set_num_threads(args.threads)
+    clock = time.process_time if args.device == "cpu" else time.perf_counter
     encoder = create_encoder(args.encoder, seed=0, image_size=args.size).to(args.device)
     image = torch.randint(0, 256, (1, 3, args.size, args.size), dtype=torch.uint8, device=args.device)
     k = torch.tensor([[args.size, 0, args.size / 2], [0, args.size, args.size / 2], [0, 0, 1.0]], device=args.device)
@@ -52,17 +54,6 @@ def main() -> None:
             return transform(pose, unproject(found.depth, k[None]))
 
         return run
-
-    def seconds(run: Callable[[], object]) -> float:
-        if args.device == "cpu":
-            began = time.process_time()
-            run()
-            return time.process_time() - began
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        return time.perf_counter() - began
 
     kinds = {
         "trunk and tiny heads": MultiViewSettings(),
@@ -84,17 +75,15 @@ def main() -> None:
     *_, knocked = trunks.values()
     runs["two views, where the second camera is"] = partial(knocked.correct_poses, two[None], k_two, apart)
     with torch.inference_mode():
-        for run in runs.values():
-            run()  # the first call of each allocates
-        rounds = [{name: seconds(run) for name, run in runs.items()} for _ in range(args.rounds)]
+        tasks = {name: partial(timed, run, device=args.device, clock=clock) for name, run in runs.items()}
+        seconds = take_turns(tasks, args.rounds)
     where = f"{machine_name(args.device)}, {args.threads} thread(s)"
     print(f"{args.encoder}, {args.size} x {args.size}, batch 1, float32, {where}, torch {torch.__version__}\n")
     print("| answer | seconds, median | more than the bare pass |\n|---|---|---|")
-    for name in runs:
-        median = statistics.median(row[name] for row in rounds)
-        base = bare_two if name.startswith("two") else bare
-        more = statistics.median(row[name] / row[base] - 1 for row in rounds)
-        print(f"| {name} | {median:.3f} | {more:+.1%} |")
+    for name, spent in seconds.items():
+        base = seconds[bare_two if name.startswith("two") else bare]
+        more = statistics.median(one / other - 1 for one, other in zip(spent, base, strict=True))
+        print(f"| {name} | {statistics.median(spent):.3f} | {more:+.1%} |")
 
 
 if __name__ == "__main__":
