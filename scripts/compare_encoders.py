@@ -70,7 +70,7 @@ class Candidate:
     @property
     def stem(self) -> str:
         """The name of its files."""
-        return f"{self.arm.replace(' ', '-')}-{self.seed}"
+        return file_stem(self.arm, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,11 @@ class Trial:
         for array in (self.frames.episodes, self.held_out, *self.truth.world.values()):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+
+def file_stem(arm: str, seed: int) -> str:
+    """The name of the files of an arm's encoder."""
+    return f"{arm.replace(' ', '-')}-{seed}"
 
 
 def parse_arms(words: list[str]) -> dict[str, list[Path]]:
@@ -181,8 +186,8 @@ def measure(candidate: Candidate, trial: Trial, folder: Path) -> list[probe.Prob
 def write_results(folder: Path, trial: Trial, records: list[probe.ProbeRecord], options: argparse.Namespace) -> None:
     """Write tables and pictures."""
     comparison = probe.Comparison(records)
-    stems = {record.arm: f"{record.arm.replace(' ', '-')}-0" for record in records}
-    predictions = {arm: dict(np.load(folder / "predictions" / f"{stem}.npz")) for arm, stem in stems.items()}
+    files = {record.arm: folder / "predictions" / f"{file_stem(record.arm, 0)}.npz" for record in records}
+    predictions = {arm: dict(np.load(file)) for arm, file in files.items()}
     training = {(record.arm, record.seed): (record.encoder, record.training) for record in records}
     pictures = []
     for camera in trial.truth.cameras:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,20 +25,11 @@ AXES = (("right", "#d1242f"), ("down", "#1a7f37"), ("forward", "#1f6feb"))
 def draw_depth(file: Path, frames: Frames, truth: Truth, camera: str, predictions: Predictions) -> None:
     """Draw held-out frames, their true depth, and what was read from each arm, in the same colours."""
     rows = next(iter(predictions.values()))[f"{camera}/shown"].astype(int)
-    columns = ["frame", "truth", *predictions]
     sky = truth.depth[rows] > FARTHEST
     low, high = np.quantile(truth.depth[rows][~sky], (0.01, 0.95))
-    figure = Figure(figsize=(1.6 * len(columns), 1.65 * len(rows) + 0.4), layout="constrained")
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
-    for line, (axes, row) in enumerate(zip(grid, rows, strict=True)):
-        axes[0].imshow(np.asarray(frames.image(row)))
-        maps = [truth.depth[row], *(found[f"{camera}/depth"][line] for found in predictions.values())]
-        for axis, depth in zip(axes[1:], maps, strict=True):
-            axis.imshow(np.where(sky[line], np.nan, depth), vmin=low, vmax=high, cmap="turbo_r")
-    for axis, name in zip(grid[0], columns, strict=True):
-        axis.set_title(name, fontsize=8)
-    for axis in grid.flat:
-        axis.set_axis_off()
+    maps = {"truth": truth.depth[rows], **{arm: found[f"{camera}/depth"] for arm, found in predictions.items()}}
+    shown = {name: np.where(sky, np.nan, depth) for name, depth in maps.items()}
+    figure, grid = _beside_frames(frames, rows, shown, room=0.4, vmin=low, vmax=high, cmap="turbo_r")
     figure.colorbar(grid[0, 1].images[0], ax=grid, label="metres; sky is white", shrink=0.6)
     figure.savefig(file, dpi=110)
 
@@ -48,17 +40,8 @@ def draw_features(file: Path, frames: Frames, camera: str, predictions: Predicti
     if not arms:
         return
     rows = next(iter(arms.values()))[f"{camera}/shown"].astype(int)
-    columns = ["frame", *arms]
-    figure = Figure(figsize=(1.6 * len(columns), 1.65 * len(rows) + 0.3), layout="constrained")
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
-    for line, (axes, row) in enumerate(zip(grid, rows, strict=True)):
-        axes[0].imshow(np.asarray(frames.image(row)))
-        for axis, found in zip(axes[1:], arms.values(), strict=True):
-            axis.imshow(found[f"{camera}/features"][line], interpolation="nearest")
-    for axis, name in zip(grid[0], columns, strict=True):
-        axis.set_title(name, fontsize=8)
-    for axis in grid.flat:
-        axis.set_axis_off()
+    shown = {arm: found[f"{camera}/features"] for arm, found in arms.items()}
+    figure, _ = _beside_frames(frames, rows, shown, room=0.3, interpolation="nearest")
     figure.savefig(file, dpi=110)
 
 
@@ -126,6 +109,24 @@ def draw_scaling(file: Path, comparison: Comparison, views: Mapping[str, int], f
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=7, frameon=False)
     figure.savefig(file, dpi=110)
+
+
+def _beside_frames(
+    frames: Frames, rows: NDArray[np.int64], shown: Mapping[str, NDArray[Any]], *, room: float, **look: Any
+) -> tuple[Figure, NDArray[Any]]:
+    """Frames [n] in a column, and beside each what others show of it [n ...]; ``room`` is for titles, inches."""
+    columns = ["frame", *shown]
+    figure = Figure(figsize=(1.6 * len(columns), 1.65 * len(rows) + room), layout="constrained")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for line, (axes, row) in enumerate(zip(grid, rows, strict=True)):
+        axes[0].imshow(np.asarray(frames.image(row)))
+        for axis, pictures in zip(axes[1:], shown.values(), strict=True):
+            axis.imshow(pictures[line], **look)
+    for axis, name in zip(grid[0], columns, strict=True):
+        axis.set_title(name, fontsize=8)
+    for axis in grid.flat:
+        axis.set_axis_off()
+    return figure, grid
 
 
 def _of(found: Mapping[str, NDArray[np.float32]], camera: str, target: str) -> dict[str, NDArray[np.float32]]:
