@@ -13,24 +13,14 @@ from numpy.typing import NDArray
 
 from lerobot_env_pixio.draws import Draws
 from lerobot_env_pixio.rendering import Cameras
-from lerobot_env_pixio.shifts import CAMERA, VisualShift
+from lerobot_env_pixio.shifts import ASPECTS, VisualShift
 from lerobot_env_pixio.suites import load_simulation
 from lerobot_env_pixio.tasks import find_task
 from pixio_robot.errors import SettingError, UnknownNameError
 
-ASPECTS = ("scenes", "textures", "lights", "cameras")
-"""What can be held out by itself: things that stand about, surfaces, lamps, where cameras are."""
-
 PARTS = ("scenery", "robot", "gripper", "object")
 """What a body of the model can be."""
 
-_SHIFTS = {  # level of SHIFTS: the aspect that it belongs to, and what it changes in the model
-    "distractors": ("scenes", ()),
-    "textures": ("textures", ()),
-    "colors": ("textures", ("mat_rgba", "geom_rgba")),
-    "lights": ("lights", ("light_diffuse", "light_pos")),
-    "cameras": ("cameras", CAMERA),
-}
 _PLACES = 4  # stream of randomness of free cameras, beside those in `shifts`
 
 
@@ -131,16 +121,12 @@ class Stage:
         )
         self._table = TABLES[suite]
         self._splits = {aspect: "test" if aspect in held_out else "train" for aspect in ASPECTS}
-        # All of them before any redraws: each remembers the looks that it finds.
-        self._shifts = {
-            level: VisualShift(self.simulation, self.cameras, level, self._splits[aspect])
-            for level, (aspect, _) in _SHIFTS.items()
-        }
+        self._shift = VisualShift(self.simulation, self.cameras, "all", self._splits)
 
     def reset(self, seed: int) -> None:
         """Draw a scene, its looks and its cameras, fixed by the seed alone."""
         self.simulation.reset(seed)
-        self._redraw(seed)
+        self._shift.redraw(seed)
         random = np.random.default_rng([seed, 1, _PLACES])
         for name in self._free:
             self._place(name, Draws(random, self._splits["cameras"]))
@@ -175,19 +161,6 @@ class Stage:
     def close(self) -> None:
         """Free the renderers."""
         self.cameras.close()
-
-    def _redraw(self, seed: int) -> None:
-        """Redraw each aspect from its own half. Each shift undoes the others', so what it drew is put back at last."""
-        model, kept = self.simulation.model, {}
-        headlight = model.vis.headlight.diffuse.copy()
-        for level, (_, names) in _SHIFTS.items():
-            self._shifts[level].redraw(seed)
-            kept |= {name: getattr(model, name).copy() for name in names}
-            if level == "lights":
-                headlight = model.vis.headlight.diffuse.copy()
-        for name, values in kept.items():
-            getattr(model, name)[:] = values
-        model.vis.headlight.diffuse = headlight
 
     def _place(self, name: str, draws: Draws) -> None:
         """Put a camera somewhere around the table, level, and let it look at about the centre."""

@@ -7,6 +7,7 @@ would where it has a say; "all" is "strong" with new textures and distractors on
 # pyright: reportAttributeAccessIssue=false
 # (MuJoCo's names live in a compiled module that the type checker cannot see.)
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mujoco
@@ -58,10 +59,12 @@ SHIFTS = {
     ),
 }
 
+ASPECTS = ("scenes", "textures", "lights", "cameras")
+"""What a split may be said of: things that stand about, surfaces, lamps, where cameras are."""
+
 _PLACES, _TURNS = ("cam_pos", "cam_pos0", "cam_poscom0"), ("cam_quat", "cam_mat0")
-CAMERA = (*_PLACES, *_TURNS, "cam_fovy")
-"""What a model knows of its cameras; those that follow a body without turning with it have poses of their own."""
-_VISUAL = ("light_diffuse", "light_pos", "mat_rgba", "geom_rgba", *CAMERA)
+# A model's cameras that follow a body without turning with it have places and turns of their own.
+_VISUAL = ("light_diffuse", "light_pos", "mat_rgba", "geom_rgba", *_PLACES, *_TURNS, "cam_fovy")
 _TEXTURES, _DISTRACTORS = 1, 2  # streams of randomness of their own, so that "strong" is the same within "all"
 
 
@@ -72,19 +75,23 @@ class VisualShift:
         simulation: Whose model changes.
         cameras: Who is to see it.
         level: A key of ``SHIFTS``.
-        split: "train" or "test", which share no looks; None for all of them.
+        split: "train" or "test", which share no looks, or None for all of them; or one for each of ``ASPECTS``.
 
     Raises:
         UnknownNameError: No such level or split.
     """
 
-    def __init__(self, simulation: Simulation, cameras: Cameras, level: str, split: str | None) -> None:
+    def __init__(
+        self, simulation: Simulation, cameras: Cameras, level: str, split: str | Mapping[str, str | None] | None
+    ) -> None:
         if level not in SHIFTS:
             raise UnknownNameError("shift", level, SHIFTS)
-        check_split(split)
+        self._splits = split if isinstance(split, Mapping) else dict.fromkeys(ASPECTS, split)
+        for one in self._splits.values():
+            check_split(one)
         model = simulation.model
         self._simulation, self._cameras = simulation, cameras
-        self._model, self._level, self._split = model, SHIFTS[level], split
+        self._model, self._level = model, SHIFTS[level]
         self._base = {name: getattr(model, name).copy() for name in _VISUAL}
         self._headlight = model.vis.headlight.diffuse.copy()
         # A geom wears its material's colour only as long as its own is the default grey, which must stay then.
@@ -92,27 +99,31 @@ class VisualShift:
 
     def redraw(self, seed: int) -> None:
         """Draw the looks of an episode, fixed by its seed alone."""
-        self._change_values(Draws(np.random.default_rng([seed, 1]), self._split))
+        self._change_values(np.random.default_rng([seed, 1]))
         if self._level.textures:
-            draws = Draws(np.random.default_rng([seed, 1, _TEXTURES]), self._split)
+            draws = self._draws("textures", np.random.default_rng([seed, 1, _TEXTURES]))
             self._cameras.refresh_textures(repaint(self._model, draws))
         if self._level.distractors:
-            draws = Draws(np.random.default_rng([seed, 1, _DISTRACTORS]), self._split)
+            draws = self._draws("scenes", np.random.default_rng([seed, 1, _DISTRACTORS]))
             self._cameras.distractors[:] = place(self._simulation.grounds, draws)
         mujoco.mj_forward(self._model, self._simulation.data)  # poses of lamps and cameras are computed there
 
-    def _change_values(self, draws: Draws) -> None:
-        model, level = self._model, self._level
+    def _draws(self, aspect: str, random: np.random.Generator) -> Draws:
+        return Draws(random, self._splits[aspect])
+
+    def _change_values(self, random: np.random.Generator) -> None:
+        model, level, lamps = self._model, self._level, self._draws("lights", random)
         for name, values in self._base.items():
             getattr(model, name)[:] = values
-        strength = draws.uniform(1 - level.light, 1 + level.light, size=(model.nlight + 1, 1))
+        strength = lamps.uniform(1 - level.light, 1 + level.light, size=(model.nlight + 1, 1))
         model.light_diffuse[:] *= strength[1:]
         model.vis.headlight.diffuse = self._headlight * strength[0]
-        model.light_pos[:] += draws.uniform(-level.lamp, level.lamp, size=model.light_pos.shape)
+        model.light_pos[:] += lamps.uniform(-level.lamp, level.lamp, size=model.light_pos.shape)
+        surfaces = self._draws("textures", random)
         for colors, painted in ((model.mat_rgba, slice(None)), (model.geom_rgba, self._painted)):
-            share = draws.uniform(0, level.color, size=(len(colors), 1))
-            colors[painted, :3] += (share * (draws.uniform(0, 1, size=(len(colors), 3)) - colors[:, :3]))[painted]
-        self._move_cameras(draws)
+            share = surfaces.uniform(0, level.color, size=(len(colors), 1))
+            colors[painted, :3] += (share * (surfaces.uniform(0, 1, size=(len(colors), 3)) - colors[:, :3]))[painted]
+        self._move_cameras(self._draws("cameras", random))
 
     def _move_cameras(self, draws: Draws) -> None:
         model, level = self._model, self._level
