@@ -12,10 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from lerobot_env_pixio.environment import ManipulationEnv, Observation
+from lerobot_env_pixio.fleet import Advance, Film, Fleet, Outcome, Request, Start
 from lerobot_env_pixio.memory import refuse_too_many
 from lerobot_env_pixio.provenance import package_versions
 from lerobot_env_pixio.records import EpisodeRecord
-from lerobot_env_pixio.simulators import Advance, Film, Fleet, Outcome, Request, Start
 from pixio_robot.errors import SettingError
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from benchmark import manual
+from benchmark import usage
 from benchmark.settings import Benchmark
 from pixio_robot.errors import PixioRobotError
 
@@ -26,13 +26,13 @@ def _run(settings: DictConfig) -> None:
 
     config = OmegaConf.to_object(settings)
     assert isinstance(config, Benchmark), "the schema sees to it"
-    run(config, command=manual.command())
+    run(config, command=usage.command())
 
 
 def start(about: str) -> None:
     """Read the command line and run; ``about`` heads the help."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(manual.help_text(about))
+        print(usage.help_text(about))
         return
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, instead of being printed
@@ -41,4 +41,4 @@ def start(about: str) -> None:
     try:
         _run()
     except (HydraException, OmegaConfBaseException, PixioRobotError) as error:
-        raise SystemExit(f"run_benchmark: {manual.explain(error)}") from error
+        raise SystemExit(f"run_benchmark: {usage.explain(error)}") from error

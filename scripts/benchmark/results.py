@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmark.cells import RESULT, Cell, cell_folder, is_done
 from benchmark.estimates import Estimate, Table, difference_of, rate_of
-from benchmark.kept import more_kept, share_kept
 from benchmark.settings import CLEAN, Benchmark, counted, task_name
+from benchmark.shares import more_kept, share_kept
 from lerobot_env_pixio import EpisodeRecord, Task, paired, read_records
 
 

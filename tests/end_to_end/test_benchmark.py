@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
-from benchmark import command, manual, reporting, results, running
+from benchmark import command, reporting, results, running, usage
 from benchmark.cells import PATCHES, Cell, Worked, cell_folder, count_done, finish, is_done, plan_cells, work
 from benchmark.claims import claim
 from benchmark.remembering import EARLIER, RememberingEnv
@@ -222,7 +222,7 @@ def test_a_job_of_a_cluster_tells_the_command_that_was_typed(monkeypatch: Any) -
     with initialize_config_dir(str(command.SCRIPTS / "benchmark" / "conf"), version_base="1.3"):
         HydraConfig.instance().set_config(compose("config", words, return_hydra_config=True))
     monkeypatch.setattr(sys, "argv", ["_submit.py", "/outputs/slurm/123"])
-    assert manual.command() == "scripts/run_benchmark.py tier=smoke 'tasks=[metaworld/reach]' worker=3"
+    assert usage.command() == "scripts/run_benchmark.py tier=smoke 'tasks=[metaworld/reach]' worker=3"
 
 
 def test_the_quickstart_uses_the_cores_that_there_are_and_reads_random_weights_alike(monkeypatch: Any) -> None:

@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
-from benchmark import estimates, kept
+from benchmark import estimates, shares
 
 from lerobot_env_pixio import paired, wilson
 
@@ -24,7 +24,7 @@ def test_the_interval_of_the_share_that_is_kept_covers_the_truth(
     random, covered, told = np.random.default_rng(0), 0, 0
     for _ in range(300):
         luck = random.random((seeds, scenes))
-        found = kept.share_kept(luck < rate, luck < rate * share)
+        found = shares.share_kept(luck < rate, luck < rate * share)
         if found is not None:
             told += 1
             covered += found.low <= share <= found.high
@@ -38,7 +38,7 @@ def test_the_interval_of_a_difference_of_shares_covers_the_truth(seeds: int, sce
     random, covered, told = np.random.default_rng(0), 0, 0
     for _ in range(300):
         hard = random.random((seeds, scenes))
-        found = kept.more_kept((hard < 0.7, hard < 0.7 * 0.9), (hard < 0.5, hard < 0.5 * 0.6))
+        found = shares.more_kept((hard < 0.7, hard < 0.7 * 0.9), (hard < 0.5, hard < 0.5 * 0.6))
         if found is not None:
             told += 1
             covered += found.low <= 0.3 <= found.high
@@ -49,11 +49,11 @@ def test_the_interval_of_a_difference_of_shares_covers_the_truth(seeds: int, sce
 def test_a_difference_of_shares_pairs_scenes_and_wants_both_shares() -> None:
     scenes = np.arange(60).reshape(2, 30) % 3
     mine, theirs = (scenes > 0, scenes > 0), (scenes > 0, scenes > 1)
-    found = kept.more_kept(mine, theirs)
+    found = shares.more_kept(mine, theirs)
     assert found is not None
     assert found.value == pytest.approx(0.5)
     assert 0 < found.low < 0.5 < found.high
-    assert kept.more_kept(mine, (np.zeros((2, 30), bool),) * 2) is None
+    assert shares.more_kept(mine, (np.zeros((2, 30), bool),) * 2) is None
 
 
 def test_an_arm_of_one_seed_is_compared_by_all_seeds_of_the_other() -> None:
@@ -81,7 +81,7 @@ def test_one_scene_for_several_seeds_tells_little_and_breaks_no_report() -> None
     found = estimates.difference_of(first, second)
     assert found.value == pytest.approx(2 / 3)
     assert found.low < 0 < found.high <= 1
-    assert kept.share_kept(first, second) is None
+    assert shares.share_kept(first, second) is None
 
 
 def test_the_mean_over_tasks_is_narrower_than_its_parts() -> None:
@@ -106,7 +106,7 @@ def test_the_mean_over_tasks_holds_the_truth_even_if_a_seed_is_good_or_bad_at_al
 def test_shares_of_several_tasks_that_fall_together_leave_their_mean_in_doubt() -> None:
     clean = np.ones((3, 40), bool)
     shifted = np.stack([np.arange(40) % 10 < kept for kept in (2, 5, 8)])
-    one = kept.share_kept(clean, shifted)
+    one = shares.share_kept(clean, shifted)
     assert one is not None
     alone, mean = one.high - one.low, estimates.over_tasks([one] * 4)
     assert mean.value == pytest.approx(0.5)
@@ -115,14 +115,14 @@ def test_shares_of_several_tasks_that_fall_together_leave_their_mean_in_doubt() 
 
 def test_a_share_without_successes_cannot_be_told_and_one_without_change_is_not_certain() -> None:
     none, some = np.zeros((2, 10), bool), np.arange(20).reshape(2, 10) % 2 == 0
-    assert kept.share_kept(none, some) is None
-    found = kept.share_kept(some, some)
+    assert shares.share_kept(none, some) is None
+    found = shares.share_kept(some, some)
     assert found is not None
     assert found.value == 1.0
     assert found.low < 0.8
     assert found.high > 1.2
-    assert kept.share_kept(np.arange(20).reshape(2, 10) == 0, none) is None
-    lost = kept.share_kept(np.ones((2, 10), bool), none)
+    assert shares.share_kept(np.arange(20).reshape(2, 10) == 0, none) is None
+    lost = shares.share_kept(np.ones((2, 10), bool), none)
     assert lost is not None
     assert (lost.value, lost.low) == (0.0, 0.0)
     assert lost.high == pytest.approx(wilson(0, 10)[1] / wilson(10, 10)[0])
@@ -132,7 +132,7 @@ def test_an_arm_that_lost_all_its_successes_is_not_known_exactly() -> None:
     """It keeps nothing, and the other five eighths; what the first may have kept is in doubt all the same."""
     easy = np.tile(np.arange(100) % 10, (3, 1))
     mine, theirs = (easy < 8, easy < 5), (easy < 8, easy < 0)
-    alone, lost, both = kept.share_kept(*mine), kept.share_kept(*theirs), kept.more_kept(mine, theirs)
+    alone, lost, both = shares.share_kept(*mine), shares.share_kept(*theirs), shares.more_kept(mine, theirs)
     assert alone is not None
     assert lost is not None
     assert both is not None

@@ -35,7 +35,7 @@ def test_lerobot_discovers_the_package_by_its_name() -> None:
 def test_a_worker_is_spared_lerobot() -> None:
     code = (
         "import sys, lerobot_env_pixio\n"
-        "from lerobot_env_pixio import simulators, frames, demos\n"
+        "from lerobot_env_pixio import fleet, frames, demos\n"
         "print('lerobot' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

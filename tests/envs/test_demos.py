@@ -12,7 +12,7 @@ from filelock import FileLock
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_env_pixio import ManipulationEnv, collect_demonstrations, demos, make_env, seeds
-from lerobot_env_pixio.experts import demonstrate
+from lerobot_env_pixio.demos import demonstrate
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
 
 SETTINGS: dict[str, Any] = {"episodes": 3, "cameras": ["corner2"], "size": 32}

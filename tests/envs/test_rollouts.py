@@ -8,8 +8,8 @@ import pytest
 
 from lerobot_env_pixio import EpisodeRecord, make_env, memory, read_records, rollout, write_records
 from lerobot_env_pixio.environment import Observation
+from lerobot_env_pixio.fleet import Film, Fleet, Outcome
 from lerobot_env_pixio.rollouts import decide
-from lerobot_env_pixio.simulators import Film, Fleet, Outcome
 from lerobot_env_pixio.videos import side_by_side
 from pixio_robot.errors import DataError, SettingError
 
