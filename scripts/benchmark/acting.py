@@ -41,6 +41,7 @@ class HistoryActor(Actor):
             for key, name in ((OBS_STATE, "agent_pos"), (OBS_ENV_STATE, "environment_state"))
             if name in observation
         }
+        # Of states the present's alone is read: t copies of it have the shape of a training's batch.
         batch = {key: torch.from_numpy(np.stack([value] * steps, axis=1)) for key, value in told.items()}
         batch = self._preprocessor(batch)
         cameras = [key.removeprefix(f"{OBS_IMAGES}.") for key in config.image_features]

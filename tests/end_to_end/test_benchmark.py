@@ -12,18 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
-
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-
 from benchmark import command, reporting, results, running, usage
 from benchmark.cells import PATCHES, Cell, Worked, cell_folder, count_done, finish, is_done, plan_cells, work
 from benchmark.claims import claim
 from benchmark.remembering import EARLIER, RememberingEnv
 from benchmark.settings import Benchmark, Training
+from filelock import FileLock
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from lerobot_env_pixio import EpisodeRecord, make_env, provenance, read_records, write_records
 from pixio_robot.errors import DataError, PixioRobotError, SettingError, UnknownNameError

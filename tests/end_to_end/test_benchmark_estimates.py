@@ -1,15 +1,9 @@
 """The benchmark's estimates: rates, differences, and the shares that are kept under a shift."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-from scipy.stats import norm
-
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-
 from benchmark import estimates, shares
+from scipy.stats import norm
 
 from lerobot_env_pixio import paired, wilson
 

@@ -5,7 +5,6 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lerobot.configs.video import RGBEncoderConfig
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.utils.feature_utils import dataset_to_policy_features
-from PIL import Image
-from safetensors.torch import load_file
-
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-
 from benchmark.acting import HistoryActor, open_actor
 from benchmark.arms import Sight, draw_cnn, open_sight
 from benchmark.configuration_pixio_mlp import PixioMLPConfig
@@ -29,6 +20,11 @@ from benchmark.recipes import configure, soften
 from benchmark.remembering import EARLIER
 from benchmark.settings import Benchmark
 from benchmark.tasks import check_features
+from lerobot.configs.video import RGBEncoderConfig
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.utils.feature_utils import dataset_to_policy_features
+from PIL import Image
+from safetensors.torch import load_file
 
 from lerobot_policy_pixio.acting import Actor
 from lerobot_policy_pixio.cached_tokens import cache_settings

@@ -5,11 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-
 import compare_policies as script
+import pytest
 from benchmark.cells import Cell, Worked, cell_folder, finish
 
 from lerobot_env_pixio import EpisodeRecord, find_task, write_records

@@ -4,11 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-
 import collect_demos
+import pytest
 import render_rgbd
 
 from lerobot_env_pixio import demos, find_tasks, rgbd

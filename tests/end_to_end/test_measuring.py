@@ -1,15 +1,11 @@
 """How a cell's policy is measured, with rollouts that are made up."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-
 from benchmark import measuring
 from benchmark.arms import Sight, draw_cnn
 from benchmark.cells import Cell

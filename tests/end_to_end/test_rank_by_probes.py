@@ -6,9 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-
 import rank_by_probes
 from benchmark.cells import cell_folder, finish, plan_cells
 from benchmark.claims import claim, read_benchmark
