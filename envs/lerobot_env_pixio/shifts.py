@@ -86,7 +86,7 @@ class VisualShift:
     ) -> None:
         if level not in SHIFTS:
             raise UnknownNameError("shift", level, SHIFTS)
-        self._splits = split if isinstance(split, Mapping) else dict.fromkeys(ASPECTS, split)
+        self._splits: Mapping[str, str | None] = split if isinstance(split, Mapping) else dict.fromkeys(ASPECTS, split)
         for one in self._splits.values():
             check_split(one)
         model = simulation.model

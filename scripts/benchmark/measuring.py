@@ -70,7 +70,8 @@ def fill_cell(cell: Cell, home: Path, *, config: Benchmark) -> None:
     log = _train(cell, home / "run", frames, sight, policy, config, cost)
     actor = open_actor(cell.policy, home / "run" / "checkpoints" / "last" / PRETRAINED_MODEL_DIR, device=config.device)
     if sight.encoder is not None:
-        draw_patches(home / PATCHES, actor.policy.eyes, frames)
+        eyes: Any = actor.policy.eyes
+        draw_patches(home / PATCHES, eyes, frames)
     for condition, shift in config.conditions.items():
         with cost.of(f"rollouts, {condition}"):
             _measure(actor, cell, home, condition, shift, sight, config)
