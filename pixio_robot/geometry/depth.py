@@ -95,7 +95,6 @@ class DepthModel(nn.Module):
     Args:
         encoder: The encoder.
         settings: The head's; the defaults when absent.
-        encoder_name: What ``load_encoder`` reads to get this encoder; what it was loaded from when absent.
         facts: What is known of the head's training.
 
     Attributes:
@@ -108,13 +107,11 @@ class DepthModel(nn.Module):
         encoder: Encoder,
         settings: DepthSettings | None = None,
         *,
-        encoder_name: str | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.settings = settings = settings or DepthSettings()
-        self.encoder_name = encoder_name or encoder.source or str(encoder.provenance.get("name", ""))
         self.facts = dict(facts or {})
         extra, width = RAY_CHANNELS if settings.rays else 0, encoder.spec.width
         self.head: LinearHead | DPTHead
@@ -232,7 +229,6 @@ class DepthModel(nn.Module):
             module=self.head,
             settings=dataclasses.asdict(self.settings),
             encoder=self.encoder,
-            encoder_name=self.encoder_name,
             facts=self.facts,
         )
 
@@ -306,6 +302,6 @@ def load_depth(
         settings = DepthSettings(**stored.settings)
     except TypeError as error:
         raise CheckpointError(f"{folder} has settings that this version does not know: {error}") from error
-    model = DepthModel(stored.encoder, settings, encoder_name=stored.encoder_name, facts=stored.facts)
+    model = DepthModel(stored.encoder, settings, facts=stored.facts)
     fill(model.head, stored.state, folder)
     return model.to(device or next(stored.encoder.parameters()).device).eval()

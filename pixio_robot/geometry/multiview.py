@@ -38,7 +38,6 @@ class MultiViewModel(nn.Module):
             the trunk has only its errors left to find, and view 0 where other poses may have drifted. It stays as it
             is, and its settings become ``settings.alone``; if only these are given, it has fresh weights, for stored
             ones to replace.
-        encoder_name: What ``load_encoder`` reads to get this encoder; what it was loaded from when absent.
         facts: What is known of training.
 
     Attributes:
@@ -57,7 +56,6 @@ class MultiViewModel(nn.Module):
         settings: MultiViewSettings | None = None,
         *,
         alone: DepthModel | None = None,
-        encoder_name: str | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -68,7 +66,6 @@ class MultiViewModel(nn.Module):
         elif self.settings.alone is not None:
             alone = DepthModel(encoder, self.settings.alone)
         self.taps = shared_blocks(encoder, alone)
-        self.encoder_name = encoder_name or encoder.source or str(encoder.provenance.get("name", ""))
         self.facts = dict(facts or {})
         self.trunk = Trunk(encoder.spec.width, self.settings)
         self.finder = None
@@ -223,7 +220,6 @@ class MultiViewModel(nn.Module):
             module=self._stored(),
             settings=dataclasses.asdict(self.settings),
             encoder=self.encoder,
-            encoder_name=self.encoder_name,
             facts=self.facts,
         )
 
@@ -282,6 +278,6 @@ def load_multiview(
         settings = MultiViewSettings(**stored.settings)
     except TypeError as error:
         raise CheckpointError(f"{folder} has settings that this version does not know: {error}") from error
-    model = MultiViewModel(stored.encoder, settings, encoder_name=stored.encoder_name, facts=stored.facts)
+    model = MultiViewModel(stored.encoder, settings, facts=stored.facts)
     fill(model._stored(), stored.state, folder)
     return model.to(device or next(stored.encoder.parameters()).device).eval()

@@ -28,14 +28,12 @@ class Stored(NamedTuple):
 
     Attributes:
         encoder: The encoder that it names, or the one that was given and is the same.
-        encoder_name: What ``load_encoder`` reads.
         settings: Of the model.
         facts: What training wrote down.
         state: Weights by name.
     """
 
     encoder: Encoder
-    encoder_name: str
     settings: dict[str, Any]
     facts: dict[str, Any]
     state: dict[str, Tensor]
@@ -48,7 +46,6 @@ def write_folder(
     module: nn.Module,
     settings: Mapping[str, Any],
     encoder: Encoder,
-    encoder_name: str,
     facts: Mapping[str, Any],
 ) -> None:
     """Write a folder; each file appears whole or not at all, ``config.json`` last.
@@ -58,8 +55,7 @@ def write_folder(
         kind: What it holds, such as "depth".
         module: What is stored of the model: everything but the encoder.
         settings: Of the model, in JSON's types.
-        encoder: The encoder.
-        encoder_name: What ``load_encoder`` reads.
+        encoder: The encoder; named by what it was loaded from, or else by its own name.
         facts: Of training, in JSON's types.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +63,7 @@ def write_folder(
     config = {
         "kind": kind,
         "settings": dict(settings),
-        "encoder": encoder_name,
+        "encoder": encoder.source or str(encoder.provenance.get("name", "")),
         "encoder_sha256": encoder.fingerprint,
         "encoder_licence": encoder.provenance.get("licence", "not stated"),
         "facts": dict(facts),
@@ -110,7 +106,7 @@ def read_folder(folder: str | Path, *, kind: str, encoder: Encoder | None = None
             f"not on {encoder.provenance.get('name', 'this one')!r} ({encoder.fingerprint[:12]}...): its answers would "
             "be noise. Give the encoder that it names, or train it anew."
         )
-    return Stored(encoder, config["encoder"], config["settings"], config.get("facts", {}), state)
+    return Stored(encoder, config["settings"], config.get("facts", {}), state)
 
 
 def kind_of(folder: str | Path) -> str:

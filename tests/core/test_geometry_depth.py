@@ -134,7 +134,7 @@ def test_only_the_head_learns(encoder: Encoder, wide_images: torch.Tensor) -> No
 
 def test_a_folder_gives_the_same_model_back(encoder: Encoder, wide_images: torch.Tensor, tmp_path: Path) -> None:
     encoder.save_pretrained(tmp_path / "encoder")
-    model = DepthModel(encoder, DepthSettings(rays=True), encoder_name=str(tmp_path / "encoder"), facts={"steps": 3})
+    model = DepthModel(load_encoder(tmp_path / "encoder"), DepthSettings(rays=True), facts={"steps": 3})
     model.eval().save_pretrained(tmp_path / "depth")
     again = load_depth(tmp_path / "depth")
     assert again.settings == model.settings

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pixio_robot import Encoder, create_encoder
+from pixio_robot import Encoder, create_encoder, load_encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError
 from pixio_robot.geometry.cameras import project, transform, unproject
 from pixio_robot.geometry.depth import DepthModel, DepthSettings, load_depth
@@ -241,9 +241,10 @@ def test_a_folder_gives_the_same_model_back(
     encoder: Encoder, views: torch.Tensor, tmp_path: Path, alone: str | None
 ) -> None:
     encoder.save_pretrained(tmp_path / "encoder")
+    encoder = load_encoder(tmp_path / "encoder")
     settings = MultiViewSettings(width=24, heads=2, bins=6, detail=True)
     head = head_for_one(encoder, alone) if alone else None
-    model = MultiViewModel(encoder, settings, alone=head, encoder_name=str(tmp_path / "encoder")).eval()
+    model = MultiViewModel(encoder, settings, alone=head).eval()
     model.save_pretrained(tmp_path / "model")
     again = load_multiview(tmp_path / "model")
     assert again.settings == model.settings

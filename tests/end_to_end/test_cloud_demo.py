@@ -23,13 +23,13 @@ SETTINGS = DepthSettings(coding="support", support_heights=(0.0, -0.913), max_de
 def test_a_cloud_is_made_by_either_kind_of_model(tmp_path: Path, kind: str) -> None:
     encoder = load_encoder("shipped:pixio_vitt16")
     torch.manual_seed(0)
-    model = DepthModel(encoder, SETTINGS, encoder_name="shipped:pixio_vitt16")
+    model = DepthModel(encoder, SETTINGS)
     torch.nn.init.zeros_(model.head.out.weight)
     assert model.head.out.bias is not None
     with torch.no_grad():
         model.head.out.bias.copy_(torch.tensor([3.0, 0, 40, -40]))  # all is table, and far away where none can be
     if kind == "views":
-        model = MultiViewModel(encoder, MultiViewSettings(), alone=model, encoder_name="shipped:pixio_vitt16")
+        model = MultiViewModel(encoder, MultiViewSettings(), alone=model)
     model.save_pretrained(tmp_path / "model")
     command = [sys.executable, str(SCRIPT), str(tmp_path / "model"), str(tmp_path / "cloud"), "--steps", "2"]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout

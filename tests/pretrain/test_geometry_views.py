@@ -16,7 +16,7 @@ from pixio_pretrain.geometry.fitting import FitConfig, fit
 from pixio_pretrain.geometry.pairs import evaluate_scenes, measure_views, partners
 from pixio_pretrain.geometry.sets import RgbdSet
 from pixio_pretrain.geometry.views import ViewsTask
-from pixio_robot import Encoder, create_encoder
+from pixio_robot import Encoder, create_encoder, load_encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError
 from pixio_robot.geometry.cameras import check_poses
 from pixio_robot.geometry.depth import DepthModel, DepthSettings, load_depth
@@ -212,7 +212,7 @@ def test_two_views_improve_on_a_depth_head_that_is_wrong(data: Path, encoder: En
     encoder.save_pretrained(tmp_path / "encoder")
     name = str(tmp_path / "encoder")
     torch.manual_seed(0)
-    head = DepthModel(encoder, encoder_name=name)
+    head = DepthModel(load_encoder(name))
     torch.nn.init.normal_(head.head.out.weight, std=1e-3)
     for folder, start in (("wrong", 1.2), ("other", 0.9)):
         head.start_at(start, focal=30)

@@ -81,9 +81,9 @@ def train_depth(
     methods: dict[str, Measure] = {"constant": mean.constant, "pixel mean": mean.pixels, "table plane": table_plane}
     if twin:
         random = encoder.redrawn(config.seed).to(config.device)
-        model, _ = _train(random, RANDOM, settings, config, train, folder / "random")
+        model, _ = _train(random, settings, config, train, folder / "random")
         methods[f"{settings.head} on {RANDOM}"] = _measure(model, _taps_of(model), posed=True)
-    model, spent = _train(encoder, encoder_name, settings, config, train, folder / "head")
+    model, spent = _train(encoder, settings, config, train, folder / "head")
     taps_of = _taps_of(model)
     if settings.rays and settings.coding != "support":
         methods[f"{settings.head} on {encoder_name}, pose withheld"] = _measure(model, taps_of, posed=False)
@@ -140,7 +140,7 @@ def train_views(
 
     def drawn() -> MultiViewModel:
         torch.manual_seed(config.seed)
-        return MultiViewModel(encoder, settings, alone=alone, encoder_name=encoder_name)
+        return MultiViewModel(encoder, settings, alone=alone)
 
     model = drawn()
     taps, taps_of = Taps(encoder, train, model.taps, precision=config.precision), _taps_of(model)
@@ -170,10 +170,10 @@ def train_views(
 
 
 def _train(
-    encoder: Encoder, name: str, settings: DepthSettings, config: FitConfig, train: RgbdSet, folder: Path
+    encoder: Encoder, settings: DepthSettings, config: FitConfig, train: RgbdSet, folder: Path
 ) -> tuple[DepthModel, float]:
     torch.manual_seed(config.seed)
-    model = DepthModel(encoder, settings, encoder_name=name)
+    model = DepthModel(encoder, settings)
     model.start_at(PixelMean.fit(train).overall, focal=float(train.intrinsics[..., 0, 0].median()))
     task = DepthTask(model, train, Taps(encoder, train, model.taps, precision=config.precision))
     identity = _identity(encoder, train, head=dataclasses.asdict(settings))
