@@ -177,7 +177,10 @@ def _start(path: Path, encoder: Encoder, source: FrameSource, identity: dict[str
 
 def _agreeing(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """The attributes of the cache at ``path``, which must be this one."""
-    found = dict(open_group(path).attrs)
+    try:
+        found = dict(open_group(path).attrs)
+    except CacheError as error:
+        raise CacheError(f"{path} holds something else than a cache. Choose another path, or delete it.") from error
     if others := differing(path, identity):
         told = "; ".join(f"{key} is {found.get(key)!r} there, {identity[key]!r} here" for key in others)
         raise CacheError(f"{path} holds a cache of something else ({told}). Choose another path, or delete it.")

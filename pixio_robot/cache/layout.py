@@ -32,13 +32,7 @@ def open_group(path: Path) -> zarr.Group:
         group = zarr.open_group(path, mode="r")
     except (FileNotFoundError, ValueError, json.JSONDecodeError) as error:
         raise CacheError(f"There is no feature cache at {path.absolute()}.") from error
-    found = group.attrs.get("format")
-    if found == 1:
-        raise CacheError(
-            f"{path} is a feature cache of format 1, which kept a file per chunk and could not hold long data sets or "
-            "augmented variants: delete it and build it anew."
-        )
-    if found != FORMAT:
+    if group.attrs.get("format") != FORMAT:
         raise CacheError(f"{path} is a zarr group, but no feature cache of format {FORMAT}.")
     return group
 

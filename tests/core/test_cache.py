@@ -118,6 +118,11 @@ def test_what_is_no_cache_is_told(encoder, tmp_path):
     zarr.create_group(tmp_path / "other")
     with pytest.raises(CacheError, match="no feature cache of format"):
         FeatureCache.open(tmp_path / "other")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    for taken in ("other", "full"):
+        with pytest.raises(CacheError, match=r"holds something else than a cache\. Choose another path, or delete it"):
+            build_cache(tmp_path / taken, encoder, Frames())
     with pytest.raises(CacheError, match="no frames"):
         build_cache(tmp_path / "empty", encoder, Frames(frames=0))
 

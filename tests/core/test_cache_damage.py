@@ -142,12 +142,6 @@ def test_two_builds_at_once_are_refused(encoder, tmp_path, monkeypatch):
         build_cache(tmp_path / "cache", encoder, Frames())  # a finished one is only opened
 
 
-def test_a_cache_of_the_first_format_is_refused_with_the_reason(tmp_path):
-    zarr.create_group(tmp_path / "old", attributes={"format": 1})
-    with pytest.raises(CacheError, match="format 1, which kept a file per chunk"):
-        FeatureCache.open(tmp_path / "old")
-
-
 def test_zarr_reads_what_we_map(path):
     cache = FeatureCache.open(path)
     array = zarr.open_array(path / "wrist", mode="r")
