@@ -5,7 +5,7 @@ embeddings tell the policy which slot (class token or patch cell), camera and ti
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from einops import rearrange, repeat
@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.nn import NORM_EPS
 from pixio_robot.tokens import Tokens
+
+ClassRead = Literal["each", "mean", "concat", "none"]
+PatchRead = Literal["average", "merge", "attention", "spatial_softmax", "none"]
 
 
 class AveragePool(nn.Module):
@@ -92,13 +95,12 @@ class SpatialSoftmax(nn.Module):
         return self.project(weights.transpose(-2, -1) @ torch.cat([patches, positions], dim=-1))
 
 
-PATCH_POOLS = {
+PATCH_POOLS: dict[PatchRead, type[AveragePool | MergePool | AttentionPool | SpatialSoftmax]] = {
     "average": AveragePool,
     "merge": MergePool,
     "attention": AttentionPool,
     "spatial_softmax": SpatialSoftmax,
 }
-CLASS_READS = ("each", "mean", "concat", "none")
 
 
 class VisualFeatureAdapter(nn.Module):
@@ -131,14 +133,14 @@ class VisualFeatureAdapter(nn.Module):
         cameras: int = 1,
         steps: int = 1,
         class_tokens: int = 8,
-        classes: Literal["each", "mean", "concat", "none"] = "each",
-        patches: Literal["average", "merge", "attention", "spatial_softmax", "none"] = "average",
+        classes: ClassRead = "each",
+        patches: PatchRead = "average",
         grid: int = 4,
         output: Literal["tokens", "vector"] = "tokens",
     ) -> None:
         super().__init__()
-        _check_choice("way to read class tokens", classes, CLASS_READS)
-        _check_choice("patch pooling", patches, [*PATCH_POOLS, "none"])
+        _check_choice("way to read class tokens", classes, get_args(ClassRead))
+        _check_choice("patch pooling", patches, get_args(PatchRead))
         _check_choice("adapter output", output, ["tokens", "vector"])
         if min(width, dim, cameras, steps, grid) < 1:
             raise SettingError("An adapter's width, dim, cameras, steps and grid must be at least 1.")

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -98,7 +98,6 @@ class OpenVino:
 
 
 BACKENDS: dict[str, type[OnnxRuntime] | type[OpenVino]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
 def open_session(path: Path, backend: str, *, threads: int | None = None, precision: Precision = "float32") -> Session:
@@ -117,8 +116,8 @@ def open_session(path: Path, backend: str, *, threads: int | None = None, precis
     """
     if backend not in BACKENDS:
         raise UnknownNameError("backend", backend, BACKENDS)
-    if precision not in PRECISIONS:
-        raise UnknownNameError("precision", precision, PRECISIONS)
+    if precision not in get_args(Precision):
+        raise UnknownNameError("precision", precision, get_args(Precision))
     if threads is not None and threads < 1:
         raise SettingError(f"threads={threads}: a runtime needs at least 1.")
     return BACKENDS[backend](path, threads=threads, precision=precision)

@@ -13,7 +13,7 @@ from pathlib import Path
 from pixio_robot.checkpoints import load_encoder
 from pixio_robot.errors import told_on_one_line
 from pixio_robot.export.adapters import load_adapter
-from pixio_robot.export.backends import BACKENDS, PRECISIONS
+from pixio_robot.export.backends import BACKENDS
 from pixio_robot.export.folder import read_facts
 from pixio_robot.export.latency import REPORT, measure, show
 from pixio_robot.export.runtime import verify
@@ -62,12 +62,11 @@ def write(options: argparse.Namespace) -> str:
 
 def check(options: argparse.Namespace) -> str:
     """Check bytes and answers."""
-    found = verify(options.folder, options.backend, precision=options.precision)
+    found = verify(options.folder, options.backend)
     lines = [f"{options.folder}: every file is as it was written."]
-    judged = "" if options.precision == "float32" else " (measured, not judged)"
     for backend, deviations in found.items():
         told = ", ".join(f"{one.output} {one.absolute:.1e}" for one in deviations)
-        lines.append(f"  {backend}, {options.precision}{judged}: largest difference from torch: {told}")
+        lines.append(f"  {backend}: largest difference from torch: {told}")
     return "\n".join(lines)
 
 
@@ -125,7 +124,6 @@ def _parser() -> argparse.ArgumentParser:
 
     made = command("verify", check, "Check an export's files, and its answers against torch's. Exit code 1: not sound.")
     _add_folder(made)
-    made.add_argument("--precision", choices=PRECISIONS, default="float32", help="bfloat16 is measured, not judged")
 
     made = command("latency", time, f"Time an export beside eager torch on this CPU, in turns; writes {REPORT}, too.")
     _add_folder(made)

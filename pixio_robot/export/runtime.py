@@ -27,10 +27,10 @@ class ExportedModel:
     Args:
         session: The file in a runtime.
         facts: What is known of it.
-        deviations: What the self-test found; None if it was left out.
+        deviations: What the self-test found.
     """
 
-    def __init__(self, session: Session, facts: ExportFacts, deviations: list[Deviation] | None) -> None:
+    def __init__(self, session: Session, facts: ExportFacts, deviations: list[Deviation]) -> None:
         self._session, self.facts, self.deviations = session, facts, deviations
 
     def __call__(self, images: Values, intrinsics: Values | None = None, cam2base: Values | None = None) -> Perceived:
@@ -90,16 +90,14 @@ def load_export(
     *,
     threads: int | None = None,
     precision: Precision = "float32",
-    self_test: bool = True,
 ) -> ExportedModel:
-    """Load an export into a runtime, and let it answer its self-test first.
+    """Load an export into a runtime, and let it answer its self-test first: a wrong engine should not reach a robot.
 
     Args:
         folder: What ``export`` wrote.
         backend: "onnxruntime" or "openvino".
         threads: Of the runtime; its own choice when absent.
         precision: "float32"; or "bfloat16" with OpenVINO, whose error is measured, in ``deviations``, and not judged.
-        self_test: Compare the answers with torch's. A few passes; a wrong engine should not get as far as a robot.
 
     Raises:
         ExportError: A folder that is no export or was changed, a package that is missing, or answers that are off.
@@ -109,24 +107,19 @@ def load_export(
     folder = Path(folder).expanduser()
     facts = read_facts(folder)
     session = open_session(folder / FILE, backend, threads=threads, precision=precision)
-    deviations = None
-    if self_test:
-        inputs, outputs = read_selftest(folder)
-        deviations = compare(ask(session, inputs, facts.batch), outputs)
-        if precision == "float32":
-            check(deviations, backend, facts.tolerance)
+    inputs, outputs = read_selftest(folder)
+    deviations = compare(ask(session, inputs, facts.batch), outputs)
+    if precision == "float32":
+        check(deviations, backend, facts.tolerance)
     return ExportedModel(session, facts, deviations)
 
 
-def verify(
-    folder: str | Path, backends: list[str] | None = None, *, precision: Precision = "float32"
-) -> dict[str, list[Deviation]]:
+def verify(folder: str | Path, backends: list[str] | None = None) -> dict[str, list[Deviation]]:
     """Check an export's files against their checksums, and its answers in every runtime against torch's.
 
     Args:
         folder: What ``export`` wrote.
         backends: Which; all that are installed when absent.
-        precision: As for ``load_export``.
 
     Returns:
         By backend, how far each output is off.
@@ -135,7 +128,4 @@ def verify(
         ExportError: The export is not sound; says why.
         UnknownNameError: No such backend.
     """
-    found = {}
-    for backend in backends or installed() or list(BACKENDS):
-        found[backend] = load_export(folder, backend, precision=precision).deviations or []
-    return found
+    return {name: load_export(folder, name).deviations for name in backends or installed() or list(BACKENDS)}

@@ -7,7 +7,7 @@ beside every patch, a linear head, and the head of DPT (arXiv 2103.13413, sectio
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from einops import rearrange
@@ -23,8 +23,6 @@ from pixio_robot.tokens import Tokens
 Readout = Literal["mean", "none"]
 """What becomes of the class tokens: their mean beside every patch, or nothing. An encoder without any lends the mean
 of its patches instead, so that a head's width does not depend on the encoder's family."""
-
-READOUTS: tuple[Readout, ...] = ("mean", "none")
 
 LEVELS = 4
 """Scales of DPT's pyramid: 4, 2, 1 and 1/2 times the grid of patches."""
@@ -61,8 +59,8 @@ class _Head(nn.Module):
 
     def __init__(self, width: int, taps: int, *, readout: Readout, extra: int) -> None:
         super().__init__()
-        if readout not in READOUTS:
-            raise UnknownNameError("readout", readout, READOUTS)
+        if readout not in get_args(Readout):
+            raise UnknownNameError("readout", readout, get_args(Readout))
         self.taps, self.readout, self.extra = taps, readout, extra
         self.channels = width * (2 if readout == "mean" else 1) + extra
 

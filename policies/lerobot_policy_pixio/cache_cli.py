@@ -4,7 +4,7 @@ import argparse
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from lerobot_policy_pixio.augmentation import ImageAugmentation
 from lerobot_policy_pixio.cache_folders import cache_folder, cache_path, find_caches
 from lerobot_policy_pixio.dataset_tables import export_tables, policy_inputs
 from lerobot_policy_pixio.frames import DatasetFrames
-from lerobot_policy_pixio.options import PixioOptions
+from lerobot_policy_pixio.options import EncoderDtype, PixioOptions
 from pixio_robot.cache import Estimate, FeatureCache, build_cache, compare_with_encoder, estimate_cache, verify_cache
 from pixio_robot.cache.build import sole_builder
 from pixio_robot.cache.layout import open_group
@@ -245,9 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--variants", type=int, default=0, help="augmented copies of each frame, to train with later")
     made.add_argument("--batch-size", type=int, default=64, help="frames per encoder pass")
     made.add_argument("--chunk", type=int, default=256, help="frames per chunk, the unit that is lost by a kill")
-    made.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="float32", help="what the encoder computes in"
-    )
+    made.add_argument("--dtype", choices=get_args(EncoderDtype), default="float32", help="what the encoder computes in")
     made.add_argument("--estimate", action="store_true", help="stop after the estimate of size and time")
     _add_device(made)
 

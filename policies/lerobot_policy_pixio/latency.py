@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -23,12 +23,11 @@ from torch import nn
 
 from lerobot_policy_pixio.acting import load_policy
 from lerobot_policy_pixio.modeling_pixio import PixioPolicy
-from lerobot_policy_pixio.options import PixioOptions
+from lerobot_policy_pixio.options import EncoderDtype, PixioOptions
 from pixio_robot.drafts import write_whole
 from pixio_robot.errors import CheckpointError, SettingError, told_on_one_line
 from pixio_robot.machine import device_name
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WARM_UP = 3
 
 
@@ -85,7 +84,7 @@ def measure(
         checkpoint: A ``pretrained_model`` folder of LeRobot, or the run around it: pixio_act, pixio_diffusion, or any
             policy with its backbone where ACT or Diffusion have it.
         device: Where to run; where it was trained when absent.
-        dtype: A key of ``DTYPES``.
+        dtype: "float32" or "bfloat16".
         compiled: Run backbone and head through ``torch.compile``.
         repeats: Measured chunks, after a few to warm up.
         camera_size: (height, width) of the cameras' images; those of training when absent.
@@ -261,7 +260,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="pixio-latency", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="a pretrained_model folder of LeRobot, or the run around it")
     parser.add_argument("--device", help="cpu, cuda, ...; where it was trained when absent")
-    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES), help="default: both")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=get_args(EncoderDtype), default=get_args(EncoderDtype), help="default: both"
+    )
     parser.add_argument("--compile", action="store_true", help="run backbone and head through torch.compile")
     parser.add_argument("--repeats", type=int, default=30, help="measured chunks (default: 30)")
     parser.add_argument(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 
+from pixio_robot.adapter import ClassRead, PatchRead
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
 
 TrainEncoder = Literal["frozen", "last_blocks", "lora", "full"]
@@ -57,8 +58,8 @@ class PixioOptions(_Base):
     encoder_licence: str | None = None
     encoder_spec: dict[str, Any] | None = None
     image_size: int | None = None
-    classes: Literal["each", "mean", "concat", "none"] = "each"
-    patches: Literal["average", "merge", "attention", "spatial_softmax", "none"] = "average"
+    classes: ClassRead = "each"
+    patches: PatchRead = "average"
     grid: int = 4
     blind: bool = False
     save_backbone: bool = False

@@ -182,7 +182,7 @@ class Trainer:
         self, policy: PixioPolicy, demonstrations: Demonstrations, *, steps: int, batch_size: int, seed: int = 0
     ) -> None:
         self.policy, self.demonstrations = policy.train(), demonstrations
-        self.steps, self.batch_size, self.seed = steps, batch_size, seed
+        self.batch_size, self.seed = batch_size, seed
         preset, schedule = policy.config.get_optimizer_preset(), policy.config.get_scheduler_preset()
         optimizer = preset.build(policy.get_optim_params())
         assert isinstance(optimizer, torch.optim.Adam), "the presets of ACT and diffusion are AdamW and Adam"

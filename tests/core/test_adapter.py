@@ -1,12 +1,13 @@
 """The adapter: shapes, pooled and unpooled tokens, and what it tells apart."""
 
 import itertools
+from typing import get_args
 
 import pytest
 import torch
 
 from pixio_robot import Tokens, VisualFeatureAdapter
-from pixio_robot.adapter import CLASS_READS, PATCH_POOLS, MergePool
+from pixio_robot.adapter import ClassRead, MergePool, PatchRead
 from pixio_robot.errors import SettingError, UnknownNameError
 
 
@@ -22,7 +23,7 @@ def fake_tokens(*lead: int, grid=(4, 6), classes=3, width=16, seed=0) -> Tokens:
 @pytest.mark.parametrize("output", ["tokens", "vector"])
 @pytest.mark.parametrize(
     ("classes", "patches"),
-    [pair for pair in itertools.product(CLASS_READS, [*PATCH_POOLS, "none"]) if pair != ("none", "none")],
+    [pair for pair in itertools.product(get_args(ClassRead), get_args(PatchRead)) if pair != ("none", "none")],
 )
 def test_every_choice_has_the_promised_shape_and_trains_every_parameter(classes, patches, output):
     settings = {"classes": classes, "patches": patches, "output": output}

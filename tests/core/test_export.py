@@ -127,8 +127,7 @@ def test_an_export_answers_new_inputs_as_torch_does(
 
 def test_arrays_of_numpy_are_read_and_every_input_matters(made: Callable[[str], Made]) -> None:
     one = made(ALL)
-    loaded = load_export(one.folder, self_test=False)
-    assert loaded.deviations is None
+    loaded = load_export(one.folder)
     given = {name: value.numpy() for name, value in new_inputs(one, 1).items()}
     before = loaded(**given).depth
     assert before is not None
@@ -256,7 +255,7 @@ def test_missing_packages_are_told_before_any_work(
 
 
 def test_wrong_calls_are_told(made: Callable[[str], Made]) -> None:
-    wide, both = (load_export(made(name).folder, self_test=False) for name in (WIDE, ALL))
+    wide, both = (load_export(made(name).folder) for name in (WIDE, ALL))
     given = new_inputs(made(ALL), 1)
     with pytest.raises(ImageError, match="24 x 48 pixels, not"):
         wide(torch.zeros(1, 3, 48, 24, dtype=torch.uint8))
@@ -265,7 +264,7 @@ def test_wrong_calls_are_told(made: Callable[[str], Made]) -> None:
     with pytest.raises(ImageError, match="exported for images"):
         both(**{name: value.expand(2, *value.shape[1:]) for name, value in given.items()})
     with pytest.raises(ImageError, match="Divide by 255"):
-        load_export(made("sigmoid depth, floats").folder, self_test=False)(torch.full((1, 3, 32, 32), 99.0))
+        load_export(made("sigmoid depth, floats").folder)(torch.full((1, 3, 32, 32), 99.0))
     with pytest.raises(SettingError, match="has no input 'intrinsics'; it reads images"):
         wide(torch.zeros(1, 3, 24, 48, dtype=torch.uint8), given["intrinsics"])
     with pytest.raises(SettingError, match="needs 'cam2base'"):
@@ -284,7 +283,7 @@ def test_wrong_calls_are_told(made: Callable[[str], Made]) -> None:
 
 def test_bfloat16_is_measured_and_not_judged(made: Callable[[str], Made]) -> None:
     loaded = load_export(made(WIDE).folder, "openvino", precision="bfloat16")
-    assert loaded.deviations is not None
+    assert loaded.deviations
     assert all(one.absolute < 1 for one in loaded.deviations)
 
 

@@ -1,8 +1,9 @@
 """The pieces of an export that need no export: the comparison, a policy's adapter, the command line."""
 
+import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from pixio_robot import Encoder, Tokens, VisualFeatureAdapter, create_encoder
-from pixio_robot.adapter import CLASS_READS, PATCH_POOLS
+from pixio_robot.adapter import ClassRead, PatchRead
 from pixio_robot.errors import CheckpointError, ExportError, SettingError
 from pixio_robot.export.adapters import describe_adapter, load_adapter
 from pixio_robot.export.cli import main
@@ -74,9 +75,7 @@ def test_samples_are_pictures_and_cameras_that_can_be() -> None:
     assert len(intrinsics.unique(dim=0)) == len(poses.unique(dim=0)) == 12
 
 
-FORMS = [
-    (classes, patches) for classes in CLASS_READS for patches in (*PATCH_POOLS, "none") if (classes, patches) != BLIND
-]
+FORMS = [pair for pair in itertools.product(get_args(ClassRead), get_args(PatchRead)) if pair != BLIND]
 
 
 @pytest.mark.parametrize(("classes", "patches"), FORMS)
@@ -159,9 +158,7 @@ def test_the_command_writes_checks_and_times(folder: Path, capsys: pytest.Captur
     assert main(["verify", str(folder)]) == 0
     told = capsys.readouterr().out
     assert "every file is as it was written" in told
-    assert "openvino, float32: largest difference from torch: classes" in told
-    assert main(["verify", str(folder), "--backend", "openvino", "--precision", "bfloat16"]) == 0
-    assert "measured, not judged" in capsys.readouterr().out
+    assert "openvino: largest difference from torch: classes" in told
     assert main(["latency", str(folder), "--rounds", "2", "--backend", "onnxruntime", "--bfloat16"]) == 0
     assert "| onnxruntime | float32 |" in capsys.readouterr().out
     report = json.loads((folder / "latency.json").read_text())
@@ -186,7 +183,7 @@ def test_the_command_tells_what_is_wrong(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("command", "told"),
-    [([], "verify outputs/eyes"), (["write"], "0 leaves it"), (["verify"], "not judged"), (["latency"], "--rounds")],
+    [([], "verify outputs/eyes"), (["write"], "0 leaves it"), (["verify"], "not sound"), (["latency"], "--rounds")],
 )
 def test_help_explains(command: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
