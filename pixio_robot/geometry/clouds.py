@@ -72,19 +72,6 @@ def write_depth_png(path: str | Path, depth: Maps) -> Path:
     return path
 
 
-def read_depth_png(path: str | Path) -> NDArray[np.float32]:
-    """Read what ``write_depth_png`` wrote: float32 [h w] in metres, 0 where unknown.
-
-    Raises:
-        DataError: The file is no 16-bit picture.
-    """
-    with Image.open(path) as picture:
-        values = np.asarray(picture)
-    if values.ndim != 2 or values.dtype.itemsize < 2:
-        raise DataError(f"{path} is no 16-bit depth map: it holds {values.dtype} {list(values.shape)}.")
-    return (values / MILLIMETRES).astype(np.float32)
-
-
 def _same_length(values: Maps, shape: tuple[int, ...], name: str) -> NDArray[Any]:
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if array.shape != shape:

@@ -77,7 +77,6 @@ class Perception:
         self._last, self._blocks = encoder.spec.depth - 1, shared_blocks(encoder, depth)
         self._seen: OrderedDict[tuple[Hashable, str], Seen] = OrderedDict()
         self._given: dict[tuple[Hashable, str], tuple[int, int]] = {}
-        self.passes = 0
 
     def see(self, frame: Hashable, images: Mapping[str, Tensor]) -> dict[str, Seen]:
         """Encode what has not been encoded yet; cameras of one size and type share a batch.
@@ -99,7 +98,6 @@ class Perception:
             names = [name for name, kind in kinds.items() if kind == (size, dtype)]
             batch = torch.cat([resized[name] for name in names])
             found = dict(zip(self._blocks, self.encoder.intermediate(batch, blocks=self._blocks), strict=True))
-            self.passes += len(names)
             for number, name in enumerate(names):
                 one = {block: _pick(tokens, number) for block, tokens in found.items()}
                 taps = [one[block] for block in self._depth.taps] if self._depth else []

@@ -1,15 +1,13 @@
 """What several views say of a scene, put together from what is known and what a network says."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from pixio_robot.geometry.cameras import rays, transform, unproject
+from pixio_robot.geometry.cameras import transform, unproject
 from pixio_robot.geometry.matching import Told
 from pixio_robot.geometry.planes import lean_on_planes
 from pixio_robot.geometry.trunk import Cameras, MultiViewSettings, pinhole
@@ -24,10 +22,8 @@ class MultiView:
 
     Attributes:
         depth_z: Metres along the optical axis [b v h w].
-        points_cam: Each pixel's point in its camera's frame, metres [b v h w 3].
-        points_world: The same in the common frame [b v h w 3]: the base frame if poses were given in it, else that of
-            view 0.
-        rays: Unit directions in the camera's frame [b v h w 3].
+        points_world: Each pixel's point in the common frame, metres [b v h w 3]: the base frame if poses were given in
+            it, else that of view 0.
         intrinsics: [b v 3 3].
         cam2world: [b v 4 4].
         scale: Mean depth of view 0 where its mask holds, metres [b].
@@ -38,20 +34,13 @@ class MultiView:
     """
 
     depth_z: Tensor
-    points_cam: Tensor
     points_world: Tensor
-    rays: Tensor
     intrinsics: Tensor
     cam2world: Tensor
     scale: Tensor
     confidence: Tensor
     mask: Tensor
     source: Mapping[str, Source]
-
-    def view(self, number: int) -> dict[str, Tensor]:
-        """Everything that is said of one view, without the dimension of views."""
-        fields = (field.name for field in dataclasses.fields(self) if field.name not in ("scale", "source"))
-        return {name: getattr(self, name)[:, number] for name in fields}
 
 
 def assemble(
@@ -92,13 +81,10 @@ def assemble(
             poses = torch.cat(
                 [found.cam2world[..., :3], torch.cat([moved, found.cam2world[..., 3:, 3:]], dim=-2)], dim=-1
             )
-        points = unproject(depth, k.float())
         posed = told.cam2world is not None and told.exact
         return MultiView(
             depth_z=depth,
-            points_cam=points,
-            points_world=transform(poses.float(), points),
-            rays=F.normalize(rays(k.float(), told.size), dim=-1),
+            points_world=transform(poses.float(), unproject(depth, k.float())),
             intrinsics=k,
             cam2world=poses,
             scale=size_of_scene,
