@@ -41,13 +41,13 @@ def main() -> None:
     args = parser.parse_args()
 
     import torch
+    from cloud_pictures import draw_depth, show
 
     from lerobot_env_pixio.rgbd_stage import ASPECTS, Stage
+    from pixio_pretrain.geometry.robot_metrics import f_scores, point_errors
+    from pixio_pretrain.geometry.scene_metrics import camera_errors
     from pixio_robot.geometry.cameras import transform, unproject
     from pixio_robot.geometry.clouds import write_depth_png, write_ply
-    from pixio_robot.geometry.figures import draw_depth
-    from pixio_robot.geometry.robot_metrics import f_scores, point_errors
-    from pixio_robot.geometry.scene_metrics import camera_errors
 
     size = (args.size, args.size)
     stage = Stage(
@@ -87,12 +87,7 @@ def main() -> None:
             said = " to ".join(f"{degrees:.1f} degrees and {100 * metres:.1f} cm" for degrees, metres in (was, now))
             print(f"{name} was knocked, and is corrected from {said}")
     if args.rerun:
-        from pixio_robot.geometry.perception import Calibration
-        from pixio_robot.geometry.viewer import show
-
-        cameras = {name: Calibration(k, pose) for name, k, pose in zip(names, intrinsics, found_poses, strict=True)}
-        pictures = dict(zip(names, images, strict=True))
-        show(pictures, cameras, depth=dict(zip(names, depth, strict=True)), points=points[near], colors=colors[near])
+        show(names, images, intrinsics, found_poses, depth, points=points[near], colors=colors[near])
 
 
 def knock(poses: "Tensor", degrees: float, metres: float, *, seed: int) -> "Tensor":

@@ -10,7 +10,8 @@ from PIL import Image
 
 from pixio_robot.drafts import draft_of
 from pixio_robot.errors import DataError
-from pixio_robot.geometry.metrics import Maps, as_floats
+
+Maps = NDArray[Any] | torch.Tensor
 
 MILLIMETRES = 1000.0
 FARTHEST = 65.535
@@ -34,7 +35,7 @@ def write_ply(path: str | Path, points: Maps, *, colors: Maps | None = None, con
     Raises:
         DataError: Shapes that do not fit together, or no point that is finite.
     """
-    path, xyz = Path(path), as_floats(points)
+    path, xyz = Path(path), _array(points, np.float64)
     if xyz.ndim != 2 or xyz.shape[1] != 3:
         raise DataError(f"Points must be [n 3], not {list(xyz.shape)}.")
     kept = np.isfinite(xyz).all(axis=1)
@@ -61,7 +62,7 @@ def write_depth_png(path: str | Path, depth: Maps) -> Path:
 
     0 stands for unknown: what is not above 0, not finite, or farther than 65.535 m.
     """
-    path, metres = Path(path), as_floats(depth)
+    path, metres = Path(path), _array(depth, np.float64)
     if metres.ndim != 2:
         raise DataError(f"Depth must be [h w], not {list(metres.shape)}.")
     with np.errstate(invalid="ignore"):
@@ -73,7 +74,11 @@ def write_depth_png(path: str | Path, depth: Maps) -> Path:
 
 
 def _same_length(values: Maps, shape: tuple[int, ...], name: str) -> NDArray[Any]:
-    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    array = _array(values)
     if array.shape != shape:
         raise DataError(f"{name} must be {list(shape)}, as there are points, not {list(array.shape)}.")
     return array
+
+
+def _array(values: Maps, dtype: type[np.generic] | None = None) -> NDArray[Any]:
+    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError
-from pixio_robot.geometry.cameras import check_intrinsics, check_poses, compose, invert, transform, unproject
+from pixio_robot.geometry.cameras import check_intrinsics, check_poses, invert, transform, unproject
 from pixio_robot.geometry.depth import DepthModel
 from pixio_robot.geometry.drift import REACH, DriftFinder, Landmarks, middles_of
 from pixio_robot.geometry.heads import cast, picture
@@ -262,11 +262,6 @@ class MultiViewModel(nn.Module):
                 check_poses(poses)
         if scale is not None and not (scale > 0).all():
             raise DataError("A scale must be above 0 metres.")
-
-
-def relative_to_first(cam2world: Tensor) -> Tensor:
-    """Carry poses [b v 4 4] into the frame of view 0, in which poses are predicted."""
-    return compose(invert(cam2world[:, :1]), cam2world)
 
 
 def load_multiview(

@@ -17,8 +17,8 @@ from pixio_pretrain.evaluation.pictures import SHOWN, depth_colours, side_by_sid
 from pixio_pretrain.evaluation.sets.depths import DEPTH_SETS, EIGEN, DepthSet
 from pixio_pretrain.evaluation.views import to_pixels
 from pixio_pretrain.geometry.losses import silog
+from pixio_pretrain.geometry.metrics import depth_errors
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
-from pixio_robot.geometry.metrics import depth_errors
 
 NEAREST = 1e-3
 CROPS = ("none", "eigen", "garg")

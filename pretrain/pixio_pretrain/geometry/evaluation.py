@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pixio_pretrain.geometry.metrics import depth_errors
 from pixio_pretrain.geometry.mono import FARTHEST, NEAREST, is_valid
+from pixio_pretrain.geometry.robot_metrics import point_errors
 from pixio_pretrain.geometry.sets import RgbdSet, Rows
 from pixio_pretrain.probe.resampling import group_means, interval, resampled_means
 from pixio_robot.drafts import write_whole
 from pixio_robot.geometry.cameras import transform, unproject
-from pixio_robot.geometry.metrics import depth_errors
-from pixio_robot.geometry.robot_metrics import point_errors
 
 Measure = Callable[[RgbdSet, Rows], Tensor]
 """Depth [b h w] of some frames of a set, metres."""

@@ -10,10 +10,10 @@ from torch import Tensor
 from pixio_pretrain.geometry.drift import knocks
 from pixio_pretrain.geometry.evaluation import Measure, summarize
 from pixio_pretrain.geometry.mono import is_valid
+from pixio_pretrain.geometry.scene_metrics import Views, auc, camera_errors, pose_errors, scene_metrics
 from pixio_pretrain.geometry.sets import RgbdSet, Rows
 from pixio_pretrain.geometry.views import Known, ViewsTask
 from pixio_robot.geometry.cameras import compose, transform, unproject
-from pixio_robot.geometry.scene_metrics import Views, auc, camera_errors, pose_errors, scene_metrics
 
 TOLD: dict[Known, str] = {
     "nothing": "nothing known",

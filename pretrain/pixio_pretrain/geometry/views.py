@@ -14,8 +14,8 @@ from pixio_pretrain.geometry.mono import BEYOND, FARTHEST, GRADIENTS, NEAREST, i
 from pixio_pretrain.geometry.sets import RgbdSet, Rows
 from pixio_pretrain.geometry.taps import Taps
 from pixio_robot.errors import DataError
-from pixio_robot.geometry.cameras import compose, transform, unproject
-from pixio_robot.geometry.multiview import MultiView, MultiViewModel, relative_to_first
+from pixio_robot.geometry.cameras import compose, invert, transform, unproject
+from pixio_robot.geometry.multiview import MultiView, MultiViewModel
 from pixio_robot.nn import no_autocast
 from pixio_robot.tokens import Tokens
 
@@ -111,7 +111,7 @@ class ViewsTask:
         """Depth [b v h w], intrinsics, and poses in the frame that the model answers in."""
         k, poses = self._calibration(frames)
         depth = self._frames.depths(frames.ravel()).to(k.device).unflatten(0, frames.shape)
-        return depth, k, poses if known in ("all", "drifted") else relative_to_first(poses)
+        return depth, k, poses if known in ("all", "drifted") else compose(invert(poses[:, :1]), poses)
 
 
 def _losses(found: MultiView, known: Known, depth: Tensor, intrinsics: Tensor, poses: Tensor) -> dict[str, Tensor]:

@@ -8,9 +8,9 @@ from torch import Tensor
 from pixio_pretrain.evaluation.job import Values
 from pixio_pretrain.evaluation.segmentation import count_overlaps
 from pixio_pretrain.evaluation.simulator.answers import CLASSES, THINGS, Answers
+from pixio_pretrain.geometry.metrics import depth_errors
 from pixio_pretrain.geometry.mono import FARTHEST, NEAREST
 from pixio_pretrain.probe.resampling import group_means
-from pixio_robot.geometry.metrics import depth_errors
 
 DEPTH = ("abs_rel", "rmse", "delta1")
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pixio_pretrain.geometry.metrics import Floats, Maps, as_floats
 from pixio_robot.errors import DataError
-from pixio_robot.geometry.metrics import Floats, Maps, as_floats
 
 INLIER = 1.03
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from pixio_pretrain.geometry.metrics import Floats, Maps, as_floats
 from pixio_robot.errors import DataError
-from pixio_robot.geometry.metrics import Floats, Maps, as_floats
 
 TOLERANCES = (0.01, 0.02, 0.05)
 """Metres, for ``f_scores``."""

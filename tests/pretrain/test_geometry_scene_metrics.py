@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from pixio_pretrain.geometry.robot_metrics import f_scores, point_errors
+from pixio_pretrain.geometry.scene_metrics import Views, auc, camera_errors, pose_errors, scene_metrics
 from pixio_robot.errors import DataError
-from pixio_robot.geometry.robot_metrics import f_scores, point_errors
-from pixio_robot.geometry.scene_metrics import Views, auc, camera_errors, pose_errors, scene_metrics
 
 random = np.random.default_rng(0)
 

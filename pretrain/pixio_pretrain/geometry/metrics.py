@@ -22,41 +22,6 @@ FEWEST_PIXELS = 10
 THRESHOLDS = {"delta1": 1.25, "delta2": 1.25**2, "delta3": 1.25**3, "delta1.03": 1.03}
 
 
-def depth_metrics(
-    prediction: Maps,
-    truth: Maps,
-    *,
-    mask: Maps | None = None,
-    min_depth: float = 1e-3,
-    max_depth: float = 10.0,
-) -> dict[str, float]:
-    """Average ``depth_errors`` over images.
-
-    Args:
-        prediction: Metres [b h w].
-        truth: Metres [b h w]; 0 or less, NaN and infinity mean unknown.
-        mask: Bool [b h w], pixels that may count, such as those of a crop; all if absent.
-        min_depth: Nearest depth that counts, metres.
-        max_depth: Farthest depth that counts, metres.
-
-    Returns:
-        "abs_rel", "sq_rel" (metres), "rmse" (metres), "rmse_log", "log10", "silog" (not times 100), "delta1",
-        "delta2", "delta3", "delta1.03" (shares), and "images", the number of images that counted.
-
-    Raises:
-        DataError: Shapes that differ, a prediction that is not finite, or no image with ``FEWEST_PIXELS`` valid pixels.
-    """
-    errors = depth_errors(prediction, truth, mask=mask, min_depth=min_depth, max_depth=max_depth)
-    counted = np.isfinite(errors["abs_rel"])
-    if not counted.any():
-        raise DataError(
-            f"No image of {len(counted)} has {FEWEST_PIXELS} valid pixels between {min_depth:g} and {max_depth:g} m. "
-            "Is the depth in metres, and the mask true where a pixel counts?"
-        )
-    means = {name: float(values[counted].mean()) for name, values in errors.items()}
-    return means | {"images": int(counted.sum())}
-
-
 def depth_errors(
     prediction: Maps,
     truth: Maps,
@@ -72,14 +37,16 @@ def depth_errors(
     that their logarithm exists.
 
     Args:
-        prediction: As for ``depth_metrics``.
-        truth: As for ``depth_metrics``.
-        mask: As for ``depth_metrics``.
-        min_depth: As for ``depth_metrics``.
-        max_depth: As for ``depth_metrics``.
+        prediction: Metres [b h w].
+        truth: Metres [b h w]; 0 or less, NaN and infinity mean unknown.
+        mask: Bool [b h w], pixels that may count, such as those of a crop; all if absent.
+        min_depth: Nearest depth that counts, metres.
+        max_depth: Farthest depth that counts, metres.
 
     Returns:
-        Each [b]; NaN for an image with fewer than ``FEWEST_PIXELS`` valid pixels.
+        "abs_rel", "sq_rel" (metres), "rmse" (metres), "rmse_log", "log10", "silog" (not times 100), "delta1",
+        "delta2", "delta3" and "delta1.03" (shares), each [b]; NaN for an image with fewer than ``FEWEST_PIXELS`` valid
+        pixels.
 
     Raises:
         DataError: Shapes that differ, or a prediction that is not finite.
