@@ -10,11 +10,13 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.envs.utils import preprocess_observation
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.processor import PolicyProcessorPipeline
 from lerobot.utils.constants import OBS_STR
 from numpy.typing import NDArray
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 
+from lerobot_policy_pixio.options import EncoderDtype, PixioOptions
 from pixio_robot.errors import CheckpointError, SettingError
 
 
@@ -54,22 +56,15 @@ class Actor:
         """Load a LeRobot checkpoint.
 
         Args:
-            folder: A ``pretrained_model`` folder.
+            folder: A ``pretrained_model`` folder, or the run around it.
             device: Where to run it; where it was trained when absent.
             task: What a task-conditioned policy is to do, unless the observations say.
 
         Raises:
             CheckpointError: If there is no checkpoint, or it needs another encoder.
-            SettingError: If the policy averages over the chunks of several calls.
+            SettingError: If the policy averages over the chunks of several calls, or the device is not there.
         """
-        folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"There is no policy checkpoint in {folder.absolute()}.")
-        config = PreTrainedConfig.from_pretrained(folder)
-        config.device = device or config.device
-        overrides = {"device_processor": {"device": config.device}}
-        pipelines = make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=overrides)
-        return cls(load_policy(folder, config), *pipelines, task=task)
+        return cls(*open_checkpoint(folder, device=device), task=task)
 
     @torch.inference_mode()
     def __call__(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
@@ -102,6 +97,48 @@ def _repeat(key: str, value: Any, steps: int) -> Any:
     if not (key.startswith(OBS_STR) and isinstance(value, Tensor)):
         return value
     return value.unsqueeze(1).expand(-1, steps, *value.shape[1:])
+
+
+def find_checkpoint(folder: str | Path) -> Path:
+    """The ``pretrained_model`` folder of a checkpoint or of a whole run.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    folder = Path(folder)
+    for place in (folder, folder / "pretrained_model", folder / "checkpoints" / "last" / "pretrained_model"):
+        if (place / "config.json").is_file():
+            return place
+    raise CheckpointError(
+        f"There is no policy checkpoint in {folder.absolute()}: give a pretrained_model folder with config.json, or "
+        "the folder of a run."
+    )
+
+
+def open_checkpoint(
+    folder: str | Path, *, device: str | None = None, dtype: EncoderDtype | None = None
+) -> tuple[PreTrainedPolicy, PolicyProcessorPipeline, PolicyProcessorPipeline]:
+    """Load a policy in evaluation mode, and its pre- and postprocessor.
+
+    Args:
+        folder: A ``pretrained_model`` folder, or the run around it.
+        device: Where to run; where it was trained when absent.
+        dtype: What a frozen encoder of ours computes in; as in training when absent.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint, or its encoder is missing or another.
+        SettingError: If the device is not there.
+    """
+    folder = find_checkpoint(folder)
+    config = PreTrainedConfig.from_pretrained(folder)
+    config.device = device or config.device
+    if str(config.device).startswith("cuda") and not torch.cuda.is_available():
+        raise SettingError(f"This machine has no device {config.device!r} that PyTorch can use; try device cpu.")
+    if dtype is not None and isinstance(config, PixioOptions) and config.train_encoder == "frozen":
+        config.encoder_dtype = dtype
+    overrides = {"device_processor": {"device": config.device}}
+    pipelines = make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=overrides)
+    return load_policy(folder, config).eval(), *pipelines
 
 
 def load_policy(folder: Path, config: PreTrainedConfig) -> PreTrainedPolicy:

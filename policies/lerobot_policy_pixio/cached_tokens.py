@@ -76,10 +76,10 @@ def check_fit(cache: FeatureCache, config: PixioOptions) -> None:
             f"{config.encoder_dtype}."
         )
     if pooled is not None and config.patches != "none" and pooled != config.cached_grid:
-        wanted = "" if config.cached_grid is None else f" or grid={config.cached_grid}"
+        wanted = "" if config.cached_grid is None else f" or {config.cached_grid}"
         raise CacheError(
             f"{cache.path} keeps patches averaged to {pooled} x {pooled}; pooling by {config.patches!r} to "
-            f"{config.grid} x {config.grid} needs a cache built with grid=None{wanted}."
+            f"{config.grid} x {config.grid} needs a cache built with --grid 0{wanted}."
         )
     side = config.image_size or known["image_size"]
     for camera in config.image_features:
@@ -92,7 +92,7 @@ def check_fit(cache: FeatureCache, config: PixioOptions) -> None:
             height, width = cache.size(camera)
             raise CacheError(
                 f"{cache.path} saw {camera!r} at {height} x {width} pixels, and the policy sees {side} x {side}: "
-                f"build the cache with size={(side, side)}, or set image_size."
+                f"build the cache with --size {side}, or set image_size."
             )
 
 

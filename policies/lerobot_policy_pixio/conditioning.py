@@ -3,7 +3,6 @@
 It reaches ACT and Diffusion as (a further part of) the environment's state, which both read already.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from lerobot_policy_pixio.options import PixioOptions
 from pixio_robot.errors import CheckpointError, DataError, SettingError, UnknownNameError
+from pixio_robot.hashes import weights_sha256
 
 
 class IndexedTasks(nn.Module):
@@ -142,11 +142,7 @@ class LanguageModel:
         model = model.get_encoder() if model.config.is_encoder_decoder else model
         self._model: Any = model.float().eval().requires_grad_(False)
         self.width: int = model.config.hidden_size
-        digest = hashlib.sha256()
-        for key, value in sorted(model.state_dict().items()):
-            digest.update(f"{key}{list(value.shape)}".encode())
-            digest.update(value.cpu().contiguous().numpy().data)
-        self.sha256 = digest.hexdigest()
+        self.sha256 = weights_sha256(sorted(model.state_dict().items()))
 
     @torch.no_grad()
     def read(self, sentences: Sequence[str]) -> Tensor:

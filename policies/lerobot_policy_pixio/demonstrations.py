@@ -176,11 +176,10 @@ def _open_cache(frames: DatasetFrames, policy: PixioPolicy, path: str | Path | N
     if config.train_encoder != "frozen":
         raise SettingError(
             f"train_encoder={config.train_encoder!r} changes the encoder while its cached features stay: train with "
-            "LeRobot's `lerobot-train`, which runs the encoder at every step, give train() decoded frames "
-            "(pixels=...), or set train_encoder='frozen'."
+            "`lerobot-train`, which runs the encoder at every step, or set train_encoder='frozen'."
         )
     if path is None:
-        raise SettingError("A policy with eyes trains from a feature cache: build one with pixio_robot.build_cache.")
+        raise SettingError("A policy with eyes trains from a feature cache: build one with `pixio-cache build`.")
     assert policy.eyes is not None, "a policy with cameras has eyes"
     cache = FeatureCache.open(path, encoder=policy.eyes.encoder, source=frames)
     check_fit(cache, config)

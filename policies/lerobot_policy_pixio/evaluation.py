@@ -15,12 +15,10 @@ Z = 1.959964  # two-sided 95 % of a normal distribution
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Rollouts at intervals, through LeRobot's environments and its ``eval_policy_all``.
+class EvalOptions:
+    """How to measure a policy in an environment.
 
     Attributes:
-        env: The environment, as ``--env.type`` makes it.
-        every: Training steps between two evaluations.
         n_episodes: Episodes per task of the environment.
         batch_size: Environments at once.
         use_async_envs: Give each of them a process of its own.
@@ -29,12 +27,23 @@ class Evaluation:
             the benchmark measures on those from 1 000 000 on.
     """
 
-    env: EnvConfig
-    every: int
     n_episodes: int = 50
     batch_size: int = 1
     use_async_envs: bool = False
     first_seed: int = 3_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(EvalOptions):
+    """Rollouts at intervals, through LeRobot's environments and its ``eval_policy_all``.
+
+    Attributes:
+        env: The environment, as ``--env.type`` makes it.
+        every: Training steps between two evaluations.
+    """
+
+    env: EnvConfig
+    every: int
 
     def __post_init__(self) -> None:
         for name in ("every", "n_episodes", "batch_size"):

@@ -14,18 +14,17 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from lerobot.configs import PreTrainedConfig
-from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.import_utils import register_third_party_plugins
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from lerobot_policy_pixio.acting import load_policy
+from lerobot_policy_pixio.acting import find_checkpoint, open_checkpoint
 from lerobot_policy_pixio.modeling_pixio import PixioPolicy
-from lerobot_policy_pixio.options import EncoderDtype, PixioOptions
+from lerobot_policy_pixio.options import EncoderDtype
 from pixio_robot.drafts import write_whole
-from pixio_robot.errors import CheckpointError, SettingError, told_on_one_line
+from pixio_robot.errors import told_on_one_line
 from pixio_robot.machine import device_name
 
 WARM_UP = 3
@@ -44,7 +43,7 @@ class Latency:
         per_action: The total and the ``n_action_steps`` - 1 actions that follow without a look, spread over all.
     """
 
-    dtype: str
+    dtype: EncoderDtype
     encoder: list[float]
     head: list[float]
     processors: list[float]
@@ -73,7 +72,7 @@ def measure(
     checkpoint: str | Path,
     *,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: EncoderDtype = "float32",
     compiled: bool = False,
     repeats: int = 30,
     camera_size: tuple[int, int] | None = None,
@@ -93,7 +92,10 @@ def measure(
         CheckpointError: If there is no such checkpoint, or its encoder is missing.
         SettingError: If the device is not there.
     """
-    policy, preprocessor, postprocessor = _load(find_checkpoint(checkpoint), device, dtype, compiled)
+    policy, preprocessor, postprocessor = open_checkpoint(checkpoint, device=device, dtype=dtype)
+    if compiled:
+        for module in (*encoders_of(policy), *_heads_of(policy)):
+            module.forward = torch.compile(module.forward)  # not module.compile(): that would compile our clock, too
     config = policy.config
     observation = _observe(config, camera_size)
     steps, on = int(getattr(config, "n_action_steps", 1)), torch.device(str(config.device))
@@ -117,22 +119,6 @@ def measure(
     percentiles = np.percentile(1000 * np.array(rows[WARM_UP:]), [50, 95], axis=0).T.round(3).tolist()
     names = ("encoder", "head", "processors", "total", "per_action")
     return Latency(dtype=dtype, **dict(zip(names, percentiles, strict=True)))
-
-
-def find_checkpoint(folder: str | Path) -> Path:
-    """The ``pretrained_model`` folder of a checkpoint or of a whole run.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
-    folder = Path(folder)
-    for place in (folder, folder / "pretrained_model", folder / "checkpoints" / "last" / "pretrained_model"):
-        if (place / "config.json").is_file():
-            return place
-    raise CheckpointError(
-        f"There is no policy checkpoint in {folder.absolute()}: give a pretrained_model folder with config.json, or "
-        "the folder of a run."
-    )
 
 
 def encoders_of(policy: PreTrainedPolicy) -> list[nn.Module]:
@@ -165,21 +151,6 @@ def describe(checkpoint: str | Path, device: str | None, camera_size: tuple[int,
         "threads": torch.get_num_threads(),
         "packages": {name: version(name) for name in ("torch", "lerobot")},
     }
-
-
-def _load(folder: Path, device: str | None, dtype: str, compiled: bool) -> tuple[PreTrainedPolicy, Any, Any]:
-    config = PreTrainedConfig.from_pretrained(folder)
-    config.device = device or config.device
-    if str(config.device).startswith("cuda") and not torch.cuda.is_available():
-        raise SettingError(f"This machine has no device {config.device!r} that PyTorch can use; try --device cpu.")
-    if isinstance(config, PixioOptions) and config.train_encoder == "frozen":
-        config.encoder_dtype = "bfloat16" if dtype == "bfloat16" else "float32"
-    policy = load_policy(folder, config).eval()
-    if compiled:
-        for module in (*encoders_of(policy), *_heads_of(policy)):
-            module.forward = torch.compile(module.forward)  # not module.compile(): that would compile our clock, too
-    overrides = {"device_processor": {"device": config.device}}
-    return policy, *make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=overrides)
 
 
 def _heads_of(policy: PreTrainedPolicy) -> Iterator[nn.Module]:

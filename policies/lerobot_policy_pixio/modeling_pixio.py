@@ -106,9 +106,6 @@ class PixioPolicy(_Base):
         given = [batch[OBS_ENV_STATE]] if self.config.given_env_state is not None else []
         return batch | {OBS_ENV_STATE: torch.cat([*given, told], dim=-1)}
 
-    def _check_finite(self, loss: Tensor) -> None:
-        check_finite(loss, "loss", self.config)
-
     def _get_default_peft_targets(self) -> dict[str, Any]:
         """What LeRobot's ``--peft`` flags adapt: the head's linear layers by additions, and the adapter in full.
 
@@ -170,7 +167,7 @@ def check_finite(number: Tensor, name: str, config: PixioOptions) -> None:
 def _leave_out(policy: PixioPolicy, state: dict[str, Tensor], prefix: str, _metadata: Any) -> None:
     """Take the untrained encoder out of a state dict."""
     if policy.eyes is not None:
-        for name in policy.eyes.not_stored:
+        for name in policy.eyes.left_out:
             state.pop(f"{prefix}eyes.{name}", None)
 
 

@@ -14,7 +14,7 @@ from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
 from lerobot_policy_pixio.configuration_pixio_act import PixioACTConfig
-from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy
+from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy, check_finite
 from pixio_robot.encoder import Encoder
 
 
@@ -74,7 +74,7 @@ class PixioACTPolicy(PixioPolicy, ACTPolicy):
             SettingError: If the loss is not finite.
         """
         loss, parts = super().forward(self._see(batch))
-        self._check_finite(loss)
+        check_finite(loss, "loss", self.config)
         return loss, parts
 
     @torch.no_grad()

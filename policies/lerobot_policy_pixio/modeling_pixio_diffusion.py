@@ -14,7 +14,7 @@ from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
 from lerobot_policy_pixio.configuration_pixio_diffusion import PixioDiffusionConfig
-from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy
+from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy, check_finite
 from lerobot_policy_pixio.vision import Eyes
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError
@@ -87,7 +87,7 @@ class PixioDiffusionPolicy(PixioPolicy, DiffusionPolicy):
             SettingError: If the loss is not finite.
         """
         loss, _ = super().forward(self._see(batch))
-        self._check_finite(loss)
+        check_finite(loss, "loss", self.config)
         return loss, None
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from lerobot.utils.utils import init_logging
 
 from lerobot_policy_pixio.cache_folders import cache_path, find_caches
 from lerobot_policy_pixio.cached_tokens import cache_settings, check_fit
-from lerobot_policy_pixio.evaluation import Evaluation
+from lerobot_policy_pixio.evaluation import EvalOptions, Evaluation
 from lerobot_policy_pixio.frames import DECODER, DatasetFrames, open_dataset
 from lerobot_policy_pixio.options import PixioOptions
 from lerobot_policy_pixio.training import train, with_features
@@ -51,24 +51,6 @@ class DatasetOptions:
         if self.root is None:
             raise SettingError("Which demonstrations? Name a folder by --dataset.root, or a data set by its repo_id.")
         return open_dataset(self.root)
-
-
-@dataclass
-class EvalOptions:
-    """How to measure the policy in an environment.
-
-    Attributes:
-        n_episodes: Episodes per task and evaluation.
-        batch_size: Environments at once.
-        use_async_envs: Give each of them a process of its own.
-        first_seed: Episode i is reset with seed ``first_seed`` + i, whatever the seed of training; by
-            default scenes for development, which the benchmark does not measure on.
-    """
-
-    n_episodes: int = 50
-    batch_size: int = 1
-    use_async_envs: bool = False
-    first_seed: int = 3_000_000
 
 
 @dataclass

@@ -35,7 +35,7 @@ from lerobot_policy_pixio.fused_adam import as_in_presets, fuse
 from lerobot_policy_pixio.logs import Metrics, RunLog, track
 from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy, check_finite
 from lerobot_policy_pixio.options import PixioOptions
-from lerobot_policy_pixio.run import ELSEWHERE, RunFolder, lerobot_config
+from lerobot_policy_pixio.run_folder import ELSEWHERE, RunFolder, lerobot_config
 from pixio_robot.cache import FeatureCache
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError
@@ -111,18 +111,11 @@ def train(
     refusal = SettingError(f"Another process trains in {folder}. Wait for it, or choose another folder.")
     with alone(Path(folder) / ".lock", refusal), torch.random.fork_rng(_cuda_devices(config)):
         run = RunFolder(Path(folder), config, **settings)
-        newest = run.newest
-        if newest is None:
-            policy = make_policy(config, frames, seed=seed, encoder=encoder)
-        else:
-            known = PreTrainedConfig.from_pretrained(newest / PRETRAINED_MODEL_DIR)
-            for name in ELSEWHERE:
-                setattr(known, name, getattr(config, name))
-            policy = policy_class(config).from_pretrained(newest / PRETRAINED_MODEL_DIR, config=known, encoder=encoder)
+        policy = _open_policy(run.newest, config, frames, seed=seed, encoder=encoder)
         processors = make_processors(policy, frames)
         demonstrations = Demonstrations(frames, policy, processors[0], cache, pixels=pixels, memory_gb=memory_gb)
         trainer = Trainer(policy, demonstrations, steps=steps, batch_size=batch_size, seed=seed)
-        start = 0 if newest is None else trainer.resume(newest)
+        start = 0 if run.newest is None else trainer.resume(run.newest)
         if start > steps:
             raise SettingError(
                 f"{run.path} has trained for {start} steps already, not steps={steps}: ask for at least as many, or "
@@ -141,30 +134,56 @@ def train(
             evaluation=evaluation,
             wandb=wandb,
         )
-        with (
-            closing(RunLog(run.path, step=start, wandb=track(lerobots, start))) as log,
-            tqdm(total=steps, initial=start, desc=f"training {run.path.name}", unit="step") as bar,
-            termination() as end,
-        ):
-            missed = _due(evaluation, start, steps)
-            if missed and not log.holds(start, "eval_success"):
-                log.write({"step": start, **missed.run(policy, processors)})
-            for step in range(start + 1, steps + 1):
-                row = {"step": step, **trainer.step(step)}
-                bar.update()
-                due = _due(evaluation, step, steps)
-                if due or step == steps or (log_every and step % log_every == 0):
-                    row |= trainer.speed()
-                    bar.set_postfix({key: f"{row[key]:.4g}" for key in ("loss", "samples_per_s")})
-                    log.write(row)
-                if end.is_set() or should_save_checkpoint(step, save_every, steps):
-                    log.keep(trainer.save(step, run, lerobots, processors))
-                if end.is_set() and (due or step < steps):
-                    logger.warning("Terminated at step %d of %d; the same command goes on.", step, steps)
-                    raise SystemExit(128 + signal.SIGTERM)
-                if due:
-                    log.write({"step": step, **due.run(policy, processors)})
-    return policy.eval(), log.rows
+        log = _run(trainer, run, lerobots, processors, evaluation, start)
+    return policy.eval(), log
+
+
+def _open_policy(
+    newest: Path | None, config: PixioOptions, frames: DatasetFrames, *, seed: int, encoder: Encoder | None
+) -> PixioPolicy:
+    """A new policy, or that of a run's newest checkpoint, on the device and with the encoder of this call."""
+    if newest is None:
+        return make_policy(config, frames, seed=seed, encoder=encoder)
+    known = PreTrainedConfig.from_pretrained(newest / PRETRAINED_MODEL_DIR)
+    for name in ELSEWHERE:
+        setattr(known, name, getattr(config, name))
+    return policy_class(config).from_pretrained(newest / PRETRAINED_MODEL_DIR, config=known, encoder=encoder)
+
+
+def _run(
+    trainer: "Trainer",
+    run: RunFolder,
+    config: TrainPipelineConfig,
+    processors: Processors,
+    evaluation: Evaluation | None,
+    start: int,
+) -> list[Metrics]:
+    """Take all steps after ``start``: log, save, evaluate, and stop when asked to; give the log."""
+    policy, steps = trainer.policy, config.steps
+    with (
+        closing(RunLog(run.path, step=start, wandb=track(config, start))) as log,
+        tqdm(total=steps, initial=start, desc=f"training {run.path.name}", unit="step") as bar,
+        termination() as end,
+    ):
+        missed = _due(evaluation, start, steps)
+        if missed and not log.holds(start, "eval_success"):
+            log.write({"step": start, **missed.run(policy, processors)})
+        for step in range(start + 1, steps + 1):
+            row = {"step": step, **trainer.step(step)}
+            bar.update()
+            due = _due(evaluation, step, steps)
+            if due or step == steps or (config.log_freq and step % config.log_freq == 0):
+                row |= trainer.speed()
+                bar.set_postfix({key: f"{row[key]:.4g}" for key in ("loss", "samples_per_s")})
+                log.write(row)
+            if end.is_set() or should_save_checkpoint(step, config.save_freq, steps):
+                log.keep(trainer.save(step, run, config, processors))
+            if end.is_set() and (due or step < steps):
+                logger.warning("Terminated at step %d of %d; the same command goes on.", step, steps)
+                raise SystemExit(128 + signal.SIGTERM)
+            if due:
+                log.write({"step": step, **due.run(policy, processors)})
+    return log.rows
 
 
 class Trainer:

@@ -7,7 +7,7 @@ hash of its weights before training, and read from where it lies; or stored too,
 import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from pixio_robot.encoder import Encoder, EncoderSpec
 from pixio_robot.errors import CheckpointError, SettingError, UnknownNameError
 from pixio_robot.foreign import ForeignBackbone, wrap_model
 from pixio_robot.images import PixelStatistics, check_images, resize
+from pixio_robot.nn import no_autocast
 from pixio_robot.tokens import Tokens
 
 WAY_OUT = "Go on with train_encoder and train_blocks as the checkpoint's config.json has them, or train a new policy."
@@ -56,7 +57,7 @@ class Eyes(nn.Module):
     ) -> None:
         super().__init__()
         self._config = config
-        self._blank = encoder is None and config.encoder_spec is not None  # until a checkpoint fills it
+        self._awaits_weights = encoder is None and config.encoder_spec is not None  # those of a checkpoint
         self.encoder = _find_encoder(config, encoder)
         _note_licence(config)
         self.adapter = VisualFeatureAdapter(
@@ -72,18 +73,12 @@ class Eyes(nn.Module):
         side = config.image_size or self.encoder.spec.image_size
         self.image_size = (side, side)
         trained = {name for name, parameter in self.encoder.named_parameters() if parameter.requires_grad}
-        self._known = frozenset(f"encoder.{name}" for name in self.encoder.state_dict())
-        self._untrained = self._known - {f"encoder.{name}" for name in trained}
+        self._untrained = frozenset(f"encoder.{name}" for name in self.encoder.state_dict() if name not in trained)
 
     @property
-    def not_stored(self) -> frozenset[str]:
+    def left_out(self) -> frozenset[str]:
         """Names of the weights that this policy's checkpoints leave out."""
         return frozenset() if self._config.save_backbone else self._untrained
-
-    @property
-    def not_missed(self) -> frozenset[str]:
-        """Names of the weights that a checkpoint need not hold: they are here already, as they were before training."""
-        return frozenset() if self._blank else self._known
 
     def encode(self, views: Sequence[Tensor | Tokens]) -> list[Tokens]:
         """Run the encoder once over all live images; tokens from a cache stay as they are.
@@ -105,14 +100,15 @@ class Eyes(nn.Module):
             )
         if not live:
             return [view for view in views if isinstance(view, Tokens)]
-        if self._blank:
+        if self._awaits_weights:
             raise CheckpointError(
                 f"{_trained_on(self._config)}; its weights lie in the policy's checkpoint: load that."
             )
         frames = torch.cat(live)
         if self._config.compile_encoder:
             check_images(frames, self.encoder.spec.patch_size)  # the encoder itself cannot while it is compiled
-        with self._own_type():
+        frozen = self._config.train_encoder == "frozen"  # then it computes in its own type, as it does for a cache
+        with no_autocast(next(self.encoder.parameters()).device) if frozen else nullcontext():
             tokens = self.encoder(frames)
         fresh = zip(tokens.classes.chunk(len(live)), tokens.patches.chunk(len(live)), strict=True)
         return [
@@ -146,12 +142,12 @@ class Eyes(nn.Module):
             CheckpointError: If a weight has no place here, or was trained and would go on as one that is not.
         """
         here, config = self.encoder.state_dict(prefix="encoder."), self._config
-        whole = config.save_backbone and config.train_encoder != "frozen"  # a frozen one goes by its hash
-        still = frozenset() if self._blank or whole else self._untrained
+        replaced = config.save_backbone and config.train_encoder != "frozen"  # a frozen one goes by its hash
+        kept = frozenset() if self._awaits_weights or replaced else self._untrained
         lost = sorted(
             name
             for name, weight in stored.items()
-            if name not in here or (name in still and not _is_same(weight, here[name]))
+            if name not in here or (name in kept and not _is_same(weight, here[name]))
         )
         if lost:
             raise CheckpointError(
@@ -168,26 +164,20 @@ class Eyes(nn.Module):
         Raises:
             CheckpointError: If it lacks what it should hold, or holds another encoder than its settings name.
         """
-        lacking = sorted(set(missing) - self.not_missed)
-        if lacking:
+        lacking = sorted(name for name in missing if self._awaits_weights or not name.startswith("encoder."))
+        if lacking:  # an encoder that does not await its weights has them as they were before training
             raise CheckpointError(
                 f"The checkpoint lacks {len(lacking)} weights of the policy's eyes, such as {lacking[0]!r}: it is of "
                 "other settings, or cut short."
             )
-        if self._blank and self._config.train_encoder == "frozen":
+        if self._awaits_weights and self._config.train_encoder == "frozen":
             if not _are_rounded(self.encoder.parameters()) and self.encoder.fingerprint != self._config.encoder_hash:
                 raise CheckpointError(
                     "The checkpoint holds an encoder that was trained, or is damaged, and train_encoder='frozen' would "
                     f"take it for the one before training, of sha256 {str(self._config.encoder_hash)[:12]}. {WAY_OUT}"
                 )
             self.encoder.fingerprint = str(self._config.encoder_hash)  # taken before weights were rounded
-        self._blank = False
-
-    def _own_type(self) -> AbstractContextManager:
-        """Let a frozen encoder compute in its own type, as it does for a cache, inside mixed precision, too."""
-        if self._config.train_encoder != "frozen":
-            return nullcontext()
-        return torch.autocast(next(self.encoder.parameters()).device.type, enabled=False)
+        self._awaits_weights = False
 
 
 def check_same(config: PixioOptions, encoder: Encoder) -> None:
@@ -218,7 +208,11 @@ def _trained_on(config: PixioOptions) -> str:
 
 
 def _find_encoder(config: PixioOptions, given: Encoder | None) -> Encoder:
-    """The encoder of a new policy, noting who it is; or that of an old one, checking that it is the same."""
+    """The encoder of a new policy, or that of an old one, checked to be the same.
+
+    Writes down who it is: ``encoder_hash``, ``encoder_licence`` and ``encoder_spec``; and sets ``save_backbone`` where
+    only the checkpoint has its weights.
+    """
     if given is None and config.encoder_spec is not None:
         config.save_backbone = True  # nowhere else do its weights lie
         return _prepare(rebuild_encoder(config), config)

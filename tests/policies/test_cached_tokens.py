@@ -174,8 +174,8 @@ def test_a_cache_that_does_not_fit_is_refused_at_once(
         ({"cache": str(tmp_path / "none")}, "no feature cache at"),
         ({"cache": str(tmp_path / "top")}, r"no camera 'observation.images.wrist'; it has observation.images.top"),
         ({"cache": str(tmp_path / "small")}, r"at 32 x 32 pixels, and the policy sees 64 x 64"),
-        ({"grid": 1}, r"averaged to 2 x 2; pooling by 'average' to 1 x 1 needs.*grid=None or grid=1"),
-        ({"patches": "merge"}, r"averaged to 2 x 2; pooling by 'merge' to 2 x 2 needs.*grid=None or grid=4"),
+        ({"grid": 1}, r"averaged to 2 x 2; pooling by 'average' to 1 x 1 needs.*--grid 0 or 1"),
+        ({"patches": "merge"}, r"averaged to 2 x 2; pooling by 'merge' to 2 x 2 needs.*--grid 0 or 4"),
         ({"patches": "attention"}, r"averaged to 2 x 2; pooling by 'attention'"),
         ({"encoder": "shipped:pixio_vitt16", "image_size": 64}, r"was built by the encoder .* and the policy sees"),
     ]:
