@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pixio_robot import foreign
+from pixio_robot.drafts import draft_of
 from pixio_robot.encoder import ENCODERS, Encoder, EncoderSpec
 from pixio_robot.errors import CheckpointError, SettingError, UnknownNameError
 from pixio_robot.layouts import MODEL_TYPES, config_of, is_encoder_key, spec_of, to_hub_layout, to_meta_layout
@@ -30,7 +31,8 @@ HUB_NAMES = {f"pixio_{size}": f"facebook/pixio-{size}" for size in ("vitb16", "v
 HUB_NAMES |= {"mae_vitb16": "facebook/vit-mae-base", "mae_vitl16": "facebook/vit-mae-large"}
 HUB_NAMES |= {"mae_vith14": "facebook/vit-mae-huge"}
 OUR_BLOCK = "pixio_robot"
-INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
 
 
 def load_encoder(
@@ -80,24 +82,54 @@ def write_folder(encoder: Encoder, folder: Path, *, dtype: torch.dtype | None) -
     """Write an encoder in Hugging Face's layout of its family; see ``Encoder.save_pretrained``."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
-        weights, text = Path(scratch, "model.safetensors"), Path(scratch, "config.json")
+        weights, text = Path(scratch, WEIGHTS), Path(scratch, "config.json")
         if isinstance(encoder.backbone, foreign.ForeignBackbone):
             fingerprint = foreign.write_folder(encoder, Path(scratch), dtype=dtype)
             config = json.loads(text.read_text())
         else:
             state = {key: value.detach().cpu() for key, value in encoder.backbone.state_dict().items()}
             state = {key: value.to(dtype or value.dtype).contiguous() for key, value in state.items()}
-            save_file(to_hub_layout(state, encoder.spec.family), weights, metadata={"format": "pt"})
+            save_weights(weights, to_hub_layout(state, encoder.spec.family))
             config = config_of(encoder.spec) | {"dtype": str(next(iter(state.values())).dtype).removeprefix("torch.")}
             fingerprint = _build(encoder.spec, state, {}, source=folder).fingerprint
         config[OUR_BLOCK] = encoder.provenance | {"sha256": fingerprint}
         text.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        shutil.copymode(text, weights)  # safetensors lets nobody else read what it writes
+        shutil.copymode(text, weights)  # transformers lets nobody else read what it writes
         for file in sorted(Path(scratch).iterdir()):
             if file != text:
                 os.replace(file, folder / file.name)
         (folder / INDEX).unlink(missing_ok=True)  # of weights in several files, which would be read in place of these
         os.replace(text, folder / text.name)  # last: it is what makes the folder an encoder's
+
+
+def save_weights(file: Path, state: dict[str, Tensor]) -> None:
+    """Write weights as safetensors, whole or not at all, for whoever may read other files here."""
+    with draft_of(file) as draft:
+        draft.touch()
+        mode = draft.stat().st_mode
+        save_file(state, draft, metadata={"format": "pt"})
+        draft.chmod(mode)  # safetensors lets nobody else read what it writes
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read the safetensors of a folder, in one file or several.
+
+    Raises:
+        CheckpointError: One is missing or damaged.
+    """
+    index = folder / INDEX
+    names = [WEIGHTS]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    state: dict[str, Tensor] = {}
+    for name in names:
+        try:
+            state |= load_file(folder / name)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder} holds no {name}: it was not downloaded or copied whole.") from error
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder / name} is truncated or not safetensors: {error}.") from error
+    return state
 
 
 def _locate(name: str) -> tuple[Path, dict[str, Any]]:
@@ -177,7 +209,7 @@ def _read_folder(folder: Path, provenance: Mapping[str, Any]) -> Encoder:
         spec = spec_of(config)
     except (KeyError, SettingError) as error:
         raise CheckpointError(f"{config_file} does not describe an encoder of type {kind!r}: {error}") from error
-    return _build(spec, to_meta_layout(_read_safetensors(folder)), facts, source=folder)
+    return _build(spec, to_meta_layout(read_weights(folder)), facts, source=folder)
 
 
 def _facts(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,22 +221,6 @@ def _facts(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         stated = data.get("license_name") or data.get("license")
         facts |= {"licence": stated} if stated else {}
     return facts
-
-
-def _read_safetensors(folder: Path) -> dict[str, Tensor]:
-    index = folder / INDEX
-    names = ["model.safetensors"]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    state: dict[str, Tensor] = {}
-    for name in names:
-        try:
-            state |= load_file(folder / name)
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{folder} holds no {name}; was the download interrupted?") from error
-        except SafetensorError as error:
-            raise CheckpointError(f"{folder / name} is truncated or not safetensors: {error}.") from error
-    return state
 
 
 def _read_meta_file(path: Path, heads: int | None) -> tuple[EncoderSpec, dict[str, Tensor]]:

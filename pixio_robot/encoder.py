@@ -1,7 +1,6 @@
 """The frozen encoder: images in, class tokens and patch tokens out."""
 
 import copy
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pixio_robot.errors import SettingError, UnknownNameError
+from pixio_robot.hashes import weights_sha256
 from pixio_robot.images import check_images, normalize
 from pixio_robot.nn import Backbone, VisionTransformer
 from pixio_robot.stems import STEMS
@@ -184,11 +184,8 @@ class Encoder(nn.Module):
             facts = asdict(self.spec) | {"statistics": self.backbone.statistics}
             if facts["stem"] == "patch":
                 del facts["stem"]  # so that an encoder has the name that it had before there were stems
-            digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-            for key, value in sorted(self.backbone.state_dict().items()):
-                digest.update(f"{key}{list(value.shape)}".encode())
-                digest.update(value.detach().float().cpu().contiguous().numpy().data)
-            self._fingerprint = digest.hexdigest()
+            weights = ((name, value.float()) for name, value in sorted(self.backbone.state_dict().items()))
+            self._fingerprint = weights_sha256(weights, facts=json.dumps(facts, sort_keys=True))
         return self._fingerprint
 
     @fingerprint.setter

@@ -190,8 +190,7 @@ def _agreeing(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
 def _build(path: Path, recipe: Recipe, source: FrameSource, attributes: dict[str, Any]) -> None:
     files = token_files(path, attributes)
     for file in files:
-        if file.exists:
-            file.repair()
+        file.repair()
     jobs = [
         _Job([file for file in files if file.camera == camera], chunk)
         for camera in source.cameras

@@ -155,11 +155,13 @@ class TokenFile:
                 bad.append(chunk)
         return bad
 
-    def repair(self) -> None:
-        """Give the file its size back and forget the chunks that are damaged."""
-        self.unmark(self.damaged())
-        if not self.fits:
+    def repair(self) -> list[int]:
+        """Give the file its size back, and forget the chunks that are damaged; say which those were."""
+        damaged = self.damaged()
+        self.unmark(damaged)
+        if self.exists and not self.fits:
             self._fit()
+        return damaged
 
     def _fit(self) -> None:
         """Make the file, or bring it to its size, and write zarr's index behind the chunks."""

@@ -44,11 +44,7 @@ def verify_cache(path: str | Path, *, repair: bool = False) -> list[Damage]:
     """
     path = Path(path)
     files = token_files(path, dict(open_group(path).attrs))
-    damages = [Damage(file.camera, file.variant, file.damaged()) for file in files]
-    if repair:
-        for file in files:
-            if file.exists:
-                file.repair()
+    damages = [Damage(file.camera, file.variant, file.repair() if repair else file.damaged()) for file in files]
     return [damage for damage in damages if damage.chunks]
 
 

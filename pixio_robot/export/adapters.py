@@ -8,9 +8,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-
 from pixio_robot.adapter import PATCH_POOLS, VisualFeatureAdapter
+from pixio_robot.checkpoints import read_weights
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError
 
@@ -44,12 +43,12 @@ def load_adapter(folder: str | Path, encoder: Encoder) -> PolicyEyes:
     folder = Path(folder).expanduser()
     try:
         config = json.loads((folder / "config.json").read_text())
-        with safe_open(folder / "model.safetensors", "pt") as stored:
-            state = {key.removeprefix(_PREFIX): stored.get_tensor(key) for key in stored.keys() if _PREFIX in key}  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is no pretrained_model folder of a policy: {error}.") from error
-    except (ValueError, SafetensorError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{folder} is damaged: {error}.") from error
+    stored = read_weights(folder)
+    state = {name.removeprefix(_PREFIX): value for name, value in stored.items() if name.startswith(_PREFIX)}
     if not state or "encoder_hash" not in config:
         kind = config.get("type", "another kind")
         raise CheckpointError(f"{folder} is a policy of type {kind!r} without an adapter of ours.")

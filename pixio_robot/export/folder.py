@@ -1,6 +1,5 @@
 """Folders of exported models: ``model.onnx``, ``export.json`` that says what it is, and ``selftest.npz``."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from pixio_robot.errors import ExportError
 from pixio_robot.export.convert import FILE
+from pixio_robot.hashes import file_sha256
 
 FACTS, SELFTEST = "export.json", "selftest.npz"
 FORMAT = 1
@@ -80,7 +80,7 @@ def read_facts(folder: str | Path) -> ExportFacts:
     for name, wanted in facts.files.items():
         if not (folder / name).is_file():
             raise ExportError(f"{folder} holds no {name}: it was not copied whole.")
-        if checksum(folder / name) != wanted:
+        if file_sha256(folder / name) != wanted:
             raise ExportError(
                 f"{folder / name} was changed after it was exported: its sha256 is not the one in {FACTS}. Export anew."
             )
@@ -103,9 +103,3 @@ def read_selftest(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, 
         for kind in ("input.", "output.")
     )
     return inputs, outputs
-
-
-def checksum(path: Path) -> str:
-    """Give a file's sha-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

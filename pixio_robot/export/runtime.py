@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixio_robot.errors import DataError, ImageError
+from pixio_robot.errors import ImageError
 from pixio_robot.export.backends import BACKENDS, Precision, Session, installed, open_session
 from pixio_robot.export.convert import FILE
 from pixio_robot.export.folder import ExportFacts, read_facts, read_selftest
 from pixio_robot.export.gate import Deviation, ask, check, compare
 from pixio_robot.export.graph import Perceived, check_given
-from pixio_robot.geometry.cameras import check_intrinsics, check_poses
+from pixio_robot.geometry.cameras import check_calibration
 from pixio_robot.geometry.depth import Depth
 from pixio_robot.images import check_images
 from pixio_robot.tokens import Tokens
@@ -46,10 +46,11 @@ class ExportedModel:
         check_given(list(self.facts.inputs), tensors)
         feed = {name: x.cpu() for name, x in tensors.items() if x is not None}
         self._check(feed)
+        feed |= {name: x.float() for name, x in feed.items() if name != "images"}
         found = self._session({name: x.contiguous().numpy() for name, x in feed.items()})
         return self._perceived({name: torch.from_numpy(x) for name, x in found.items()})
 
-    def _check(self, feed: dict[str, Tensor]) -> None:
+    def _check(self, feed: Mapping[str, Tensor]) -> None:
         facts = self.facts
         images = feed["images"]
         wanted = list(facts.inputs["images"]["shape"])
@@ -66,16 +67,7 @@ class ExportedModel:
                 f"This file was exported for images of type {kind}, not {images.dtype}; export(..., images=...)."
             )
         check_images(images.flatten(0, -4), facts.encoder["spec"]["patch_size"])
-        lead = shape[:-3]
-        for name, side, checked in (
-            ("intrinsics", 3, lambda x: check_intrinsics(x, facts.size)),
-            ("cam2base", 4, check_poses),
-        ):
-            if name in feed:
-                if list(feed[name].shape) != [*lead, side, side]:
-                    raise DataError(f"{name} must be {[*lead, side, side]}, not {list(feed[name].shape)}.")
-                checked(feed[name])
-                feed[name] = feed[name].float()
+        check_calibration(shape[:-3], facts.size, feed.get("intrinsics"), cam2base=feed.get("cam2base"))
 
     def _perceived(self, found: Mapping[str, Tensor]) -> Perceived:
         patches, (rows, columns) = found["patches"], self.facts.encoder["grid"]

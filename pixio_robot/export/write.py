@@ -19,11 +19,12 @@ from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.export.adapters import describe_adapter
 from pixio_robot.export.backends import installed, need, open_session
 from pixio_robot.export.convert import FILE, OPSET, write_onnx
-from pixio_robot.export.folder import FACTS, ExportFacts, checksum, read_selftest, write_facts, write_selftest
+from pixio_robot.export.folder import FACTS, ExportFacts, read_selftest, write_facts, write_selftest
 from pixio_robot.export.gate import TOLERANCE, ask, check, compare
 from pixio_robot.export.graph import OnePass
 from pixio_robot.export.samples import sample_inputs
 from pixio_robot.geometry.depth import DepthModel
+from pixio_robot.hashes import file_sha256
 
 ImageType = Literal["uint8", "float32"]
 IMAGE_TYPES: dict[ImageType, torch.dtype] = {"uint8": torch.uint8, "float32": torch.float32}
@@ -98,7 +99,7 @@ def export(
         write_onnx(model, example, list(outputs), draft, dynamic=batch is None)
         write_selftest(draft, {name: x.numpy() for name, x in inputs.items()}, outputs)
         deviations = _gate(draft, batch)
-        files = {file.name: checksum(file) for file in sorted(draft.iterdir())}
+        files = {file.name: file_sha256(file) for file in sorted(draft.iterdir())}
         write_facts(
             draft,
             ExportFacts(

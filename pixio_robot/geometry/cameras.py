@@ -6,6 +6,7 @@ stays differentiable.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -85,6 +86,30 @@ def check_poses(poses: Tensor) -> None:
         raise DataError(
             "A pose mirrors space (determinant -1): turn two axes round, never one; OpenGL's differ in two."
         )
+
+
+def check_calibration(
+    lead: Sequence[int], size: tuple[int, int], intrinsics: Tensor | None, **poses: Tensor | None
+) -> None:
+    """Let a calibration pass only if it can be that of some images; what is not known is None.
+
+    Args:
+        lead: Shape of the images before [3 h w], such as [b] or [b v].
+        size: (height, width) of the images in pixels.
+        intrinsics: [*lead 3 3], in pixels of these images.
+        **poses: [*lead 4 4], by the caller's names.
+
+    Raises:
+        DataError: Another shape, or what ``check_intrinsics`` and ``check_poses`` refuse.
+    """
+    for name, side, value in (("intrinsics", 3, intrinsics), *((name, 4, value) for name, value in poses.items())):
+        if value is not None and list(value.shape) != [*lead, side, side]:
+            raise DataError(f"{name} must be {[*lead, side, side]} to match the images, not {list(value.shape)}.")
+    if intrinsics is not None:
+        check_intrinsics(intrinsics, size)
+    for value in poses.values():
+        if value is not None:
+            check_poses(value)
 
 
 def invert(poses: Tensor) -> Tensor:

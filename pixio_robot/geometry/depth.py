@@ -1,6 +1,5 @@
 """Metric depth of one image from the tokens of a frozen encoder."""
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pixio_robot.encoder import Encoder
-from pixio_robot.errors import CheckpointError, DataError, SettingError, UnknownNameError
-from pixio_robot.geometry.cameras import base_rays, check_intrinsics, check_poses
-from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead, LinearHead, Readout, cast, picture
+from pixio_robot.errors import SettingError, UnknownNameError
+from pixio_robot.geometry.cameras import base_rays, check_calibration
+from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead, LinearHead, Readout, like_weight, picture
 from pixio_robot.geometry.planes import lean_on_planes
-from pixio_robot.geometry.storage import fill, read_folder, write_folder
+from pixio_robot.geometry.storage import StoredModel
 from pixio_robot.geometry.taps import taps_of
 from pixio_robot.nn import no_autocast
 from pixio_robot.tokens import Tokens
@@ -89,7 +88,7 @@ class Depth(NamedTuple):
     confidence: Tensor
 
 
-class DepthModel(nn.Module):
+class DepthModel(StoredModel):
     """A frozen encoder and a head that reads metric depth from it.
 
     Args:
@@ -102,6 +101,10 @@ class DepthModel(nn.Module):
         head: What is trained.
     """
 
+    kind = "depth"
+    settings_type = DepthSettings
+    settings: DepthSettings
+
     def __init__(
         self,
         encoder: Encoder,
@@ -109,10 +112,8 @@ class DepthModel(nn.Module):
         *,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.settings = settings = settings or DepthSettings()
-        self.facts = dict(facts or {})
+        super().__init__(encoder, settings, facts=facts)
+        settings = self.settings
         extra, width = RAY_CHANNELS if settings.rays else 0, encoder.spec.width
         self.head: LinearHead | DPTHead
         if settings.head == "linear":
@@ -195,7 +196,7 @@ class DepthModel(nn.Module):
         Arguments and errors are those of ``from_tokens``.
         """
         self._check(len(tokens[0].patches), size, intrinsics, cam2base)
-        tokens = cast(tokens, self.head.out.weight)
+        tokens = like_weight(tokens, self.head.out.weight)
         extra = self._rays(tokens[0], size, intrinsics, cam2base, posed) if self.settings.rays else None
         if isinstance(self.head, DPTHead):
             device = self.head.out.weight.device
@@ -221,16 +222,9 @@ class DepthModel(nn.Module):
         with torch.no_grad():
             bias[0] = wanted[self.settings.coding]
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the head, its settings and its encoder's name and hash; ``load_depth`` reads it."""
-        write_folder(
-            Path(folder),
-            kind="depth",
-            module=self.head,
-            settings=dataclasses.asdict(self.settings),
-            encoder=self.encoder,
-            facts=self.facts,
-        )
+    def stored(self) -> nn.Module:
+        """The head."""
+        return self.head
 
     def _check(self, images: int, size: tuple[int, int], intrinsics: Tensor | None, cam2base: Tensor | None) -> None:
         coding = self.settings.coding
@@ -240,13 +234,7 @@ class DepthModel(nn.Module):
             raise SettingError("Depth coded as 'support' is measured from planes: pass cam2base=[b 4 4].")
         if torch.compiler.is_compiling():
             return
-        for name, value, shape in (("intrinsics", intrinsics, (images, 3, 3)), ("cam2base", cam2base, (images, 4, 4))):
-            if value is not None and tuple(value.shape) != shape:
-                raise DataError(f"{name} must be {list(shape)}, as there are images, not {list(value.shape)}.")
-        if intrinsics is not None:
-            check_intrinsics(intrinsics, size)
-        if cam2base is not None:
-            check_poses(cam2base)
+        check_calibration([images], size, intrinsics, cam2base=cam2base)
 
     def _rays(
         self,
@@ -294,14 +282,7 @@ def load_depth(
         device: Where the model lives; where the encoder does when absent.
 
     Raises:
-        CheckpointError: Files that are missing or damaged, or another encoder.
+        CheckpointError: Files that are missing, damaged or of another kind, or another encoder.
         UnknownNameError: The encoder that it names is not to be found.
     """
-    stored = read_folder(folder, kind="depth", encoder=encoder)
-    try:
-        settings = DepthSettings(**stored.settings)
-    except TypeError as error:
-        raise CheckpointError(f"{folder} has settings that this version does not know: {error}") from error
-    model = DepthModel(stored.encoder, settings, facts=stored.facts)
-    fill(model.head, stored.state, folder)
-    return model.to(device or next(stored.encoder.parameters()).device).eval()
+    return DepthModel.load(folder, encoder=encoder, device=device)

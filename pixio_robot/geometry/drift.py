@@ -153,8 +153,7 @@ class DriftFinder(nn.Module):
 
     def _tokens(self, tokens: Tokens, told: Told) -> tuple[Tensor, Tensor]:
         """Embed view 0's patches and each other view's [p n d]."""
-        source = tokens.classes if tokens.classes.shape[1] else tokens.patches
-        whole = torch.cat([tokens.patches, source.mean(dim=1, keepdim=True).expand_as(tokens.patches)], dim=-1)
+        whole = torch.cat([tokens.patches, tokens.summary[:, None].expand_as(tokens.patches)], dim=-1)
         whole = rearrange(whole, "(b v) n d -> b v n d", v=told.views)
         mine = repeat(self.landmarks(whole[:, 0]), "b n d -> (b v) n d", v=told.views - 1)
         return mine, self.patches(whole[:, 1:].flatten(0, 1))

@@ -73,8 +73,7 @@ class _Head(nn.Module):
     def _map(self, tokens: Tokens, extra: Tensor | None) -> Tensor:
         maps = rearrange(tokens.patches, "b (h w) d -> b d h w", h=tokens.grid[0])
         if self.readout == "mean":
-            source = tokens.classes if tokens.classes.shape[1] else tokens.patches
-            maps = torch.cat([maps, source.mean(dim=1)[:, :, None, None].expand_as(maps)], dim=1)
+            maps = torch.cat([maps, tokens.summary[:, :, None, None].expand_as(maps)], dim=1)
         if self.extra:
             if extra is None or extra.shape[1:] != (self.extra, *tokens.grid):
                 given = None if extra is None else list(extra.shape)
@@ -85,7 +84,7 @@ class _Head(nn.Module):
         return maps
 
 
-def cast(tokens: Sequence[Tokens], weight: Tensor) -> list[Tokens]:
+def like_weight(tokens: Sequence[Tokens], weight: Tensor) -> list[Tokens]:
     """Bring tokens to the type and device of a weight that reads them: an encoder may compute in half precision."""
     return [one.map(lambda part: part.to(weight)) for one in tokens]
 

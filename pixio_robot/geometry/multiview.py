@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pixio_robot.encoder import Encoder
-from pixio_robot.errors import CheckpointError, DataError, SettingError
-from pixio_robot.geometry.cameras import check_intrinsics, check_poses, invert, transform, unproject
+from pixio_robot.errors import DataError, SettingError
+from pixio_robot.geometry.cameras import check_calibration, invert, transform, unproject
 from pixio_robot.geometry.depth import DepthModel
 from pixio_robot.geometry.drift import REACH, DriftFinder, Landmarks, middles_of
-from pixio_robot.geometry.heads import cast, picture
+from pixio_robot.geometry.heads import like_weight, picture
 from pixio_robot.geometry.matching import Alone, Told
-from pixio_robot.geometry.storage import fill, read_folder, write_folder
+from pixio_robot.geometry.storage import StoredModel
 from pixio_robot.geometry.taps import shared_blocks
 from pixio_robot.geometry.trunk import MultiViewSettings, Trunk
 from pixio_robot.geometry.views import MultiView, assemble
@@ -24,7 +24,7 @@ from pixio_robot.nn import no_autocast
 from pixio_robot.tokens import Tokens
 
 
-class MultiViewModel(nn.Module):
+class MultiViewModel(StoredModel):
     """A light trunk over the tokens of a frozen encoder, and heads for depth, poses, focal length and scale.
 
     Trained with calibrations withheld at random, one set of weights works with any part of them. Geometry follows what
@@ -50,6 +50,10 @@ class MultiViewModel(nn.Module):
         SettingError: A depth head on another encoder, or settings that do not fit it.
     """
 
+    kind = "multiview"
+    settings_type = MultiViewSettings
+    settings: MultiViewSettings
+
     def __init__(
         self,
         encoder: Encoder,
@@ -58,15 +62,12 @@ class MultiViewModel(nn.Module):
         alone: DepthModel | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.settings = settings or MultiViewSettings()
+        super().__init__(encoder, settings, facts=facts)
         if alone is not None:
             self.settings = dataclasses.replace(self.settings, alone=alone.settings)
         elif self.settings.alone is not None:
             alone = DepthModel(encoder, self.settings.alone)
         self.taps = shared_blocks(encoder, alone)
-        self.facts = dict(facts or {})
         self.trunk = Trunk(encoder.spec.width, self.settings)
         self.finder = None
         if alone is not None:
@@ -183,7 +184,7 @@ class MultiViewModel(nn.Module):
     def _read(self, images: Tensor, tokens: Sequence[Tokens] | None) -> list[Tokens]:
         """Encode images, unless they were, for the trunk to read."""
         tokens = self.encoder.intermediate(images, blocks=self.taps) if tokens is None else tokens
-        return cast(tokens, self.trunk.reference)
+        return like_weight(tokens, self.trunk.reference)
 
     @property
     def _device(self) -> torch.device:
@@ -205,23 +206,12 @@ class MultiViewModel(nn.Module):
             numbers = torch.cat([numbers[:, :1] + shift, numbers[:, 1:]], dim=1)
             return Alone(*(part.unflatten(0, (-1, told.views)) for part in (numbers, log_depth)))
 
-    def _stored(self) -> nn.ModuleDict:
+    def stored(self) -> nn.ModuleDict:
         """Everything but the encoder."""
         parts: dict[str, nn.Module] = {"trunk": self.trunk}
         if self.alone is not None and self.finder is not None:
             parts |= {"finder": self.finder, "alone": self.alone.head}
         return nn.ModuleDict(parts)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the trunk, its settings and its encoder's name and hash; ``load_multiview`` reads it."""
-        write_folder(
-            Path(folder),
-            kind="multiview",
-            module=self._stored(),
-            settings=dataclasses.asdict(self.settings),
-            encoder=self.encoder,
-            facts=self.facts,
-        )
 
     def _check(
         self,
@@ -247,32 +237,14 @@ class MultiViewModel(nn.Module):
             raise SettingError("pose_prior stands in for cam2world where that is not exact, and needs intrinsics.")
         if pose_prior is not None and self.finder is None:
             raise SettingError("Finding drift takes the depth of view 0: train with a depth head (--depth).")
-        for name, value, wanted in (
-            ("intrinsics", intrinsics, (batch, views, 3, 3)),
-            ("cam2world", cam2world, (batch, views, 4, 4)),
-            ("scale", scale, (batch,)),
-            ("pose_prior", pose_prior, (batch, views, 4, 4)),
-        ):
-            if value is not None and tuple(value.shape) != wanted:
-                raise DataError(f"{name} must be {list(wanted)}, as there are images, not {list(value.shape)}.")
-        if intrinsics is not None:
-            check_intrinsics(intrinsics, (images.shape[-2], images.shape[-1]))
-        for poses in (cam2world, pose_prior):
-            if poses is not None:
-                check_poses(poses)
-        if scale is not None and not (scale > 0).all():
-            raise DataError("A scale must be above 0 metres.")
+        size = (images.shape[-2], images.shape[-1])
+        check_calibration([batch, views], size, intrinsics, cam2world=cam2world, pose_prior=pose_prior)
+        if scale is not None and (scale.shape != (batch,) or not (scale > 0).all()):
+            raise DataError(f"A scale must be above 0 metres, [{batch}] to match the images, not {scale.tolist()}.")
 
 
 def load_multiview(
     folder: str | Path, *, encoder: Encoder | None = None, device: torch.device | str | None = None
 ) -> MultiViewModel:
     """Load what ``MultiViewModel.save_pretrained`` wrote, in evaluation mode; arguments, errors as ``load_depth``."""
-    stored = read_folder(folder, kind="multiview", encoder=encoder)
-    try:
-        settings = MultiViewSettings(**stored.settings)
-    except TypeError as error:
-        raise CheckpointError(f"{folder} has settings that this version does not know: {error}") from error
-    model = MultiViewModel(stored.encoder, settings, facts=stored.facts)
-    fill(model._stored(), stored.state, folder)
-    return model.to(device or next(stored.encoder.parameters()).device).eval()
+    return MultiViewModel.load(folder, encoder=encoder, device=device)

@@ -35,16 +35,21 @@ class Seen(NamedTuple):
     """One camera's image, encoded.
 
     Attributes:
-        size: (height, width) in pixels at which it was encoded.
+        given: (height, width) in pixels of the image as it was given.
         last: Tokens of the last block, as ``Encoder.__call__`` gives: what a policy's adapter reads.
         taps: Tokens of the blocks that the depth head reads.
         image: What was encoded, [1 3 h w].
     """
 
-    size: tuple[int, int]
+    given: tuple[int, int]
     last: Tokens
     taps: list[Tokens]
     image: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels at which it was encoded."""
+        return self.image.shape[-2], self.image.shape[-1]
 
 
 class Perception:
@@ -76,7 +81,6 @@ class Perception:
         self.encoder, self._adapter, self._depth, self._size = encoder, adapter, depth, size
         self._last, self._blocks = encoder.spec.depth - 1, shared_blocks(encoder, depth)
         self._seen: OrderedDict[tuple[Hashable, str], Seen] = OrderedDict()
-        self._given: dict[tuple[Hashable, str], tuple[int, int]] = {}
 
     def see(self, frame: Hashable, images: Mapping[str, Tensor]) -> dict[str, Seen]:
         """Encode what has not been encoded yet; cameras of one size and type share a batch.
@@ -93,16 +97,16 @@ class Perception:
         """
         new = {name: image for name, image in images.items() if (frame, name) not in self._seen}
         resized = {name: resize(image[None], self._size) for name, image in new.items()}
-        kinds = {name: (tuple(image.shape[-2:]), image.dtype) for name, image in resized.items()}
-        for size, dtype in dict.fromkeys(kinds.values()):
-            names = [name for name, kind in kinds.items() if kind == (size, dtype)]
+        kinds = {name: (image.shape, image.dtype) for name, image in resized.items()}
+        for kind in dict.fromkeys(kinds.values()):
+            names = [name for name in kinds if kinds[name] == kind]
             batch = torch.cat([resized[name] for name in names])
             found = dict(zip(self._blocks, self.encoder.intermediate(batch, blocks=self._blocks), strict=True))
             for number, name in enumerate(names):
                 one = {block: _pick(tokens, number) for block, tokens in found.items()}
                 taps = [one[block] for block in self._depth.taps] if self._depth else []
-                self._seen[frame, name] = Seen((size[0], size[1]), one[self._last], taps, resized[name])
-                self._given[frame, name] = (new[name].shape[-2], new[name].shape[-1])
+                given = new[name].shape[-2], new[name].shape[-1]
+                self._seen[frame, name] = Seen(given, one[self._last], taps, resized[name])
         self._forget(frame)
         return {name: self._seen[frame, name] for name in images}
 
@@ -142,7 +146,7 @@ class Perception:
                 raise UnknownNameError("camera among the images", name, images)
         found = {}
         for name, seen in self.see(frame, images).items():
-            known = self._calibration(frame, name, cameras[name], seen.size) if name in cameras else (None, None)
+            known = self._calibration(cameras[name], seen) if name in cameras else (None, None)
             found[name] = self._depth.from_tokens(seen.taps, seen.size, *known, images=seen.image)
         return found
 
@@ -159,27 +163,22 @@ class Perception:
             raise SettingError(f"Points need the intrinsics of every camera; missing: {', '.join(missing)}.")
         found = {}
         for name, depth in self.depth(frame, images, cameras).items():
-            size = self._seen[frame, name].size
-            intrinsics, cam2base = self._calibration(frame, name, cameras[name], size)
+            intrinsics, cam2base = self._calibration(cameras[name], self._seen[frame, name])
             cloud = unproject(depth.depth, intrinsics)
             found[name] = (cloud if cam2base is None else transform(cam2base, cloud))[0]
         return found
 
-    def _calibration(
-        self, frame: Hashable, name: str, camera: Calibration, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor | None]:
+    def _calibration(self, camera: Calibration, seen: Seen) -> tuple[Tensor, Tensor | None]:
         """Carry a calibration [1 ...] along to the size at which the image was encoded."""
         device = next(self.encoder.parameters()).device
-        intrinsics = resize_intrinsics(camera.intrinsics, self._given[frame, name], size)[None].to(
-            device, torch.float32
-        )
+        intrinsics = resize_intrinsics(camera.intrinsics, seen.given, seen.size)[None].to(device, torch.float32)
         return intrinsics, None if camera.cam2base is None else camera.cam2base[None].to(device, torch.float32)
 
     def _forget(self, frame: Hashable) -> None:
         """Keep the ``KEPT`` moments that were seen last."""
         moments = list(dict.fromkeys(moment for moment, _ in self._seen))
         for key in [key for key in self._seen if key[0] in moments[:-KEPT] and key[0] != frame]:
-            del self._seen[key], self._given[key]
+            del self._seen[key]
 
 
 def _pick(tokens: Tokens, number: int) -> Tokens:

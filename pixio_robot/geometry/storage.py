@@ -5,108 +5,92 @@ names it, by what ``load_encoder`` reads and by the sha-256 of its weights, and 
 """
 
 import json
-import os
-import shutil
-import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Self
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from pixio_robot.checkpoints import load_encoder
+from pixio_robot.checkpoints import WEIGHTS, load_encoder, read_weights, save_weights
+from pixio_robot.drafts import write_whole
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import CheckpointError
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
 
 
-class Stored(NamedTuple):
-    """What a folder holds.
+class StoredModel(nn.Module, ABC):
+    """A model on a frozen encoder that can be written to a folder.
+
+    Args:
+        encoder: The encoder.
+        settings: Of the model, a dataclass; the defaults when absent.
+        facts: What is known of training, in JSON's types.
 
     Attributes:
-        encoder: The encoder that it names, or the one that was given and is the same.
-        settings: Of the model.
-        facts: What training wrote down.
-        state: Weights by name.
+        kind: What its folders say that they hold.
+        settings_type: The dataclass.
     """
 
-    encoder: Encoder
-    settings: dict[str, Any]
-    facts: dict[str, Any]
-    state: dict[str, Tensor]
+    kind: ClassVar[str]
+    settings_type: ClassVar[type[Any]]
 
+    def __init__(self, encoder: Encoder, settings: Any, *, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.settings = settings or self.settings_type()
+        self.facts = dict(facts or {})
 
-def write_folder(
-    folder: Path,
-    *,
-    kind: str,
-    module: nn.Module,
-    settings: Mapping[str, Any],
-    encoder: Encoder,
-    facts: Mapping[str, Any],
-) -> None:
-    """Write a folder; each file appears whole or not at all, ``config.json`` last.
+    @abstractmethod
+    def stored(self) -> nn.Module:
+        """What is stored of it: everything but the encoder."""
 
-    Args:
-        folder: Made if absent.
-        kind: What it holds, such as "depth".
-        module: What is stored of the model: everything but the encoder.
-        settings: Of the model, in JSON's types.
-        encoder: The encoder; named by what it was loaded from, or else by its own name.
-        facts: Of training, in JSON's types.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    config = {
-        "kind": kind,
-        "settings": dict(settings),
-        "encoder": encoder.source or str(encoder.provenance.get("name", "")),
-        "encoder_sha256": encoder.fingerprint,
-        "encoder_licence": encoder.provenance.get("licence", "not stated"),
-        "facts": dict(facts),
-    }
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
-        weights, text = Path(scratch, WEIGHTS), Path(scratch, CONFIG)
-        save_file(state, weights, metadata={"format": "pt"})
-        text.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        shutil.copymode(text, weights)  # safetensors lets nobody else read what it writes
-        os.replace(weights, folder / WEIGHTS)
-        os.replace(text, folder / CONFIG)
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write weights, settings, and the encoder's name and hash; each file appears whole or not at all."""
+        folder, encoder = Path(folder), self.encoder
+        config = {
+            "kind": self.kind,
+            "settings": asdict(self.settings),
+            "encoder": encoder.source or str(encoder.provenance.get("name", "")),
+            "encoder_sha256": encoder.fingerprint,
+            "encoder_licence": encoder.provenance.get("licence", "not stated"),
+            "facts": self.facts,
+        }
+        state = {key: value.detach().cpu().contiguous() for key, value in self.stored().state_dict().items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(folder / WEIGHTS, state)
+        write_whole(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
-
-def read_folder(folder: str | Path, *, kind: str, encoder: Encoder | None = None) -> Stored:
-    """Read a folder and its encoder.
-
-    Args:
-        folder: What ``write_folder`` wrote.
-        kind: What it has to hold.
-        encoder: The encoder, if it is in memory already; loaded by its name when absent.
-
-    Raises:
-        CheckpointError: Files that are missing, damaged or of another kind, or another encoder.
-        UnknownNameError: The encoder that it names is not to be found.
-    """
-    folder = Path(folder).expanduser()
-    config = _read_config(folder)
-    if config.get("kind") != kind:
-        raise CheckpointError(f"{folder} holds {config.get('kind', 'something else')!r}, not {kind!r}.")
-    try:
-        state = load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} holds no {WEIGHTS} beside its {CONFIG}.") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{folder} is damaged: {error}.") from error
-    encoder = load_encoder(config["encoder"]) if encoder is None else encoder
-    if encoder.fingerprint != config["encoder_sha256"]:
-        raise CheckpointError(
-            f"{folder} was trained on the encoder {config['encoder']!r} (sha256 {config['encoder_sha256'][:12]}...), "
-            f"not on {encoder.provenance.get('name', 'this one')!r} ({encoder.fingerprint[:12]}...): its answers would "
-            "be noise. Give the encoder that it names, or train it anew."
-        )
-    return Stored(encoder, config["settings"], config.get("facts", {}), state)
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, encoder: Encoder | None = None, device: torch.device | str | None = None
+    ) -> Self:
+        """Read what ``save_pretrained`` wrote, in evaluation mode; arguments and errors are those of ``load_depth``."""
+        folder = Path(folder).expanduser()
+        config = _read_config(folder)
+        if config.get("kind") != cls.kind:
+            raise CheckpointError(f"{folder} holds {config.get('kind', 'something else')!r}, not {cls.kind!r}.")
+        state = read_weights(folder)
+        encoder = load_encoder(config["encoder"]) if encoder is None else encoder
+        if encoder.fingerprint != config["encoder_sha256"]:
+            raise CheckpointError(
+                f"{folder} was trained on the encoder {config['encoder']!r} (sha256 {config['encoder_sha256'][:12]}"
+                f"...), not on {encoder.provenance.get('name', 'this one')!r} ({encoder.fingerprint[:12]}...): its "
+                "answers would be noise. Give the encoder that it names, or train it anew."
+            )
+        try:
+            settings = cls.settings_type(**config["settings"])
+        except TypeError as error:
+            raise CheckpointError(f"{folder} has settings that this version does not know: {error}") from error
+        model = cls(encoder, settings, facts=config.get("facts"))
+        try:
+            model.stored().load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(f"{folder} does not hold the weights that its settings promise: {error}") from error
+        return model.to(device or next(encoder.parameters()).device).eval()
 
 
 def kind_of(folder: str | Path) -> str:
@@ -128,15 +112,3 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} holds no {CONFIG} with {WEIGHTS} beside it: {error}.") from error
     except ValueError as error:
         raise CheckpointError(f"{folder} is damaged: {error}.") from error
-
-
-def fill(module: nn.Module, state: Mapping[str, Tensor], folder: str | Path) -> None:
-    """Put stored weights into a module.
-
-    Raises:
-        CheckpointError: They are of another shape than the settings promise.
-    """
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder} does not hold the weights that its settings promise: {error}") from error

@@ -62,7 +62,7 @@ class MultiViewSettings:
             object.__setattr__(self, "alone", DepthSettings(**self.alone))
         if self.alone is not None:
             self._follow(self.alone)
-        if self.width % self.heads or self.depth < LEVELS - 1 or self.depth % 2:
+        if self.width % self.heads or self.depth < LEVELS or self.depth % 2:
             raise SettingError(
                 f"width={self.width}, heads={self.heads}, depth={self.depth}: heads must divide the width, and depth "
                 f"must be even and at least {LEVELS}."
@@ -193,8 +193,7 @@ class Trunk(nn.Module):
         """See what needs no dense head; arguments are those of ``forward``."""
         grid, views = tokens.grid, told.views
         patches = rearrange(tokens.patches, "(b v) n d -> b v n d", v=views)
-        source = tokens.classes if tokens.classes.shape[1] else tokens.patches
-        summary = rearrange(source.mean(dim=1), "(b v) d -> b v 1 d", v=views).expand_as(patches)
+        summary = rearrange(tokens.summary, "(b v) d -> b v 1 d", v=views).expand_as(patches)
         described = self.matcher.cells.describe(tokens)
         world, swept = self.matcher.compare_patches(described, told)
         x = self.embed(torch.cat([patches, summary], dim=-1))

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmark.configuration_pixio_mlp import PixioMLPConfig
-from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy
+from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy, check_finite
 from pixio_robot import Encoder
 from pixio_robot.errors import SettingError
-from pixio_robot.tokens import Tokens
 
 
 class PixioMLPPolicy(PixioPolicy, PreTrainedPolicy):
@@ -66,7 +65,7 @@ class PixioMLPPolicy(PixioPolicy, PreTrainedPolicy):
             SettingError: If the loss is not finite.
         """
         loss = F.mse_loss(self._act(batch), batch[ACTION][:, 0])
-        self._check_finite(loss)
+        check_finite(loss, "loss", self.config)
         return loss, None
 
     @torch.no_grad()
@@ -89,17 +88,12 @@ class PixioMLPPolicy(PixioPolicy, PreTrainedPolicy):
         batch = self._tell_task(batch)
         parts = [batch[key][:, -1] for key in (OBS_STATE, OBS_ENV_STATE) if key == OBS_STATE or self._reads_state]
         if self.eyes is not None:
-            parts += [_motion(_features(tokens)) for tokens in self.eyes.encode(views)]
+            parts += [_motion(tokens.summary) for tokens in self.eyes.encode(views)]
         return self.network(torch.cat([part.float() for part in parts], dim=-1))
 
     @property
     def _reads_state(self) -> bool:
         return self.config.env_state_feature is not None
-
-
-def _features(tokens: Tokens) -> Tensor:
-    """One vector per picture [... d]: the mean of its class tokens, or of its patches where there are none."""
-    return (tokens.classes if tokens.classes.shape[-2] else tokens.patches).mean(dim=-2)
 
 
 def _motion(features: Tensor) -> Tensor:

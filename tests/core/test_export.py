@@ -18,9 +18,10 @@ from pixio_robot import Encoder, VisualFeatureAdapter, create_encoder
 from pixio_robot.errors import DataError, ExportError, ImageError, SettingError, UnknownNameError
 from pixio_robot.export import OnePass, export, load_export, verify
 from pixio_robot.export import write as writing
-from pixio_robot.export.folder import FACTS, checksum, read_facts, write_facts
+from pixio_robot.export.folder import FACTS, read_facts, write_facts
 from pixio_robot.export.samples import sample_cameras, sample_images
 from pixio_robot.geometry.depth import DepthModel, DepthSettings
+from pixio_robot.hashes import file_sha256
 
 BACKENDS = ("onnxruntime", "openvino")
 TINY = {"width": 24, "depth": 2, "heads": 2, "image_size": 32, "patch_size": 8, "class_tokens": 3}
@@ -176,7 +177,7 @@ def test_one_changed_weight_is_refused(made: Callable[[str], Made], backend: str
     with pytest.raises(ExportError, match=r"model\.onnx was changed after it was exported"):
         verify(folder, [backend])
     facts = read_facts_unchecked(folder)
-    write_facts(folder, replace(facts, files=facts.files | {"model.onnx": checksum(folder / "model.onnx")}))
+    write_facts(folder, replace(facts, files=facts.files | {"model.onnx": file_sha256(folder / "model.onnx")}))
     with pytest.raises(ExportError, match=f"{backend} does not answer as torch does: '.*' of self-test sample"):
         load_export(folder, backend)
 

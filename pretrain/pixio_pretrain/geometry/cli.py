@@ -6,7 +6,6 @@ killed run goes on where it stopped when the same command is given again.
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import logging
 import sys
@@ -29,13 +28,13 @@ from pixio_pretrain.geometry.taps import Taps
 from pixio_pretrain.geometry.views import CHANCES, ViewsTask
 from pixio_pretrain.manual import meanings
 from pixio_pretrain.precision import check_device
-from pixio_robot.checkpoints import load_encoder
+from pixio_robot.checkpoints import WEIGHTS, load_encoder
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import SettingError, told_on_one_line
 from pixio_robot.geometry.depth import Coding, DepthModel, DepthSettings, load_depth
 from pixio_robot.geometry.multiview import MultiViewModel
-from pixio_robot.geometry.storage import WEIGHTS
 from pixio_robot.geometry.trunk import MultiViewSettings
+from pixio_robot.hashes import file_sha256
 from pixio_robot.machine import machine_name
 
 RANDOM = "frozen random encoder"
@@ -144,7 +143,8 @@ def train_views(
 
     model = drawn()
     taps, taps_of = Taps(encoder, train, model.taps, precision=config.precision), _taps_of(model)
-    trunk = dataclasses.asdict(model.settings) | {"alone_sha256": None if depth is None else _digest(Path(depth))}
+    head = None if depth is None else file_sha256(Path(depth).expanduser() / WEIGHTS)
+    trunk = dataclasses.asdict(model.settings) | {"alone_sha256": head}
     if twin:
         control = drawn()
         identity = _identity(encoder, train, trunk=trunk, learns={"twin": True})
@@ -192,12 +192,6 @@ def _facts(train: RgbdSet, config: FitConfig, spent: float) -> dict[str, Any]:
     fitted = {"fit": dataclasses.asdict(config), "cpu_s": round(spent), "threads": torch.get_num_threads()}
     fitted |= {"machine": machine_name(config.device), "date": datetime.now(UTC).date().isoformat()}
     return {"data": _data(train), **fitted}
-
-
-def _digest(folder: Path) -> str:
-    """Hash of a model's weights, read after they proved to be whole."""
-    with (folder.expanduser() / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _data(train: RgbdSet) -> dict[str, Any]:
