@@ -119,8 +119,8 @@ def measure(
             return together.depth_z[0], together.confidence[0], together.cam2world[0]
         if knocked:
             raise SettingError(f"{folder} holds a depth head for one camera at a time: --knock takes several views.")
-        alone = load_depth(folder)(images, intrinsics, poses)
-        return alone.depth, alone.confidence, poses
+        measured = load_depth(folder)(images, intrinsics, poses)
+        return measured.depth, measured.confidence, poses
 
 
 if __name__ == "__main__":

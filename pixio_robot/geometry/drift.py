@@ -32,7 +32,7 @@ class Landmarks(NamedTuple):
 
     Attributes:
         points: In the frame of the poses, metres [b n 3].
-        said: All that the head says there, see ``Alone`` [b n c].
+        said: All that the head says there, see ``SingleView`` [b n c].
     """
 
     points: Tensor

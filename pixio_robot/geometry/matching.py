@@ -47,7 +47,7 @@ class Told(NamedTuple):
         return self.intrinsics.float(), self.cam2world.float()
 
 
-class Alone(NamedTuple):
+class SingleView(NamedTuple):
     """What a depth head says of each view by itself, with the calibration that it was told.
 
     Attributes:
@@ -119,17 +119,17 @@ class Matcher(nn.Module):
         nearest: Metres; the first of them.
         farthest: Metres; the last of them.
         detail: Whether finer cells see the picture; without it they know what the patches around them do.
-        alone_channels: Numbers that a depth head says of each pixel; 0 if there is none.
+        single_channels: Numbers that a depth head says of each pixel; 0 if there is none.
     """
 
     def __init__(
-        self, encoder_width: int, *, bins: int, nearest: float, farthest: float, detail: bool, alone_channels: int
+        self, encoder_width: int, *, bins: int, nearest: float, farthest: float, detail: bool, single_channels: int
     ) -> None:
         super().__init__()
         self.cells = Cells(encoder_width, _CHANNELS, detail=detail)
         self.register_buffer("depths", sweep_depths(bins, nearest=nearest, farthest=farthest))
         self.bins = bins
-        self.fine = 3 * len(AROUND) + alone_channels if alone_channels else bins if detail else 0
+        self.fine = 3 * len(AROUND) + single_channels if single_channels else bins if detail else 0
         """Channels of ``compare_cells``; 0 if there is nothing to compare."""
 
     def compare_patches(self, described: Tensor, told: Told) -> tuple[Tensor, Tensor]:
@@ -151,14 +151,16 @@ class Matcher(nn.Module):
         swept = plane_sweep(features, k, poses, told.size, self.depths).alike
         return rearrange(world, "(b v) c h w -> b v (h w) c", v=v), rearrange(swept, "b v k h w -> b v (h w) k")
 
-    def compare_cells(self, described: Tensor, told: Told, pixels: Tensor | None, alone: Alone | None) -> Tensor | None:
+    def compare_cells(
+        self, described: Tensor, told: Told, pixels: Tensor | None, single: SingleView | None
+    ) -> Tensor | None:
         """Give ``fine`` channels at a quarter of the picture's size [b*v fine h/4 w/4]; zeros if poses are unknown.
 
         Args:
             described: What ``cells.describe`` says.
             told: What is known of the cameras.
             pixels: The normalised images [b*v 3 h w], with ``detail``.
-            alone: What a depth head says, where there is one and poses are known.
+            single: What a depth head says, where there is one and poses are known.
         """
         if not self.fine:
             return None
@@ -167,9 +169,9 @@ class Matcher(nn.Module):
             return described.new_zeros(len(described), self.fine, *quarter)
         features = rearrange(self.cells(described, pixels, told.size), "(b v) c h w -> b v c h w", v=told.views)
         assert isinstance(self.depths, Tensor)
-        if alone is None:
+        if single is None:
             return plane_sweep(features, *told.calibration, told.size, self.depths).alike.flatten(0, 1)
-        maps = alone.maps(quarter)
+        maps = single.maps(quarter)
         surfaces = rearrange(maps[:, 0], "(b v) h w -> b v h w", v=told.views)
         depths = (surfaces[:, :, None] + surfaces.new_tensor(AROUND)[:, None, None]).exp()
         sweep = plane_sweep(features, *told.calibration, told.size, depths, surfaces)

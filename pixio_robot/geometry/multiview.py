@@ -15,7 +15,7 @@ from pixio_robot.geometry.cameras import check_calibration, invert, transform, u
 from pixio_robot.geometry.depth import DepthModel
 from pixio_robot.geometry.drift import REACH, DriftFinder, Landmarks, middles_of
 from pixio_robot.geometry.heads import like_weight, picture
-from pixio_robot.geometry.matching import Alone, Told
+from pixio_robot.geometry.matching import SingleView, Told
 from pixio_robot.geometry.storage import StoredModel
 from pixio_robot.geometry.taps import shared_blocks
 from pixio_robot.geometry.trunk import MultiViewSettings, Trunk
@@ -34,17 +34,17 @@ class MultiViewModel(StoredModel):
     Args:
         encoder: The encoder; stays as it is.
         settings: The trunk's; the defaults when absent.
-        alone: A trained depth head on the same encoder. It measures each view by itself where poses are known, so that
-            the trunk has only its errors left to find, and view 0 where other poses may have drifted. It stays as it
-            is, and its settings become ``settings.alone``; if only these are given, it has fresh weights, for stored
-            ones to replace.
+        depth_head: A trained depth head on the same encoder. It measures each view by itself where poses are known, so
+            that the trunk has only its errors left to find, and view 0 where other poses may have drifted. It stays as
+            it is, and its settings become ``settings.alone``; if only these are given, it has fresh weights, for
+            stored ones to replace.
         facts: What is known of training.
 
     Attributes:
         taps: The encoder's blocks that are read; the trunk reads the last one.
         trunk: What is trained.
         finder: What is trained to find drift, if there is a depth head.
-        alone: The depth head, if there is one.
+        depth_head: The depth head, if there is one.
 
     Raises:
         SettingError: A depth head on another encoder, or settings that do not fit it.
@@ -59,27 +59,27 @@ class MultiViewModel(StoredModel):
         encoder: Encoder,
         settings: MultiViewSettings | None = None,
         *,
-        alone: DepthModel | None = None,
+        depth_head: DepthModel | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(encoder, settings, facts=facts)
-        if alone is not None:
-            self.settings = dataclasses.replace(self.settings, alone=alone.settings)
+        if depth_head is not None:
+            self.settings = dataclasses.replace(self.settings, alone=depth_head.settings)
         elif self.settings.alone is not None:
-            alone = DepthModel(encoder, self.settings.alone)
-        self.taps = shared_blocks(encoder, alone)
+            depth_head = DepthModel(encoder, self.settings.alone)
+        self.taps = shared_blocks(encoder, depth_head)
         self.trunk = Trunk(encoder.spec.width, self.settings)
         self.finder = None
-        if alone is not None:
-            self.finder = DriftFinder(encoder.spec.width, self.settings.drift, channels=alone.settings.channels)
-        self.alone = alone
+        if depth_head is not None:
+            self.finder = DriftFinder(encoder.spec.width, self.settings.drift, channels=depth_head.settings.channels)
+        self.depth_head = depth_head
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         """Switch the trunk; the depth head stays as it is, batch norms included."""
         super().train(mode)
-        if self.alone is not None:
-            self.alone.eval()
+        if self.depth_head is not None:
+            self.depth_head.eval()
         return self
 
     def forward(
@@ -121,7 +121,7 @@ class MultiViewModel(StoredModel):
         if pose_prior is not None:
             told = told._replace(cam2world=self._correct(tokens, intrinsics, pose_prior, flat), exact=False)
         pixels = self._picture(flat) if self.settings.detail else None
-        dense, found, log_scale = self.trunk(tokens[-1], told, pixels, self._measure_alone(tokens, told, flat))
+        dense, found, log_scale = self.trunk(tokens[-1], told, pixels, self._measure_singly(tokens, told, flat))
         return assemble(dense, found, log_scale, told, scale, self.settings)
 
     def correct_poses(
@@ -159,13 +159,13 @@ class MultiViewModel(StoredModel):
             images: [b 3 h w].
         """
         size, grid = (images.shape[-2], images.shape[-1]), tokens[0].grid
-        alone = self._measure_alone(tokens, Told(1, size, intrinsics[:, None], cam2world[:, None]), images)
-        assert alone is not None
-        with no_autocast(alone.log_depth.device):
-            depth = alone.log_depth[:, 0].exp().clamp(*REACH)
+        single = self._measure_singly(tokens, Told(1, size, intrinsics[:, None], cam2world[:, None]), images)
+        assert single is not None
+        with no_autocast(single.log_depth.device):
+            depth = single.log_depth[:, 0].exp().clamp(*REACH)
             points = transform(cam2world.float(), unproject(depth, intrinsics.float()))
             columns, rows = middles_of(size, grid, like=points).long().unbind(-1)
-            said = alone.said[:, 0, :, rows, columns].flatten(2).mT
+            said = single.said[:, 0, :, rows, columns].flatten(2).mT
             return Landmarks(points[:, rows, columns].flatten(1, 2), said)
 
     @torch.no_grad()
@@ -194,23 +194,23 @@ class MultiViewModel(StoredModel):
         return picture(self.encoder, images, self._device)
 
     @torch.no_grad()
-    def _measure_alone(self, tokens: Sequence[Tokens], told: Told, images: Tensor) -> Alone | None:
+    def _measure_singly(self, tokens: Sequence[Tokens], told: Told, images: Tensor) -> SingleView | None:
         """Let the head for single views speak, where there is one and poses are known, roughly at least."""
-        if self.alone is None or told.calibration is None:
+        if self.depth_head is None or told.calibration is None:
             return None
         calibration = [part.flatten(0, 1) for part in told.calibration]
-        numbers = self.alone.numbers(tokens, told.size, *calibration, images=images)
+        numbers = self.depth_head.numbers(tokens, told.size, *calibration, images=images)
         with no_autocast(numbers.device):
-            log_depth = self.alone.log_depth(numbers, *calibration)
-            shift = math.log(told.size[1] / self.alone.settings.focal)  # the trunk counts focal lengths in widths
+            log_depth = self.depth_head.log_depth(numbers, *calibration)
+            shift = math.log(told.size[1] / self.depth_head.settings.focal)  # the trunk counts focal lengths in widths
             numbers = torch.cat([numbers[:, :1] + shift, numbers[:, 1:]], dim=1)
-            return Alone(*(part.unflatten(0, (-1, told.views)) for part in (numbers, log_depth)))
+            return SingleView(*(part.unflatten(0, (-1, told.views)) for part in (numbers, log_depth)))
 
     def stored(self) -> nn.ModuleDict:
         """Everything but the encoder."""
         parts: dict[str, nn.Module] = {"trunk": self.trunk}
-        if self.alone is not None and self.finder is not None:
-            parts |= {"finder": self.finder, "alone": self.alone.head}
+        if self.depth_head is not None and self.finder is not None:
+            parts |= {"finder": self.finder, "alone": self.depth_head.head}
         return nn.ModuleDict(parts)
 
     def _check(

@@ -13,7 +13,7 @@ from pixio_robot.errors import SettingError
 from pixio_robot.geometry.cameras import base_rays
 from pixio_robot.geometry.depth import DepthSettings
 from pixio_robot.geometry.heads import DPT_PRESETS, LEVELS, DPTHead
-from pixio_robot.geometry.matching import RAYS, Alone, Matcher, Told
+from pixio_robot.geometry.matching import RAYS, Matcher, SingleView, Told
 from pixio_robot.nn import NORM_EPS, Block, initialize_blocks, no_autocast
 from pixio_robot.tokens import Tokens
 
@@ -75,16 +75,16 @@ class MultiViewSettings:
                 f"{self.nearest} above 0 and below farthest={self.farthest}."
             )
 
-    def _follow(self, alone: DepthSettings) -> None:
+    def _follow(self, head: DepthSettings) -> None:
         """Lean on the planes that the head for single views leans on."""
-        if alone.coding == "sigmoid":
+        if head.coding == "sigmoid":
             raise SettingError("A depth head coded as 'sigmoid' is for one camera: take 'canonical' or 'support'.")
-        planes = alone.support_heights if alone.coding == "support" else ()
+        planes = head.support_heights if head.coding == "support" else ()
         if self.support_heights not in ((), planes):
             raise SettingError(f"support_heights={self.support_heights}, but the head for single views has {planes}.")
         object.__setattr__(self, "support_heights", planes)
         if planes:
-            object.__setattr__(self, "farthest", alone.max_depth)
+            object.__setattr__(self, "farthest", head.max_depth)
 
 
 class Cameras(NamedTuple):
@@ -136,7 +136,7 @@ class Trunk(nn.Module):
             nearest=settings.nearest,
             farthest=settings.farthest,
             detail=settings.detail,
-            alone_channels=settings.alone.channels if settings.alone else 0,
+            single_channels=settings.alone.channels if settings.alone else 0,
         )
         self.camera_rays, self.world_rays = nn.Linear(4, d), nn.Linear(RAYS, d)
         self.alone = nn.Linear(settings.alone.channels, d) if settings.alone else None
@@ -165,7 +165,7 @@ class Trunk(nn.Module):
             nn.init.zeros_(self.dense.out.bias)
 
     def forward(
-        self, tokens: Tokens, told: Told, pixels: Tensor | None = None, alone: Alone | None = None
+        self, tokens: Tokens, told: Told, pixels: Tensor | None = None, single: SingleView | None = None
     ) -> tuple[Tensor, Cameras, Tensor]:
         """Give dense numbers [b v c h w], cameras, and log scale [b].
 
@@ -173,23 +173,23 @@ class Trunk(nn.Module):
             tokens: Of the views [b*v ...].
             told: What is known of the cameras.
             pixels: The normalised images [b*v 3 h w], which a trunk with ``detail`` looks at.
-            alone: What a depth head says of each view, for a trunk that has one, where poses are known.
+            single: What a depth head says of each view, for a trunk that has one, where poses are known.
         """
-        seen, grid, views = self._look(tokens, told, alone), tokens.grid, told.views
+        seen, grid, views = self._look(tokens, told, single), tokens.grid, told.views
         count = len(self.blocks)
         taps = []
         for level in (0, count // 2 - 1, count // 2 + 1, count):
             patches = self.norm(seen.levels[level]).flatten(0, 1)
             taps.append(Tokens(patches.new_zeros(len(patches), 0, patches.shape[-1]), patches, grid))
         extra = rearrange(seen.calibrated, "b v (h w) c -> (b v) c h w", h=grid[0])
-        fine = self.matcher.compare_cells(seen.described, told, pixels, alone)
+        fine = self.matcher.compare_cells(seen.described, told, pixels, single)
         dense = rearrange(self.dense(taps, told.size, extra, pixels, fine), "(b v) c h w -> b v c h w", v=views)
-        if alone is not None:
-            depth, rest = alone.numbers[:, :, :1], alone.numbers[:, :, 1:]
+        if single is not None:
+            depth, rest = single.numbers[:, :, :1], single.numbers[:, :, 1:]
             dense = dense + torch.cat([depth, torch.zeros_like(depth), rest], dim=2)
         return dense, seen.cameras, seen.log_scale
 
-    def _look(self, tokens: Tokens, told: Told, alone: Alone | None) -> Look:
+    def _look(self, tokens: Tokens, told: Told, single: SingleView | None) -> Look:
         """See what needs no dense head; arguments are those of ``forward``."""
         grid, views = tokens.grid, told.views
         patches = rearrange(tokens.patches, "(b v) n d -> b v n d", v=views)
@@ -200,8 +200,8 @@ class Trunk(nn.Module):
         x = x + self.camera_rays(self._camera(patches, grid, told)) + self.world_rays(world)
         x = x + self.swept(swept)
         x = x + self.reference[[0] + [1] * (views - 1)][:, None]
-        if alone is not None and self.alone is not None:
-            x = x + self.alone(rearrange(alone.maps(grid), "(b v) c h w -> b v (h w) c", v=views))
+        if single is not None and self.alone is not None:
+            x = x + self.alone(rearrange(single.maps(grid), "(b v) c h w -> b v (h w) c", v=views))
         levels, scale = self._attend(x)
         with no_autocast(x.device):
             pooled = self.norm(levels[-1].float()).mean(dim=2)

@@ -49,7 +49,7 @@ def model(encoder: Encoder) -> MultiViewModel:
     torch.manual_seed(0)
     head = DepthModel(encoder, DepthSettings(coding="support", rays=True, detail=True))
     head.start_at(0.8, focal=70)
-    return MultiViewModel(encoder, MultiViewSettings(width=24, heads=2, bins=6, detail=True), alone=head).eval()
+    return MultiViewModel(encoder, MultiViewSettings(width=24, heads=2, bins=6, detail=True), depth_head=head).eval()
 
 
 def scene(count: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -148,11 +148,11 @@ def test_views_are_compared_where_a_landmark_is(model: MultiViewModel, views: to
 
 
 def test_landmarks_are_what_the_depth_head_sees(model: MultiViewModel, views: torch.Tensor) -> None:
-    assert model.alone is not None
+    assert model.depth_head is not None
     images, k, told = views[:, 0], K[:, 0], poses()[:, 0]
     tokens = model.encoder.intermediate(images, blocks=model.taps)
     found = model.landmarks(tokens, k, told, images)
-    depth = model.alone(images, k, told)
+    depth = model.depth_head(images, k, told)
     pixels, far = project(transform(invert(told), found.points[:, None]), k)
     middles = middles_of(SIZE, tokens[0].grid, like=pixels).flatten(0, 1)
     torch.testing.assert_close(pixels[:, 0], middles.expand(2, -1, -1), atol=1e-3, rtol=0)
@@ -160,7 +160,7 @@ def test_landmarks_are_what_the_depth_head_sees(model: MultiViewModel, views: to
     torch.testing.assert_close(far[:, 0], depth.depth[:, rows, columns])
     torch.testing.assert_close(found.said[..., 0].exp(), depth.depth[:, rows, columns])
     torch.testing.assert_close(1 + found.said[..., 1].exp(), depth.confidence[:, rows, columns])
-    assert found.said.shape[-1] == model.alone.settings.channels
+    assert found.said.shape[-1] == model.depth_head.settings.channels
     assert ((found.said[..., 2:] > 0) & (found.said[..., 2:] < 1)).all()
 
 
@@ -186,7 +186,7 @@ def test_views_of_an_encoder_of_half_precision_are_read(
     model: MultiViewModel, encoder: Encoder, views: torch.Tensor
 ) -> None:
     half = copy.deepcopy(encoder).bfloat16()
-    rough = MultiViewModel(half, model.settings, alone=DepthModel(half, model.settings.alone)).eval()
+    rough = MultiViewModel(half, model.settings, depth_head=DepthModel(half, model.settings.alone)).eval()
     rough._stored().load_state_dict(model._stored().state_dict())
     torch.testing.assert_close(rough(views, K, poses()).depth_z, model(views, K, poses()).depth_z, atol=0, rtol=0.02)
     found, exact = (one.correct_poses(views, K, poses()) for one in (rough, model))

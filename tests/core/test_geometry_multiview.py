@@ -9,7 +9,7 @@ from pixio_robot import Encoder, create_encoder, load_encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError
 from pixio_robot.geometry.cameras import invert, project, transform, unproject
 from pixio_robot.geometry.depth import DepthModel, DepthSettings, load_depth
-from pixio_robot.geometry.matching import AROUND, Alone, Told
+from pixio_robot.geometry.matching import AROUND, SingleView, Told
 from pixio_robot.geometry.multiview import MultiViewModel, load_multiview
 from pixio_robot.geometry.storage import kind_of
 from pixio_robot.geometry.sweep import GAP, plane_sweep, sweep_depths
@@ -38,7 +38,7 @@ def views() -> torch.Tensor:
 def make(encoder: Encoder, alone: str | None = None, **settings: Any) -> MultiViewModel:
     head = head_for_one(encoder, alone) if alone else None
     torch.manual_seed(0)
-    return MultiViewModel(encoder, MultiViewSettings(width=24, heads=2, bins=6, **settings), alone=head).eval()
+    return MultiViewModel(encoder, MultiViewSettings(width=24, heads=2, bins=6, **settings), depth_head=head).eval()
 
 
 GIVEN = {
@@ -123,16 +123,16 @@ def test_every_weight_learns_when_it_is_needed(encoder: Encoder, views: torch.Te
         (found.points_world.square().mean() + found.mask.mean() + found.confidence.mean()).backward()
     silent = [name for name, weight in model.trunk.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert silent == []
-    still = [encoder, *([model.alone] if model.alone else [])]
+    still = [encoder, *([model.depth_head] if model.depth_head else [])]
     assert all(weight.grad is None for part in still for weight in part.parameters())
 
 
 def test_the_head_for_single_views_stays_as_it_is_in_training(encoder: Encoder, views: torch.Tensor) -> None:
     model = make(encoder, "linear").train()  # a linear head has a batch norm
-    assert model.alone is not None
-    before = {name: value.clone() for name, value in model.alone.head.state_dict().items()}
+    assert model.depth_head is not None
+    before = {name: value.clone() for name, value in model.depth_head.head.state_dict().items()}
     model(views, K, poses())
-    assert all(torch.equal(before[name], value) for name, value in model.alone.head.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in model.depth_head.head.state_dict().items())
     assert model.trunk.training
 
 
@@ -153,13 +153,13 @@ def test_the_trunk_begins_where_the_head_for_single_views_is(encoder: Encoder, v
 def test_what_another_view_says_by_itself_moves_the_gaps_to_it_alone(encoder: Encoder, views: torch.Tensor) -> None:
     model, told = make(encoder, "support"), Told(3, SIZE, K, poses())
     tokens = encoder.intermediate(views.flatten(0, 1), blocks=model.taps)
-    said = model._measure_alone(tokens, told, views.flatten(0, 1))
+    said = model._measure_singly(tokens, told, views.flatten(0, 1))
     assert said is not None
     nearer = said.log_depth.clone()
     nearer[:, 1:] -= 0.1
     described = model.trunk.matcher.cells.describe(tokens[-1])
     before, after = (
-        model.trunk.matcher.compare_cells(described, told, None, Alone(said.numbers, depth))
+        model.trunk.matcher.compare_cells(described, told, None, SingleView(said.numbers, depth))
         for depth in (said.log_depth, nearer)
     )
     assert before is not None
@@ -239,7 +239,7 @@ def test_a_folder_gives_the_same_model_back(
     encoder = load_encoder(tmp_path / "encoder")
     settings = MultiViewSettings(width=24, heads=2, bins=6, detail=True)
     head = head_for_one(encoder, alone) if alone else None
-    model = MultiViewModel(encoder, settings, alone=head).eval()
+    model = MultiViewModel(encoder, settings, depth_head=head).eval()
     model.save_pretrained(tmp_path / "model")
     again = load_multiview(tmp_path / "model")
     assert again.settings == model.settings
@@ -278,6 +278,6 @@ def test_what_cannot_be_is_refused(encoder: Encoder, views: torch.Tensor) -> Non
     with pytest.raises(SettingError, match=r"single views has \(0.0, -0.9\)"):
         MultiViewSettings(alone=DepthSettings(**ALONE["support"]), support_heights=(0.1,))
     with pytest.raises(SettingError, match="on another encoder"):
-        MultiViewModel(create_encoder("pixio_vitt16", seed=5), alone=head_for_one(encoder, "linear"))
+        MultiViewModel(create_encoder("pixio_vitt16", seed=5), depth_head=head_for_one(encoder, "linear"))
     with pytest.raises(SettingError, match="heads must divide"):
         MultiViewSettings(width=25, heads=2)

@@ -29,7 +29,7 @@ def test_a_cloud_is_made_by_either_kind_of_model(tmp_path: Path, kind: str) -> N
     with torch.no_grad():
         model.head.out.bias.copy_(torch.tensor([3.0, 0, 40, -40]))  # all is table, and far away where none can be
     if kind == "views":
-        model = MultiViewModel(encoder, MultiViewSettings(), alone=model)
+        model = MultiViewModel(encoder, MultiViewSettings(), depth_head=model)
     model.save_pretrained(tmp_path / "model")
     command = [sys.executable, str(SCRIPT), str(tmp_path / "model"), str(tmp_path / "cloud"), "--steps", "2"]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -135,11 +135,11 @@ def train_views(
     methods: dict[str, Measure] = {"table plane": table_plane}
     if depth is None and settings.alone is not None:
         raise SettingError("settings.alone describes a depth head, but there is none: name its folder as depth.")
-    alone = None if depth is None else load_depth(depth, encoder=encoder)
+    depth_head = None if depth is None else load_depth(depth, encoder=encoder)
 
     def drawn() -> MultiViewModel:
         torch.manual_seed(config.seed)
-        return MultiViewModel(encoder, settings, alone=alone)
+        return MultiViewModel(encoder, settings, depth_head=depth_head)
 
     model = drawn()
     taps, taps_of = Taps(encoder, train, model.taps, precision=config.precision), _taps_of(model)
@@ -152,8 +152,8 @@ def train_views(
         controls = once_per_set(lambda frames: ViewsTask(control, frames, taps_of(frames), twin=True))
         methods["a view of another scene beside it"] = measure_views(controls, "all")
     drift: dict[str, Any] = {}
-    if alone is not None:
-        methods["one view and calibration"] = _measure(alone, taps_of, posed=True)
+    if depth_head is not None:
+        methods["one view and calibration"] = _measure(depth_head, taps_of, posed=True)
         longer = dataclasses.replace(config, steps=drift_steps)
         identity = _identity(encoder, train, trunk=trunk)
         spent = fit(DriftTask(model, train, taps), longer, folder / "drift", identity=identity)
