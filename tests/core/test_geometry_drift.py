@@ -187,7 +187,7 @@ def test_views_of_an_encoder_of_half_precision_are_read(
 ) -> None:
     half = copy.deepcopy(encoder).bfloat16()
     rough = MultiViewModel(half, model.settings, depth_head=DepthModel(half, model.settings.alone)).eval()
-    rough._stored().load_state_dict(model._stored().state_dict())
+    rough.stored().load_state_dict(model.stored().state_dict())
     torch.testing.assert_close(rough(views, K, poses()).depth_z, model(views, K, poses()).depth_z, atol=0, rtol=0.02)
     found, exact = (one.correct_poses(views, K, poses()) for one in (rough, model))
     torch.testing.assert_close(found, exact, atol=1e-3, rtol=0)
