@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.envs.utils import preprocess_observation
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
@@ -17,7 +18,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 
 from lerobot_policy_pixio.options import EncoderDtype, PixioOptions
-from pixio_robot.errors import CheckpointError, SettingError
+from pixio_robot.errors import CheckpointError, DataError, SettingError, UnknownNameError
 
 
 class Actor:
@@ -77,8 +78,13 @@ class Actor:
         Returns:
             The ``n_action_steps`` actions to execute before looking again, float32 [b k a], in the units of the
             demonstrations.
+
+        Raises:
+            UnknownNameError: If a camera or a state that the policy reads is not among what is observed.
+            DataError: If a state is of another width.
         """
         batch: dict[str, Any] = preprocess_observation(dict(observation))
+        _check_observed(batch, self.policy.config.input_features or {})
         tasks = observation.get("task", self.task)
         if tasks is not None:
             size = len(next(iter(batch.values())))
@@ -90,6 +96,18 @@ class Actor:
             batch = {key: _repeat(key, value, len(config.observation_delta_indices)) for key, value in batch.items()}
         chunk = self.policy.predict_action_chunk(batch)[:, : getattr(config, "n_action_steps", 1)]
         return self._postprocessor(chunk).cpu().numpy()
+
+
+def _check_observed(batch: Mapping[str, Tensor], features: Mapping[str, PolicyFeature]) -> None:
+    """Refuse observations of another robot, or from other cameras. Pictures may be of any size."""
+    for name, feature in features.items():
+        if name not in batch:
+            raise UnknownNameError("observation that this policy reads", name, batch)
+        if feature.type is not FeatureType.VISUAL and tuple(batch[name].shape[1:]) != tuple(feature.shape):
+            raise DataError(
+                f"This policy reads {name!r} of shape {list(feature.shape)}; observed is one of "
+                f"{list(batch[name].shape[1:])}."
+            )
 
 
 def _repeat(key: str, value: Any, steps: int) -> Any:

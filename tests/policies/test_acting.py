@@ -10,7 +10,7 @@ import torch
 from lerobot.policies.factory import make_pre_post_processors
 
 from lerobot_policy_pixio.acting import Actor
-from pixio_robot.errors import CheckpointError, SettingError
+from pixio_robot.errors import CheckpointError, DataError, SettingError, UnknownNameError
 
 TASKS = ["task 0", "task 1"]
 STATS = {
@@ -70,6 +70,19 @@ def test_each_call_plans_anew(kind: str, make: Make, observation: dict[str, Any]
     plan(actor, part(observation, 2))  # other scenes, in a batch of another size
     np.testing.assert_array_equal(plan(actor, observation), first)
     assert not np.allclose(plan(actor, part(observation, 1, 2, 0)), first)
+
+
+def test_what_another_robot_observes_is_refused(kind: str, make: Make, observation: dict[str, Any]) -> None:
+    actor = actor_of(make(kind))
+    renamed = {"pixels": {"top": observation["pixels"]["top"], "wrst": observation["pixels"]["wrist"]}}
+    with pytest.raises(
+        UnknownNameError, match=r"'observation\.images\.wrist'. Did you mean 'observation\.images\.wrst'"
+    ):
+        actor(observation | renamed)
+    with pytest.raises(UnknownNameError, match=r"observation\.state"):
+        actor({"pixels": observation["pixels"]})
+    with pytest.raises(DataError, match=r"'observation\.state' of shape \[3\]; observed is one of \[4\]"):
+        actor(observation | {"agent_pos": np.zeros((3, 4), np.float32)})
 
 
 def test_an_actor_tells_the_task(kind: str, make: Make, observation: dict[str, Any]) -> None:
