@@ -1,7 +1,9 @@
-"""Pixio visual encoders for robot learning: load, adapt, cache and export one encoder pass. A map:
+"""Pixio visual encoders for robot learning: load, adapt, cache and export one encoder pass.
 
-- An encoder: ``checkpoints`` reads and writes one (``layouts``, and ``foreign`` for what transformers runs); ``encoder``
-  is what comes out, of ``nn`` and ``stems``; ``images`` go in, ``tokens`` come out.
+A map:
+
+- An encoder: ``checkpoints`` reads and writes one (``layouts``, and ``foreign`` for what transformers runs);
+  ``encoder`` is what comes out, of ``nn`` and ``stems``; ``images`` go in, ``tokens`` come out.
 - What is made of tokens: ``adapter`` for a policy, ``geometry`` for depth, points and several views of a scene.
 - What keeps them: ``cache``, on disk. What carries the pass elsewhere: ``export``, as ONNX.
 - Underneath: ``errors``, ``drafts`` (files are whole or not there), ``runs`` (locks, and how to stop), ``hashes`` and

@@ -1,16 +1,18 @@
-"""MuJoCo tasks, scripted experts, rollouts and statistics for LeRobot. A map, callers above callees:
+"""MuJoCo tasks, scripted experts, rollouts and statistics for LeRobot.
+
+A map, callers above callees:
 
 - Doors: ``registration`` (``gymnasium.make``), ``configs`` (``--env.type``), or ``make_env`` itself.
-- ``environment`` is the one environment: a ``simulation`` with ``rendering`` and, where asked for, ``shifts`` of its looks
-  (``draws``, ``textures``, ``distractors``).
-- ``tasks`` names every task, ``suites`` who runs it: ``meta_world``, ``aloha`` (with ``aloha_expert``), ``adroit`` and
-  ``control_suite`` (both on ``joints``).
-- Episodes: ``demos`` are the expert's, ``rollouts`` a policy's (in a ``fleet`` of ``processes``); ``records``, ``videos``
-  and ``seeds`` belong to them, ``provenance`` to all that lies on disk.
+- ``environment`` is the one environment: a ``simulation`` with ``rendering`` and, where asked for, ``shifts`` of its
+  looks (``draws``, ``textures``, ``distractors``).
+- ``tasks`` names every task, ``suites`` who runs it: ``meta_world``, ``aloha`` (with ``aloha_expert``), ``adroit``
+  and ``control_suite`` (both on ``joints``).
+- Episodes: ``demos`` are the expert's, ``rollouts`` a policy's (in a ``fleet`` of ``processes``); ``records``,
+  ``videos`` and ``seeds`` belong to them, ``provenance`` to all that lies on disk.
 - Numbers: ``statistics`` for one trained policy, ``crossed`` for several seeds, ``planning`` for how many episodes;
   ``coverage`` simulates whether intervals hold, ``expert_table`` measures experts.
-- Pictures for pre-training and geometry: ``frames`` and ``rgbd`` (``rgbd_stage``) fill ``scene_sets``; ``truth`` is what
-  they show.
+- Pictures for pre-training and geometry: ``frames`` and ``rgbd`` (``rgbd_stage``) fill ``scene_sets``; ``truth`` is
+  what they show.
 """
 
 import importlib
