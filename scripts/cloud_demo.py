@@ -41,7 +41,7 @@ def main() -> None:
     args = parser.parse_args()
 
     import torch
-    from cloud_pictures import draw_depth, show
+    from cloud_figure import draw_depth
 
     from lerobot_env_pixio.rgbd_stage import ASPECTS, Stage
     from pixio_pretrain.geometry.robot_metrics import f_scores, point_errors
@@ -87,7 +87,12 @@ def main() -> None:
             said = " to ".join(f"{degrees:.1f} degrees and {100 * metres:.1f} cm" for degrees, metres in (was, now))
             print(f"{name} was knocked, and is corrected from {said}")
     if args.rerun:
-        show(names, images, intrinsics, found_poses, depth, points=points[near], colors=colors[near])
+        from pixio_robot.geometry.perception import Calibration
+        from pixio_robot.geometry.viewer import show
+
+        cameras = {name: Calibration(k, pose) for name, k, pose in zip(names, intrinsics, found_poses, strict=True)}
+        pictures = dict(zip(names, images, strict=True))
+        show(pictures, cameras, depth=dict(zip(names, depth, strict=True)), points=points[near], colors=colors[near])
 
 
 def knock(poses: "Tensor", degrees: float, metres: float, *, seed: int) -> "Tensor":

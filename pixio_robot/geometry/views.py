@@ -6,8 +6,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from pixio_robot.geometry.cameras import transform, unproject
+from pixio_robot.geometry.cameras import rays, transform, unproject
 from pixio_robot.geometry.matching import Told
 from pixio_robot.geometry.planes import lean_on_planes
 from pixio_robot.geometry.trunk import Cameras, MultiViewSettings, pinhole
@@ -41,6 +42,17 @@ class MultiView:
     confidence: Tensor
     mask: Tensor
     source: Mapping[str, Source]
+
+    @property
+    def points_cam(self) -> Tensor:
+        """Each pixel's point in its camera's frame, metres [b v h w 3]."""
+        return unproject(self.depth_z, self.intrinsics.float())
+
+    @property
+    def rays(self) -> Tensor:
+        """Unit directions of the pixels in the camera's frame [b v h w 3]."""
+        height, width = self.depth_z.shape[-2:]
+        return F.normalize(rays(self.intrinsics.float(), (height, width)), dim=-1)
 
 
 def assemble(

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from pixio_robot import Encoder, create_encoder, load_encoder
 from pixio_robot.errors import CheckpointError, DataError, SettingError
-from pixio_robot.geometry.cameras import invert, project, transform, unproject
+from pixio_robot.geometry.cameras import project, transform, unproject
 from pixio_robot.geometry.depth import DepthModel, DepthSettings, load_depth
 from pixio_robot.geometry.matching import AROUND, SingleView, Told
 from pixio_robot.geometry.multiview import MultiViewModel, load_multiview
@@ -81,8 +81,10 @@ def test_what_is_given_comes_back_bit_for_bit_and_the_rest_is_predicted(
     assert found.depth_z.shape == found.mask.shape == found.confidence.shape == (2, 3, *SIZE)
     assert found.depth_z.isfinite().all()
     assert (found.depth_z > 0).all()
-    points = unproject(found.depth_z, found.intrinsics)
-    torch.testing.assert_close(found.points_world, transform(found.cam2world, points))
+    torch.testing.assert_close(found.points_cam[..., 2], found.depth_z)
+    torch.testing.assert_close(found.points_cam, unproject(found.depth_z, found.intrinsics))
+    torch.testing.assert_close(found.points_world, transform(found.cam2world, found.points_cam))
+    torch.testing.assert_close(found.rays, F.normalize(found.points_cam, dim=-1))
     mean = (found.depth_z * found.mask)[:, 0].sum(dim=(1, 2)) / found.mask[:, 0].sum(dim=(1, 2))
     torch.testing.assert_close(found.scale, mean)
 
@@ -226,7 +228,7 @@ def test_swept_depths_are_even_in_disparity() -> None:
 
 def test_points_project_into_the_views_that_saw_them(encoder: Encoder, views: torch.Tensor) -> None:
     found = make(encoder)(views, K, poses())
-    pixels, depth = project(transform(invert(poses()), found.points_world), found.intrinsics)
+    pixels, depth = project(found.points_cam, found.intrinsics)
     torch.testing.assert_close(pixels[0, 1, 7, 9], torch.tensor([9.5, 7.5]), atol=1e-3, rtol=0)
     torch.testing.assert_close(depth, found.depth_z)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pixio_pretrain.geometry.robot_metrics import f_scores, point_errors
+from pixio_pretrain.geometry.robot_metrics import f_scores, inside_box, point_errors, sparsification
 from pixio_pretrain.geometry.scene_metrics import Views, auc, camera_errors, pose_errors, scene_metrics
 from pixio_robot.errors import DataError
 
@@ -135,6 +135,10 @@ def test_centimetres_are_counted_by_region() -> None:
         point_errors(prediction, truth, gripper & False)
 
 
+def test_a_box_holds_what_is_inside() -> None:
+    assert inside_box(np.array([[0, 0, 0], [0, 0, 2.0]]), (-1, -1, -1), (1, 1, 1)).tolist() == [True, False]
+
+
 def test_clouds_are_compared_by_precision_and_recall() -> None:
     grid = np.stack(np.meshgrid(*3 * [np.arange(0, 1, 0.2)]), axis=-1).reshape(-1, 3)
     assert f_scores(grid, grid) == {"f_1cm": 1, "f_2cm": 1, "f_5cm": 1}
@@ -144,3 +148,13 @@ def test_clouds_are_compared_by_precision_and_recall() -> None:
     assert half["f_1cm"] == pytest.approx(2 * 1 * 0.5 / 1.5)
     with pytest.raises(DataError, match="Clouds of 0"):
         f_scores(grid[:0], grid)
+
+
+def test_a_perfect_confidence_has_no_area_and_a_reversed_one_a_large_one() -> None:
+    errors = random.exponential(size=1000)
+    perfect, reverse = sparsification(errors, -errors), sparsification(errors, errors)
+    assert perfect.ause == pytest.approx(0, abs=1e-12)
+    assert perfect.error[0] == pytest.approx(errors.mean())
+    assert (np.diff(perfect.error) < 0).all()
+    assert reverse.ause > 1
+    assert 0.2 < sparsification(errors, random.normal(size=1000)).ause < reverse.ause

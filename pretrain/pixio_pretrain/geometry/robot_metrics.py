@@ -1,9 +1,11 @@
 """What a robot wants to know of a point cloud: centimetres in its base frame, without any alignment."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pixio_pretrain.geometry.metrics import Floats, Maps, as_floats
 from pixio_robot.errors import DataError
@@ -54,6 +56,12 @@ def point_errors(
     return {name: float(value) for name, value in found.items()}
 
 
+def inside_box(points: Maps, low: Sequence[float], high: Sequence[float]) -> NDArray[np.bool_]:
+    """Say which points [... 3] lie inside a box of the base frame, such as the workspace: bool [...]."""
+    values = as_floats(points)
+    return np.all((values >= np.asarray(low)) & (values <= np.asarray(high)), axis=-1)
+
+
 def f_scores(prediction: Maps, truth: Maps) -> dict[str, float]:
     """Compare two clouds by their nearest neighbours (arXiv 1905.03678, section 5): harmonic mean of two shares.
 
@@ -79,6 +87,46 @@ def f_scores(prediction: Maps, truth: Maps) -> dict[str, float]:
         precision, recall = (there <= tolerance).mean(), (back <= tolerance).mean()
         scores[f"f_{100 * tolerance:g}cm"] = float(2 * precision * recall / max(precision + recall, 1e-12))
     return scores
+
+
+class Sparsification(NamedTuple):
+    """How the mean error falls as the least trusted pixels are left out (arXiv 1802.07095, section 4).
+
+    Attributes:
+        kept: Shares of pixels that are kept, falling from 1.
+        error: Mean error of the most trusted ones.
+        oracle: The same if trust were perfect.
+        ause: Area between the two curves, as a share of the mean error of all pixels; 0 is perfect.
+    """
+
+    kept: Floats
+    error: Floats
+    oracle: Floats
+    ause: float
+
+
+def sparsification(errors: Maps, confidence: Maps, *, steps: int = 20) -> Sparsification:
+    """Measure what a confidence is worth.
+
+    Args:
+        errors: At least 0, any shape.
+        confidence: The same shape; more is more trusted.
+        steps: Points of the curves.
+
+    Raises:
+        DataError: Shapes that differ, or nothing to sort.
+    """
+    e, c = as_floats(errors).ravel(), as_floats(confidence).ravel()
+    if len(e) != len(c) or not len(e):
+        raise DataError(f"{len(e)} errors and {len(c)} confidences: one of each is needed for every pixel.")
+    kept = 1 - np.arange(steps) / steps
+    counts = np.maximum(np.round(kept * len(e)).astype(int), 1)
+
+    def curve(order: np.ndarray) -> Floats:
+        return (np.cumsum(e[order]) / np.arange(1, len(e) + 1))[counts - 1]
+
+    error, oracle = curve(np.argsort(-c, kind="stable")), curve(np.argsort(e, kind="stable"))
+    return Sparsification(kept, error, oracle, float((error - oracle).mean() / max(e.mean(), 1e-12)))
 
 
 def _thin(points: Maps) -> torch.Tensor:

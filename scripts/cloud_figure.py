@@ -1,6 +1,5 @@
-"""What cloud_demo.py shows: a figure of depth maps, and the scene in rerun's viewer (https://rerun.io)."""
+"""What cloud_demo.py draws: depth maps beside the truth."""
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pixio_robot.drafts import draft_of
-from pixio_robot.errors import SettingError
 
 _LARGEST_ERROR = 0.1  # metres, the end of the error's colours
 
@@ -45,43 +43,3 @@ def draw_depth(
         cell.set_title(title, fontsize=10)
     with draft_of(file) as draft:
         figure.savefig(draft, dpi=110, format="png")
-
-
-def show(
-    names: Sequence[str],
-    images: Tensor,
-    intrinsics: Tensor,
-    cam2base: Tensor,
-    depth: Tensor,
-    *,
-    points: Tensor,
-    colors: Tensor,
-) -> None:
-    """Log one moment to rerun, and open its viewer.
-
-    Args:
-        names: Of the cameras.
-        images: Uint8 RGB [v 3 h w].
-        intrinsics: [v 3 3], in pixels of these images.
-        cam2base: Poses [v 4 4].
-        depth: Metres [v h w].
-        points: [n 3], in the base frame, metres.
-        colors: Uint8 [n 3].
-
-    Raises:
-        SettingError: rerun is not installed.
-    """
-    try:
-        rr = importlib.import_module("rerun")
-    except ImportError as error:
-        raise SettingError("The viewer needs rerun: pip install rerun-sdk. The cloud is in the PLY, too.") from error
-    rr.init("pixio-robot", spawn=True)
-    rr.log("base", rr.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
-    rr.log("base/cloud", rr.Points3D(points.numpy(), colors=colors.numpy(), radii=0.002))
-    for name, image, k, pose, metres in zip(names, images, intrinsics, cam2base, depth, strict=True):
-        height, width = image.shape[-2:]
-        rr.log(f"base/{name}", rr.Transform3D(translation=pose[:3, 3].numpy(), mat3x3=pose[:3, :3].numpy()))
-        pinhole = {"image_from_camera": k.numpy(), "width": width, "height": height}
-        rr.log(f"base/{name}", rr.Pinhole(**pinhole, camera_xyz=rr.ViewCoordinates.RDF))
-        rr.log(f"base/{name}/image", rr.Image(image.permute(1, 2, 0).numpy()))
-        rr.log(f"base/{name}/depth", rr.DepthImage(metres.numpy(), meter=1.0))
