@@ -2,6 +2,8 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONPATH # ROS sets it, and its packages and pytest plug-ins are not ours
 
+TIER = quickstart
+
 .PHONY: help setup quickstart test check clean
 
 help: ## list the targets
@@ -11,7 +13,7 @@ setup: ## make .venv from uv.lock; finds or installs uv and Python by itself
 	@scripts/setup
 
 quickstart: setup ## drive a robot arm from a frozen Pixio encoder, in under 10 minutes without a GPU
-	.venv/bin/python scripts/run_benchmark.py tier=quickstart $(ARGS)
+	.venv/bin/python scripts/run_benchmark.py tier=$(TIER) $(ARGS)
 
 test: setup ## run the tests that need no GPU, no network and no patience
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 $(ARGS)

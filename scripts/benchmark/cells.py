@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 RESULT = "cell.json"
 """The file that is written last: where it is, the cell is done."""
-PATCHES = "patches.png"
-"""What the policy's encoder makes of some frames."""
+PATCHES, PRETRAINING = "patches.png", "pretraining.png"
+"""What the policy's encoder makes of some frames, and what its pre-training left to look at."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from lerobot.utils.constants import ACTION, PRETRAINED_MODEL_DIR
 
 from benchmark.acting import open_actor
 from benchmark.arms import CALIBRATION, Sight, open_sight
-from benchmark.cells import PATCHES, Cell, finish
-from benchmark.patches import draw_patches
+from benchmark.cells import PATCHES, PRETRAINING, Cell, finish
+from benchmark.pictures import copy_picture, draw_patches
 from benchmark.recipes import configure, soften
 from benchmark.settings import SCENES, Benchmark
 from benchmark.tasks import environment, open_demonstrations, shared_folder
@@ -72,6 +72,7 @@ def fill_cell(cell: Cell, home: Path, *, config: Benchmark) -> None:
     if sight.encoder is not None:
         eyes: Any = actor.policy.eyes
         draw_patches(home / PATCHES, eyes, frames)
+        copy_picture(home / PRETRAINING, sight.source)
     for condition, shift in config.conditions.items():
         with cost.of(f"rollouts, {condition}"):
             _measure(actor, cell, home, condition, shift, sight, config)

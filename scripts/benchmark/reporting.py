@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import rich
 
-from benchmark.cells import PATCHES, count_done, plan_cells
+from benchmark.cells import PATCHES, PRETRAINING, count_done, plan_cells
 from benchmark.figures import differences_svg, losses_svg, rates_svg
 from benchmark.looks import Looks, find_looks
 from benchmark.results import FilledCell, Panel, make_panels
@@ -74,6 +74,7 @@ def write_report(config: Benchmark, *, command: str) -> Path | None:
     html = templates.get_template("report.html.jinja").render(
         sections=[section | shown for section, shown in zip(sections, pictures, strict=True)],
         forests=_forests(panels, config, first),
+        pretraining=_pretraining(panels, looks),
         colors=dict(looks.values()),
         settings=json.dumps(config.identity, indent=2),
         **facts,
@@ -156,6 +157,16 @@ def _pictures(panel: Panel, looks: Looks) -> dict[str, Any]:
     ]
     rates = rates_svg(panel, looks) if panel.scores else ""
     return {"rates_svg": rates, "losses_svg": losses_svg(panel, looks), "films": films, "patches": patches}
+
+
+def _pretraining(panels: Sequence[Panel], looks: Looks) -> list[dict[str, str]]:
+    """What the pre-training of each arm left to look at, once per arm."""
+    files = {arm: cells[0].home / PRETRAINING for panel in reversed(panels) for arm, cells in panel.cells.items()}
+    return [
+        {"data": _to_base64(files[arm].read_bytes()), "color": look.color, "caption": look.label}
+        for arm, look in looks.items()
+        if arm in files and files[arm].is_file()
+    ]
 
 
 def _to_base64(data: bytes) -> str:

@@ -170,7 +170,13 @@ def sentences(panel: Panel, looks: Looks, config: Benchmark) -> list[str]:
         said.append(_compare(first, "a blind policy", _flip(scores["blind"].against[first]), "seeing"))
     if first in scores and "random" in scores[first].against:
         cause = "pre-training" if config.options_of(first) == config.options_of("random") else ""
-        said.append(_compare(first, looks["random"].label.lower(), scores[first].against["random"], cause))
+        gain = scores[first].against["random"]
+        said.append(_compare(first, looks["random"].label.lower(), gain, cause))
+        if gain.low <= 0 <= gain.high and "blind" in scores and scores["blind"].against["random"].high < 0:
+            said.append(
+                "Random weights beat a blind policy as well: this task shows that the path from pixels to actions "
+                "works, not what pre-training buys."
+            )
     if "cnn" in scores and first in scores["cnn"].against:
         against = _flip(scores["cnn"].against[first])
         cause = "the frozen encoder" if config.train_encoder_of(first) == "frozen" else ""

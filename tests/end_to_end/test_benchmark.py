@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmark import command, reporting, results, running, usage
-from benchmark.cells import PATCHES, Cell, Worked, cell_folder, count_done, finish, is_done, plan_cells, work
+from benchmark.cells import (
+    PATCHES,
+    PRETRAINING,
+    Cell,
+    Worked,
+    cell_folder,
+    count_done,
+    finish,
+    is_done,
+    plan_cells,
+    work,
+)
 from benchmark.claims import claim
 from benchmark.remembering import EARLIER, RememberingEnv
 from benchmark.settings import Benchmark, Training
@@ -226,7 +237,7 @@ def test_the_quickstart_uses_the_cores_that_there_are_and_reads_random_weights_a
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
     with initialize_config_dir(str(command.SCRIPTS / "benchmark" / "conf"), version_base="1.3"):
         found = compose("config", ["tier=quickstart", "workers=3"])
-    found.tier = found.folder = "quickstart"  # which only a run resolves
+    found.tier = "quickstart"  # which only a run resolves
     config = OmegaConf.to_object(found)
     assert isinstance(config, Benchmark)
     config.check()
@@ -269,6 +280,7 @@ def test_the_report_says_what_the_records_say(make_config: Any, capsys: pytest.C
     config = make_config()
     cells = fill(config, rates=RATES)
     (cell_folder(config.folder, cells[0]) / PATCHES).write_bytes(b"colours")
+    (cell_folder(config.folder, cells[0]) / PRETRAINING).write_bytes(b"masked")
     page = reporting.write_report(config, command="run it")
     assert page is not None
     assert "mean of 2" in capsys.readouterr().out
@@ -285,7 +297,8 @@ def test_the_report_says_what_the_records_say(make_config: Any, capsys: pytest.C
     assert "50 % (" in text  # kept under shift
     assert "mean of 2 tasks, act" in text
     assert "<svg" in html
-    assert html.count(b64encode(b"colours").decode()) == 1
+    assert html.count(b64encode(b"colours").decode()) == html.count(b64encode(b"masked").decode()) == 1
+    assert "Random weights beat a blind policy as well" not in text
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", html), "the page must need no other file"
     (panel, _) = results.make_panels(config, plan_cells(config))
     clean = panel.scores["clean"]
@@ -320,6 +333,14 @@ def test_a_cause_is_named_only_where_arms_differ_in_nothing_else(
     assert "a small CNN trained end to end by +70" in text
     assert [words for words in said if words not in text] == []
     assert [words for words in unsaid if words in text] == []
+
+
+def test_a_task_that_random_weights_pass_is_said_to_be_one(make_config: Any) -> None:
+    config = make_config(tasks=["metaworld/reach"])
+    fill(config, rates=RATES | {"random": 0.8})
+    page = reporting.write_report(config, command="")
+    assert page is not None
+    assert "Random weights beat a blind policy as well" in page.read_text()
 
 
 def test_the_report_alone_can_be_had_and_runs_nothing(

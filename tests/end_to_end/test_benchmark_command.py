@@ -94,7 +94,7 @@ def test_the_quickstart_measures_three_policies_on_one_page(tmp_path: Path) -> N
     assert len(re.findall(r"│ \d+ \(\d+ to \d+\) ", printed)) == 3, printed
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:video/mp4;base64,") >= 3
-    assert page.count("data:image/png;base64,") == 2, "what two encoders say"
+    assert page.count("data:image/png;base64,") == 3, "what two encoders say, and what one learnt"
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page), "the page must need no other file"
 
 
@@ -116,6 +116,7 @@ def test_the_help_names_every_tier_and_setting() -> None:
     printed = run("--help")
     for name in (
         "quickstart",
+        "pick-place",
         "smoke",
         "standard",
         "ladder",

@@ -15,7 +15,7 @@ import torch
 from benchmark.acting import HistoryActor, open_actor
 from benchmark.arms import Sight, draw_cnn, open_sight
 from benchmark.configuration_pixio_mlp import PixioMLPConfig
-from benchmark.patches import draw_patches
+from benchmark.pictures import copy_picture, draw_patches
 from benchmark.recipes import configure, soften
 from benchmark.remembering import EARLIER
 from benchmark.settings import Benchmark
@@ -33,6 +33,7 @@ from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import make_policy, make_processors, train
 from pixio_robot import build_cache, create_encoder
+from pixio_robot.checkpoints import SHIPPED
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
 
 SIDE, STATE = 64, 7
@@ -153,6 +154,19 @@ def test_a_picture_shows_what_the_patches_of_a_policys_own_encoder_say(
     assert len(np.unique(cells[:, 0, :, 0].reshape(-1, 3), axis=0)) > 16
     assert (shown[0][:128] == shown[1][:128]).all()
     assert (shown[0][128:] != shown[1][128:]).any()
+
+
+def test_the_picture_that_pre_training_left_is_found_beside_an_encoder_and_may_be_missing(tmp_path: Path) -> None:
+    copy_picture(tmp_path / "shipped.png", "shipped:pixio_vitt16")
+    assert (tmp_path / "shipped.png").read_bytes() == (SHIPPED / "pixio_vitt16" / "picture.png").read_bytes()
+    (tmp_path / "run" / "encoder").mkdir(parents=True)
+    copy_picture(tmp_path / "mine.png", str(tmp_path / "run"))
+    assert not (tmp_path / "mine.png").exists()
+    (tmp_path / "run" / "encoder" / "picture.png").write_bytes(b"seen")
+    copy_picture(tmp_path / "mine.png", str(tmp_path / "run"))
+    assert (tmp_path / "mine.png").read_bytes() == b"seen"
+    copy_picture(tmp_path / "hub.png", "facebook/pixio-vitb16")
+    assert not (tmp_path / "hub.png").exists()
 
 
 def test_a_policy_of_three_frames_acts_as_it_was_trained_and_encodes_no_frame_twice(

@@ -1,5 +1,6 @@
-"""What the patches of a policy's encoder say of some frames, as a picture."""
+"""Pictures of a policy's encoder: what its patches say of some frames, and what its pre-training left to look at."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn.functional import interpolate
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.vision import Eyes
 from pixio_pretrain.probe.components import component_colors
+from pixio_robot.checkpoints import SHIPPED
 from pixio_robot.drafts import draft_of
 from pixio_robot.images import resize
 
@@ -35,3 +37,19 @@ def draw_patches(file: Path, eyes: Eyes, frames: DatasetFrames) -> None:
     tiles = torch.cat([seen, (255 * said).byte()], dim=2)  # n 3 2*side side
     with draft_of(file) as draft:
         Image.fromarray(torch.cat(list(tiles), dim=2).movedim(0, -1).numpy()).save(draft, format="PNG")
+
+
+def copy_picture(file: Path, source: str) -> None:
+    """Copy the picture that ``pixio-pretrain`` wrote beside an encoder, such as its reconstructions, if there is one.
+
+    Args:
+        file: A PNG.
+        source: What ``load_encoder`` read.
+    """
+    shipped = source.removeprefix("shipped:")
+    folder = Path(source).expanduser() if shipped == source else SHIPPED / shipped
+    for picture in (folder / "picture.png", *folder.glob("*/picture.png")):
+        if picture.is_file():
+            with draft_of(file) as draft:
+                shutil.copyfile(picture, draft)
+            return
