@@ -1,4 +1,4 @@
-# Every target sets up what it needs. Pass flags through ARGS, as in: make quickstart ARGS=--help
+# Every target sets up what it needs. Pass flags through ARGS, as in: make quickstart ARGS=--help. TIER=pick-place is harder.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONPATH # ROS sets it, and its packages and pytest plug-ins are not ours
 
