@@ -105,7 +105,7 @@ class Benchmark:
         cameras: SUITE/TASK to cameras, the task's own where it is not named: '+cameras={aloha/insertion: [top]}'.
         size: Pixels of a side of every picture.
         encoder_dtype: What frozen encoders compute in, in caches and rollouts: float32, or bfloat16, which GPUs and
-            CPUs with AMX do faster.
+            CPUs with AVX512-BF16 or AMX do faster.
         slots: Episodes that a policy plays at once.
         videos: How many first failures, and first successes, are filmed for each condition of a cell.
         save_every: Steps between checkpoints, where a killed training goes on.
