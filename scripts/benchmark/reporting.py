@@ -127,9 +127,9 @@ def _versions(filled: Sequence[FilledCell]) -> list[str]:
 
 
 def _forests(panels: Sequence[Panel], config: Benchmark, first: str) -> list[str]:
-    """Paired differences of the first arm to the random one and of the CNN to the first, over tasks."""
+    """Paired differences of the first arm to the random one, and of other encoders and the CNN to the first."""
     drawn = []
-    for pair in ((first, "random"), ("cnn", first)):
+    for pair in ((first, "random"), *((arm, first) for arm in (*config.arms, "cnn") if arm != first)):
         for condition in config.conditions:
             able = [panel for panel in panels if condition in panel.scores and {*pair} <= panel.cells.keys()]
             drawn += [differences_svg(able, condition, pair)] if able else []

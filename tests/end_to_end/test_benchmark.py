@@ -357,6 +357,16 @@ def test_the_report_alone_can_be_had_and_runs_nothing(
     assert not (Path(config.folder) / "settings.json").exists()
 
 
+def test_the_report_draws_every_encoder_against_the_first(make_config: Any) -> None:
+    config = make_config(arms={"pixio": "shipped:pixio_vitt16", "mae": "there"})
+    fill(config, rates=RATES | {"mae": 0.5})
+    page = reporting.write_report(config, command="")
+    assert page is not None
+    html = page.read_text()
+    for drawn in ("pixio less random", "mae less pixio", "cnn less pixio"):
+        assert f"{drawn}, clean scenes" in html
+
+
 def test_a_report_of_less_is_written_and_one_of_other_settings_is_not(make_config: Any, tmp_path: Path) -> None:
     top = {"cameras": {"aloha/insertion": ["top"]}}
     whole = make_config(arms={"pixio": "shipped:pixio_vitt16", "mae": "there"}, **top)
