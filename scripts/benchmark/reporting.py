@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from benchmark.cells import PATCHES, PRETRAINING, count_done, plan_cells
 from benchmark.figures import differences_svg, losses_svg, rates_svg
 from benchmark.looks import Looks, find_looks
 from benchmark.results import FilledCell, Panel, make_panels
-from benchmark.settings import CLEAN, CONTROLS, Benchmark, counted
+from benchmark.settings import CLEAN, CONTROLS, Benchmark, counted, task_name
 from benchmark.tables import Grid, arms_grid, cost_grid, overview, score_grids, sentences
 from pixio_robot.drafts import write_whole
 
@@ -105,6 +106,15 @@ def _warnings(config: Benchmark, filled: Sequence[FilledCell], *, done: int, pla
         if len(weights) > 1:
             found.append(
                 f"The arm {arm!r} has cells of {len(weights)} different weights: its source changed in between."
+            )
+    recorded: defaultdict[str, set[str]] = defaultdict(set)
+    for one in filled:
+        recorded[task_name(one.cell.task)].add(one.facts["demonstrations"]["sha256"])
+    for task, recordings in recorded.items():
+        if len(recordings) > 1:
+            found.append(
+                f"Cells of {task} were trained on {len(recordings)} recordings of its demonstrations, which differ at "
+                "least in their last bits: these arms differ in more than their eyes."
             )
     resumed = sum(bool(one.facts["taken_up"]) for one in filled)
     if resumed:

@@ -6,10 +6,12 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PixioModel
+from transformers import AutoModel, PixioModel
 
 from pixio_robot import create_encoder, load_encoder
+from pixio_robot.checkpoints import SHIPPED
 from pixio_robot.errors import CheckpointError, UnknownNameError
+from pixio_robot.images import normalize
 
 
 def states_equal(one, other) -> bool:
@@ -166,6 +168,27 @@ def test_missing_checkpoints_are_told_apart(tmp_path):
         load_encoder("pixio_vits16")
     with pytest.raises(UnknownNameError, match="shipped encoder"):
         load_encoder("shipped:pixio_vitg16")
+
+
+@pytest.mark.parametrize("name", sorted(folder.name for folder in SHIPPED.iterdir()))
+def test_what_ships_is_whole_and_transformers_reads_the_same(name):
+    encoder = load_encoder(f"shipped:{name}")
+    written = json.loads((SHIPPED / name / "config.json").read_text())["pixio_robot"]
+    assert encoder.fingerprint == written["sha256"]
+    assert f"# {name}\n" in (SHIPPED / name / "README.md").read_text()
+    images = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    their = AutoModel.from_pretrained(SHIPPED / name, dtype=torch.float32).eval()
+    masked = {"noise": torch.arange(64.0).expand(2, -1)} if name.startswith("mae") else {}  # nothing hidden, in order
+    if masked:
+        their.config.mask_ratio = 0.0
+    with torch.no_grad():
+        expected = their(normalize(images, torch.float32), **masked).last_hidden_state
+        tokens = encoder(images)
+    torch.testing.assert_close(torch.cat([tokens.classes, tokens.patches], dim=1), expected)
+
+
+def test_what_ships_is_small():
+    assert sum(file.stat().st_size for file in SHIPPED.rglob("*") if file.is_file()) <= 40e6
 
 
 def test_a_folder_that_holds_one_encoder_names_it(encoder, tmp_path):

@@ -87,6 +87,7 @@ def facts(cell: Cell) -> dict[str, Any]:
     spent = {"shared": 1.0, "training": 2.0, "rollouts, clean": 3.0}
     known: dict[str, Any] = {"cell": cell.name, "losses": [[1, 2.0], [2, 1.0]], "cpu_seconds": spent}
     known |= {"weights": {"name": cell.arm}, "encoder": "f00", "trained_parameters": 1234}
+    known |= {"demonstrations": {"frames": 900, "episodes": 25, "sha256": "de0"}}
     return known | {"taken_up": False, "machine": "abacus"}
 
 
@@ -426,6 +427,19 @@ def test_an_arm_whose_weights_changed_in_between_is_told_of(make_config: Any) ->
     page = reporting.write_report(config, command="")
     assert page is not None
     assert "has cells of 2 different weights" in page.read_text()
+
+
+def test_demonstrations_that_were_recorded_anew_in_between_are_told_of(make_config: Any) -> None:
+    config = make_config(tasks=["metaworld/reach"])
+    cells = fill(config, rates=RATES)
+    told = "recordings of its demonstrations"
+    page = reporting.write_report(config, command="")
+    assert page is not None
+    assert told not in page.read_text()
+    others = facts(cells[0]) | {"demonstrations": {"frames": 900, "episodes": 25, "sha256": "de1"}}
+    finish(cell_folder(config.folder, cells[0]), others)
+    reporting.write_report(config, command="")
+    assert f"Cells of metaworld/reach-v3 were trained on 2 {told}" in page.read_text()
 
 
 def test_a_control_that_is_off_is_missed_aloud(make_config: Any, monkeypatch: Any, caplog: Any) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from pixio_pretrain.data import Frames, open_frames, open_source, split_episodes
+from pixio_pretrain.data import store as stores
 from pixio_pretrain.data.crops import CHANCES, crop_image, draw_box, place_boxes
 from pixio_pretrain.data.folder import ImageFolder
 from pixio_pretrain.data.skips import Skipped
@@ -45,6 +46,22 @@ def test_a_store_too_large_for_memory_is_read_by_chunks(tmp_path: Path) -> None:
     assert not isinstance(frames._pixels, np.ndarray)
     for index in (10, 0, 7, 3, 4):
         assert np.array_equal(np.asarray(frames.image(index)), pixels[index])
+
+
+@pytest.mark.parametrize(("told", "whole"), [(None, True), ("1", True), ("2", False)])
+def test_a_store_is_read_whole_where_it_fits_into_half_of_the_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, told: str | None, whole: bool
+) -> None:
+    group = zarr.create_group(tmp_path / "store", attributes={"complete": True})
+    group.create_array("frames", data=np.zeros((10, 4, 4, 3), np.uint8))  # 480 bytes
+    group.create_array("episode", data=np.arange(10))
+    monkeypatch.setattr(stores, "free_memory", lambda: 1000)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if told:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", told)  # as torchrun tells each of them
+    frames = FrameStore(tmp_path / "store")
+    assert isinstance(frames._pixels, np.ndarray) is whole
+    assert ("chunk by chunk" in caplog.text) is not whole
 
 
 def test_an_unfinished_store_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Frames in a zarr v3 group, such as ``lerobot_env_pixio.render_frames`` writes."""
 
+import logging
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,15 @@ from PIL import Image
 
 from pixio_pretrain.data.source import Frames, Places
 from pixio_robot.errors import DataError
+from pixio_robot.machine import free_memory
 
-IN_MEMORY = 4 << 30
-"""Bytes of pixels up to which a store is read whole."""
+logger = logging.getLogger(__name__)
+
+IN_MEMORY = 0.5
+"""Share of the free memory that a store may fill in all processes of a run together."""
+
+UNKNOWN = 8 << 30
+"""Bytes that are taken to be free where the system does not tell."""
 
 CHUNKS = 32
 """Chunks of a larger store that are kept once they are read."""
@@ -22,25 +30,35 @@ CHUNKS = 32
 class FrameStore(Frames):
     """A zarr v3 group: ``frames`` uint8 [n h w 3], ``episode`` [n] and, where known, ``task`` [n] and ``camera`` [n].
 
-    The rows of an episode are in the order of time. The key is "episode/row". Up to 4 GiB of pixels are read into
-    memory; those of a larger store come chunk by chunk, which costs the decoding of a chunk for a frame, since
-    neighbours are rarely asked for together.
+    The rows of an episode are in the order of time. The key is "episode/row". Pixels are read into memory if they fit
+    into half of what is free; those of a larger store come chunk by chunk, which costs the decoding of a chunk for a
+    frame, since neighbours are rarely asked for together.
 
     Args:
         folder: The group's.
-        in_memory: Bytes of pixels up to which a store is read whole.
+        in_memory: Bytes of pixels up to which a store is read whole; of None, half of what is free, less where torchrun
+            started several processes on this machine, which hold a copy each.
 
     Raises:
         DataError: If the folder holds none, or one that is not finished.
     """
 
-    def __init__(self, folder: Path, *, in_memory: int = IN_MEMORY) -> None:
+    def __init__(self, folder: Path, *, in_memory: int | None = None) -> None:
         arrays, self.attributes = _open(folder)
         frames = arrays["frames"]
         self._episodes = np.asarray(arrays["episode"][:])
         self._tasks = np.asarray(arrays["task"][:], dtype=np.int64) if "task" in arrays else None
         self._cameras = np.asarray(arrays["camera"][:]) if "camera" in arrays else None
-        self._pixels = np.asarray(frames[:]) if frames.nbytes <= in_memory else _Chunked(frames)
+        limit = _room() if in_memory is None else in_memory
+        if frames.nbytes > limit:
+            logger.warning(
+                "%s holds %.1f GiB of pixels, and %.1f GiB may be kept in memory: they are read chunk by chunk, "
+                "which is slower. Fewer processes or smaller frames would fit.",
+                folder,
+                frames.nbytes / 2**30,
+                limit / 2**30,
+            )
+        self._pixels = np.asarray(frames[:]) if frames.nbytes <= limit else _Chunked(frames)
 
     @property
     def episodes(self) -> NDArray[np.integer[Any]]:
@@ -99,6 +117,11 @@ class _Chunked:
 
     def _read(self, chunk: int) -> NDArray[np.uint8]:
         return np.asarray(self._frames[chunk * self._rows : (chunk + 1) * self._rows])
+
+
+def _room() -> int:
+    """Bytes of pixels that this process may keep."""
+    return int(IN_MEMORY * (free_memory() or UNKNOWN)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _open(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
