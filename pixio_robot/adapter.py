@@ -1,7 +1,7 @@
 """The visual-feature adapter: tokens of a frozen encoder in, what a policy eats out.
 
-The encoder's class tokens and its patches, pooled to a small grid, are projected to the policy's width. Learned
-embeddings tell the policy which slot (class token or patch cell), camera and time step each token is.
+The encoder's class tokens and its patches, pooled to a small grid, are normalised and projected to the policy's
+width. Learned embeddings tell the policy which slot (class token or patch cell), camera and time step each token is.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,68 @@ ClassRead = Literal["each", "mean", "concat", "none"]
 PatchRead = Literal["average", "merge", "attention", "spatial_softmax", "none"]
 
 
+MEMORY = 10_000
+"""Frames that the statistics of ``Standardize`` speak of: older ones fade, since an encoder that is trained changes."""
+
+
+class Standardize(nn.Module):
+    """Tokens less the mean of their slot, over the deviation of their channel: [... v s d], in float32 inside.
+
+    Most of what a masked autoencoder's token says is where it is, because hidden patches are rebuilt from that; what is
+    seen there is a small part of its variance, and a policy of few demonstrations learns from it slowly. Where lights
+    or cameras change, what is made larger is no longer what training saw (``docs/results.md``). As the batch norm without scale before MAE's linear probe (arXiv 2111.06377, appendix A.1), but by the
+    running statistics in training, too, so that no sample depends on its batch; in evaluation they stay as they are.
+
+    Args:
+        cameras: Number of cameras v.
+        slots: Number of tokens s per camera.
+        width: Token width d.
+    """
+
+    count: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, cameras: int, slots: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(cameras, slots, width))
+        self.register_buffer("variance", torch.ones(cameras, 1, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Standardise; in training, after taking note of these tokens.
+
+        Raises:
+            SettingError: If a view has more or fewer tokens than it was built for.
+        """
+        if tokens.shape[-2] != self.mean.shape[-2]:
+            raise SettingError(
+                f"This adapter reads {self.mean.shape[-2]} patches per view (patch_count); it was given "
+                f"{tokens.shape[-2]}."
+            )
+        if self.training:
+            self._note(tokens.detach().float().flatten(0, -4))
+        return ((tokens.float() - self.mean) * (self.variance + NORM_EPS).rsqrt()).to(tokens.dtype)
+
+    @torch.no_grad()
+    def _note(self, tokens: Tensor) -> None:
+        """Merge the statistics of [b v s d] into the running ones (Chan et al. 1983)."""
+        mean = tokens.mean(dim=0)
+        variance = (tokens - mean).square().mean(dim=(0, 2)).unsqueeze(1)
+        share = len(tokens) / (self.count + len(tokens))
+        shift = mean - self.mean
+        self.variance.lerp_(variance, share).add_(share * (1 - share) * shift.square().mean(dim=1, keepdim=True))
+        self.mean.lerp_(mean, share)
+        self.count.add_(len(tokens)).clamp_(max=MEMORY)
+
+
 class AveragePool(nn.Module):
     """Patches averaged over a grid of equal cells, then projected: [... n d] -> [... grid*grid dim]."""
 
-    def __init__(self, width: int, dim: int, grid: int) -> None:
+    def __init__(self, norm: nn.Module, width: int, dim: int, grid: int) -> None:
         super().__init__()
         self.grid = grid
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm = norm
         self.project = nn.Linear(width, dim)
 
     def forward(self, tokens: Tokens) -> Tensor:
@@ -42,10 +97,10 @@ class MergePool(nn.Module):
     over the fine grid.
     """
 
-    def __init__(self, width: int, dim: int, grid: int) -> None:
+    def __init__(self, norm: nn.Module, width: int, dim: int, grid: int) -> None:
         super().__init__()
         self.grid = grid
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm = norm
         self.project = nn.Linear(4 * width, dim)
 
     def forward(self, tokens: Tokens) -> Tensor:
@@ -57,10 +112,10 @@ class MergePool(nn.Module):
 class AttentionPool(nn.Module):
     """Learned queries attend over the patches: [... n d] -> [... grid*grid dim]."""
 
-    def __init__(self, width: int, dim: int, grid: int) -> None:
+    def __init__(self, norm: nn.Module, width: int, dim: int, grid: int) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(grid * grid, dim))
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm = norm
         self.key = nn.Linear(width, dim)
         self.value = nn.Linear(width, dim)
 
@@ -79,9 +134,9 @@ class SpatialSoftmax(nn.Module):
     the first to the last row and column, and an expected feature. [... n d] -> [... grid*grid dim].
     """
 
-    def __init__(self, width: int, dim: int, grid: int) -> None:
+    def __init__(self, norm: nn.Module, width: int, dim: int, grid: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm = norm
         self.score = nn.Linear(width, grid * grid)
         self.project = nn.Linear(width + 2, dim)
 
@@ -116,12 +171,16 @@ class VisualFeatureAdapter(nn.Module):
         patches: How patches are pooled: "average", "merge", "attention", "spatial_softmax", or "none".
         grid: Patches become grid*grid tokens per view.
         output: "tokens" for a sequence [b length dim]; "vector" for [b dim].
+        standardize: Standardise tokens by what training saw in their slot (``Standardize``), for scenes that look as
+            they did in training; else each token is normalised by itself, which stands other looks better.
+        patch_count: Number of patches n of a view; needed to standardise for "attention" and "spatial_softmax", which
+            read them one by one.
 
     Attributes:
         length: Number of tokens over all steps and cameras.
 
     Raises:
-        SettingError: If the settings leave nothing to output.
+        SettingError: If the settings leave nothing to output, or lack ``patch_count``.
         UnknownNameError: If a choice does not exist.
     """
 
@@ -137,6 +196,8 @@ class VisualFeatureAdapter(nn.Module):
         patches: PatchRead = "average",
         grid: int = 4,
         output: Literal["tokens", "vector"] = "tokens",
+        standardize: bool = False,
+        patch_count: int | None = None,
     ) -> None:
         super().__init__()
         _check_choice("way to read class tokens", classes, get_args(ClassRead))
@@ -145,6 +206,7 @@ class VisualFeatureAdapter(nn.Module):
         if min(width, dim, cameras, steps, grid) < 1:
             raise SettingError("An adapter's width, dim, cameras, steps and grid must be at least 1.")
         self.width, self.cameras, self.steps, self.class_tokens = width, cameras, steps, class_tokens
+        self.standardize, self.patch_count = standardize, patch_count
         self.classes = classes if class_tokens else "none"
         class_slots = {"each": class_tokens, "mean": 1, "concat": 1, "none": 0}[self.classes]
         slots = class_slots + (0 if patches == "none" else grid * grid)
@@ -153,10 +215,22 @@ class VisualFeatureAdapter(nn.Module):
         self.length = steps * cameras * slots
 
         inner = dim if output == "tokens" else max(8, dim // 8)
+        patch_slots = {"average": grid**2, "merge": 4 * grid**2, "none": 1}.get(patches, patch_count)
+        if standardize and patch_slots is None:
+            raise SettingError(
+                f"patches={patches!r} reads the patches one by one: say how many a view has (patch_count=64 for 128 "
+                "pixels in patches of 16), or leave them unstandardised (standardize=False)."
+            )
+
+        def norm(slots: int | None, width: int) -> nn.Module:
+            return Standardize(cameras, slots, width) if standardize and slots else nn.LayerNorm(width, eps=NORM_EPS)
+
         class_width = width * class_tokens if self.classes == "concat" else width
-        self.class_norm = nn.LayerNorm(class_width, eps=NORM_EPS) if class_slots else nn.Identity()
+        self.class_norm = norm(class_slots, class_width) if class_slots else nn.Identity()
         self.class_project = nn.Linear(class_width, inner) if class_slots else None
-        self.patch_pool = None if patches == "none" else PATCH_POOLS[patches](width, inner, grid)
+        self.patch_pool = (
+            None if patches == "none" else PATCH_POOLS[patches](norm(patch_slots, width), width, inner, grid)
+        )
         self.slot_embedding = nn.Parameter(0.02 * torch.randn(slots, inner))
         self.camera_embedding = nn.Parameter(0.02 * torch.randn(cameras, 1, inner))
         self.step_embedding = nn.Parameter(0.02 * torch.randn(steps, 1, 1, inner))
@@ -173,7 +247,7 @@ class VisualFeatureAdapter(nn.Module):
             [b length dim], ordered by step, camera, class tokens, patches; or [b dim].
 
         Raises:
-            SettingError: If the cameras, steps or sizes are not those the adapter was built for.
+            SettingError: If the cameras, steps, patches or sizes are not those the adapter was built for.
         """
         views = self._stack(tokens)
         parts = []

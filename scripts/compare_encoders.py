@@ -13,10 +13,10 @@ An arm is a name and its encoders, one per training seed; a run's folder stands 
         pixio=outputs/arms/pixio-0,outputs/arms/pixio-1 mae=outputs/arms/mae-0,outputs/arms/mae-1
 
 NAME@SIDE=PATH shows that arm the frames at SIDE pixels, rather than at the size that its encoder was trained at.
-Beside the arms stand the same sizes with random weights, as often as they were trained, the bare pixels, and the mean
-of the training answers. The folder comes to hold records (one JSON object per line), predictions, pictures and
-results.md, whose tables are computed from the records alone. An encoder that has been measured is not measured again,
-so a killed comparison continues, and arms can be added.
+Beside the arms stand the same sizes with random weights, as often as they were trained (or --draws), the bare pixels,
+and the mean of the training answers. The folder comes to hold records (one JSON object per line), predictions, pictures
+and results.md, whose tables are computed from the records alone. An encoder that has been measured is not measured
+again, so a killed comparison continues, and arms can be added.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def list_candidates(arms: dict[str, list[Path]], options: argparse.Namespace) ->
         _, _, side = arm.partition("@")
         for seed, path in enumerate(paths):
             encoder = load_encoder(path, device=options.device)
-            sizes[encoder.spec] = encoder, max(len(paths), sizes.get(encoder.spec, (encoder, 0))[1])
+            sizes[encoder.spec] = encoder, max(len(paths), options.draws, sizes.get(encoder.spec, (encoder, 0))[1])
             settings = encoder.provenance.get("settings", {})
             facts = {"name": encoder.provenance.get("name")} | {key: settings.get(key) for key in TRAINING}
             yield candidate(arm, seed, encoder, facts, options, side=int(side) if side else None)
@@ -235,6 +235,12 @@ def main() -> None:
     )
     parser.add_argument(
         "--grid", type=int, default=4, help="side of the grid that positions are read from (default: 4)"
+    )
+    parser.add_argument(
+        "--draws",
+        type=int,
+        default=1,
+        help="draw random weights at least so often, as a benchmark of so many training seeds does (default: 1)",
     )
     parser.add_argument("--depth-frames", type=int, default=1000, help="frames to learn depth from (default: 1000)")
     parser.add_argument("--device", default="cpu", help="where encoders run (default: cpu)")

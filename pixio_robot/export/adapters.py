@@ -74,6 +74,8 @@ def load_adapter(folder: str | Path, encoder: Encoder) -> PolicyEyes:
         patches=config["patches"],
         grid=config["grid"],
         output="tokens" if vector is None else "vector",
+        standardize=config.get("standardize", False),
+        patch_count=state["patch_pool.norm.mean"].shape[1] if "patch_pool.norm.mean" in state else None,
     )
     try:
         adapter.load_state_dict(state)
@@ -97,4 +99,6 @@ def describe_adapter(adapter: VisualFeatureAdapter) -> dict[str, Any]:
         "patches": "none" if adapter.patch_pool is None else pools[type(adapter.patch_pool)],
         "grid": max(1, round((slots - classes) ** 0.5)),
         "output": "tokens" if adapter.to_vector is None else "vector",
+        "standardize": adapter.standardize,
+        "patch_count": adapter.patch_count,
     }

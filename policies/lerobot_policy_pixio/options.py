@@ -34,6 +34,8 @@ class PixioOptions(_Base):
         classes: Class tokens for the policy: "each" of them, their "mean", their "concat"enation, or "none".
         patches: Patches for the policy: pooled by "average", "merge", "attention" or "spatial_softmax", or "none".
         grid: Patches are pooled to grid x grid tokens per camera.
+        standardize: Standardise tokens, slot by slot, by what training saw there: better where scenes look as they did
+            in training, and much worse where lights or cameras change. Else each is normalised by itself.
         blind: Act on proprioception alone: the same policy without visual tokens, as a control.
         save_backbone: Store the encoder's weights in the checkpoint too.
         cache: A feature cache to train from with ``lerobot-train``; never used at inference.
@@ -61,6 +63,7 @@ class PixioOptions(_Base):
     classes: ClassRead = "each"
     patches: PatchRead = "average"
     grid: int = 4
+    standardize: bool = False
     blind: bool = False
     save_backbone: bool = False
     cache: str | None = None

@@ -60,6 +60,8 @@ class Eyes(nn.Module):
         self._awaits_weights = encoder is None and config.encoder_spec is not None  # those of a checkpoint
         self.encoder = _find_encoder(config, encoder)
         _note_licence(config)
+        side = config.image_size or self.encoder.spec.image_size
+        self.image_size = (side, side)
         self.adapter = VisualFeatureAdapter(
             self.encoder.spec.width,
             dim=dim,
@@ -69,9 +71,9 @@ class Eyes(nn.Module):
             patches=config.patches,
             grid=config.grid,
             output=output,
+            standardize=config.standardize,
+            patch_count=(side // self.encoder.spec.patch_size) ** 2,
         )
-        side = config.image_size or self.encoder.spec.image_size
-        self.image_size = (side, side)
         trained = {name for name, parameter in self.encoder.named_parameters() if parameter.requires_grad}
         self._untrained = frozenset(f"encoder.{name}" for name in self.encoder.state_dict() if name not in trained)
 

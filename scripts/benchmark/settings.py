@@ -17,12 +17,11 @@ POLICIES = ("act", "diffusion", "mlp")
 
 SCENES = {"evaluation": seeds.EVALUATION, "development": seeds.DEVELOPMENT}
 
-SIGHT_OPTIONS = ("image_size", "classes", "patches", "grid", "train_encoder", "train_blocks", "lora_rank")
-SIGHT_OPTIONS += ("optimizer_lr_encoder",)
-"""Fields of a policy in which arms may differ; see ``PixioOptions``."""
-
-READ_OUT = ("image_size", "classes", "patches", "grid")
+READ_OUT = ("image_size", "classes", "patches", "grid", "standardize")
 """Options that random weights take over from the first arm, which they are the control of."""
+
+SIGHT_OPTIONS = (*READ_OUT, "train_encoder", "train_blocks", "lora_rank", "optimizer_lr_encoder")
+"""Fields of a policy in which arms may differ; see ``PixioOptions``."""
 
 INCIDENTAL = ("folder", "tier", "note", "videos", "save_every", "workers", "threads", "device", "report_only", "worker")
 """Settings that decide no result: what the report tells of, and where and how fast cells are computed."""

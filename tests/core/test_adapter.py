@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pixio_robot import Tokens, VisualFeatureAdapter
-from pixio_robot.adapter import ClassRead, MergePool, PatchRead
+from pixio_robot.adapter import MEMORY, ClassRead, MergePool, PatchRead, Standardize
 from pixio_robot.errors import SettingError, UnknownNameError
 
 
@@ -20,14 +20,15 @@ def fake_tokens(*lead: int, grid=(4, 6), classes=3, width=16, seed=0) -> Tokens:
     )
 
 
-@pytest.mark.parametrize("output", ["tokens", "vector"])
+@pytest.mark.parametrize(("output", "standardize"), [("tokens", False), ("vector", False), ("tokens", True)])
 @pytest.mark.parametrize(
     ("classes", "patches"),
     [pair for pair in itertools.product(get_args(ClassRead), get_args(PatchRead)) if pair != ("none", "none")],
 )
-def test_every_choice_has_the_promised_shape_and_trains_every_parameter(classes, patches, output):
-    settings = {"classes": classes, "patches": patches, "output": output}
-    adapter = VisualFeatureAdapter(16, dim=24, cameras=2, steps=3, class_tokens=3, grid=2, **settings)
+def test_every_choice_has_the_promised_shape_and_trains_every_parameter(classes, patches, output, standardize):
+    settings = {"classes": classes, "patches": patches, "output": output, "standardize": standardize}
+    sizes = {"cameras": 2, "steps": 3, "class_tokens": 3, "grid": 2, "patch_count": 24}
+    adapter = VisualFeatureAdapter(16, dim=24, **sizes, **settings)
     out = adapter([fake_tokens(5, 3, seed=0), fake_tokens(5, 3, seed=1)])
     slots = {"each": 3, "mean": 1, "concat": 1, "none": 0}[classes] + (0 if patches == "none" else 4)
     assert adapter.length == 2 * 3 * slots
@@ -46,8 +47,7 @@ def test_tokens_that_a_cache_pooled_give_the_same_output(patches, side):
 
 
 def test_merged_patches_keep_their_place_in_the_cell():
-    pool = MergePool(16, 24, 2)
-    pool.norm = torch.nn.Identity()
+    pool = MergePool(torch.nn.Identity(), 16, 24, 2)
     tokens = fake_tokens(1, grid=(4, 4))
     with torch.no_grad():
         pool.project.weight.zero_()
@@ -73,7 +73,8 @@ def test_average_pooling_is_the_mean_of_each_cell():
 
 
 def test_a_keypoint_points_at_the_patch_that_its_filter_likes():
-    adapter = VisualFeatureAdapter(16, dim=2, class_tokens=3, classes="none", patches="spatial_softmax", grid=1)
+    settings = {"classes": "none", "patches": "spatial_softmax", "grid": 1, "standardize": False}
+    adapter = VisualFeatureAdapter(16, dim=2, class_tokens=3, **settings)
     pool = adapter.patch_pool
     with torch.no_grad():
         pool.score.weight.zero_()
@@ -87,6 +88,55 @@ def test_a_keypoint_points_at_the_patch_that_its_filter_likes():
         patches[0, 3 * 6 + 0, 0] = 1.0  # last row, first column of a 4 x 6 grid
         out = adapter([Tokens(torch.zeros(1, 3, 16), patches, (4, 6))])
     torch.testing.assert_close(out, torch.tensor([[[1.0, -1.0]]]), atol=1e-4, rtol=0)
+
+
+def test_tokens_are_standardised_by_what_training_saw_slot_by_slot_and_camera_by_camera():
+    standardize = Standardize(2, 4, 3)
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randn(2, 4, 3, generator=generator)
+    spread = torch.tensor([0.1, 1.0, 10.0])
+    frames = 5 * places + spread * torch.randn(6, 50, 1, 2, 4, 3, generator=generator)  # calls, b t v s d
+    for batch in frames:
+        standardize(batch)
+    seen = frames.flatten(0, 2)
+    torch.testing.assert_close(standardize.mean, seen.mean(dim=0))
+    deviation = (seen - seen.mean(dim=0)).square().mean(dim=(0, 2)).sqrt()
+    standardize.eval()
+    out = standardize(frames[0])
+    torch.testing.assert_close(out, (frames[0] - seen.mean(dim=0)) / deviation[:, None], atol=1e-3, rtol=1e-3)
+    assert torch.equal(out[:1], standardize(frames[0, :1]))  # in evaluation nothing is noted
+    assert standardize(frames[0].half()).dtype == torch.float16
+
+
+def test_what_fades_is_what_was_seen_long_ago():
+    standardize = Standardize(1, 1, 1)
+    for value, times in ((0.0, 2), (1.0, 30)):
+        for _ in range(times):
+            standardize(torch.full((MEMORY // 10, 1, 1, 1, 1), value))
+    assert standardize.count == MEMORY
+    assert standardize.mean.item() == pytest.approx(1.0, abs=0.05)
+    assert standardize.variance.item() < 0.05
+
+
+def test_a_slot_that_never_changes_stays_finite():
+    standardize = Standardize(1, 4, 8)
+    still = torch.ones(3, 1, 1, 4, 8)
+    assert standardize(still).abs().max() < 1e-3
+
+
+def test_standardised_tokens_tell_little_things_apart_that_all_frames_share_the_rest_of():
+    """A token that is nine tenths its place: a linear read-out hears the tenth only if the place is taken away."""
+    generator = torch.Generator().manual_seed(0)
+    places = 10 * torch.randn(1, 16, 16, generator=generator)
+    patches = places + torch.randn(64, 16, 16, generator=generator)
+    tokens = [Tokens(torch.zeros(64, 3, 16), patches, (4, 4))]
+    spreads = {}
+    for standardize in (True, False):
+        torch.manual_seed(0)
+        adapter = VisualFeatureAdapter(16, dim=24, class_tokens=3, grid=4, classes="none", standardize=standardize)
+        adapter(tokens)
+        spreads[standardize] = adapter.eval()(tokens).std(dim=0).mean().item()
+    assert spreads[True] > 5 * spreads[False]
 
 
 def test_equal_features_in_another_slot_camera_or_step_stay_distinguishable():
@@ -114,6 +164,11 @@ def test_what_does_not_fit_is_refused():
         adapter([fake_tokens(1), fake_tokens(1, grid=(4, 4))])
     with pytest.raises(SettingError, match="from 1 to 4"):
         fake_tokens(1).pool(5)
+    with pytest.raises(SettingError, match=r"say how many a view has \(patch_count=64"):
+        VisualFeatureAdapter(16, patches="attention", standardize=True)
+    with pytest.raises(SettingError, match=r"24 patches per view.* given 16"):
+        sizes = {"class_tokens": 3, "patch_count": 24}
+        VisualFeatureAdapter(16, patches="attention", standardize=True, **sizes)([fake_tokens(1, grid=(4, 4))])
     with pytest.raises(SettingError, match="blind"):
         VisualFeatureAdapter(16, classes="none", patches="none")
     with pytest.raises(UnknownNameError, match="Did you mean 'average'"):

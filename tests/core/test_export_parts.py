@@ -79,16 +79,18 @@ FORMS = [pair for pair in itertools.product(get_args(ClassRead), get_args(PatchR
 
 
 @pytest.mark.parametrize(("classes", "patches"), FORMS)
-@pytest.mark.parametrize("output", ["tokens", "vector"])
-def test_an_adapter_is_built_again_from_its_description(classes: Any, patches: Any, output: Any) -> None:
-    made = VisualFeatureAdapter(
-        32, dim=16, cameras=2, class_tokens=3, classes=classes, patches=patches, grid=3, output=output
-    )
+@pytest.mark.parametrize(("output", "standardize"), [("tokens", True), ("vector", True), ("tokens", False)])
+def test_an_adapter_is_built_again_from_its_description(
+    classes: Any, patches: Any, output: Any, standardize: bool
+) -> None:
+    form = {"classes": classes, "patches": patches, "output": output, "standardize": standardize}
+    made = VisualFeatureAdapter(32, dim=16, cameras=2, class_tokens=3, grid=3, patch_count=36, **form)
     described = describe_adapter(made)
     again = VisualFeatureAdapter(**json.loads(json.dumps(described)))
+    tokens = [Tokens(torch.randn(2, 3, 32), torch.randn(2, 36, 32), (6, 6)) for _ in range(2)]
+    made(tokens)  # takes note of what there is to standardise
     again.load_state_dict(made.state_dict())
-    tokens = [Tokens(torch.randn(1, 3, 32), torch.randn(1, 36, 32), (6, 6)) for _ in range(2)]
-    torch.testing.assert_close(again(tokens), made(tokens))
+    torch.testing.assert_close(again.eval()(tokens), made.eval()(tokens))
 
 
 def write_policy(folder: Path, encoder: Encoder, adapter: VisualFeatureAdapter, **settings: Any) -> Path:
@@ -105,6 +107,7 @@ def write_policy(folder: Path, encoder: Encoder, adapter: VisualFeatureAdapter, 
         "classes": "mean",
         "patches": "attention",
         "grid": 2,
+        "standardize": adapter.standardize,
     }
     (folder / "config.json").write_text(json.dumps(config | settings))
     state = {f"eyes.adapter.{name}": value for name, value in adapter.state_dict().items()}
@@ -112,11 +115,17 @@ def write_policy(folder: Path, encoder: Encoder, adapter: VisualFeatureAdapter, 
     return folder
 
 
-@pytest.mark.parametrize("output", ["tokens", "vector"])
-def test_a_policys_adapter_is_read_from_its_checkpoint(encoder: Encoder, output: Any, tmp_path: Path) -> None:
-    made = VisualFeatureAdapter(
-        32, dim=16, cameras=2, class_tokens=3, classes="mean", patches="attention", grid=2, output=output
-    )
+ATTENTIVE: dict[str, Any] = {"cameras": 2, "class_tokens": 3, "classes": "mean", "patches": "attention", "grid": 2}
+
+
+@pytest.mark.parametrize(("output", "patch_count"), [("tokens", 16), ("vector", 16), ("tokens", None)])
+def test_a_policys_adapter_is_read_from_its_checkpoint(
+    encoder: Encoder, output: Any, patch_count: int | None, tmp_path: Path
+) -> None:
+    form = ATTENTIVE | {"output": output, "patch_count": patch_count, "standardize": patch_count is not None}
+    made = VisualFeatureAdapter(32, dim=16, **form)
+    made([Tokens(torch.randn(4, 3, 32), torch.randn(4, 16, 32), (4, 4)) for _ in range(2)])
+    made.eval()
     eyes = load_adapter(write_policy(tmp_path / "policy", encoder, made), encoder)
     assert eyes.size == (64, 64)
     assert eyes.cameras == ["images.top", "images.wrist"]
@@ -125,7 +134,7 @@ def test_a_policys_adapter_is_read_from_its_checkpoint(encoder: Encoder, output:
 
 
 def test_a_policy_whose_adapter_cannot_be_used_is_told(encoder: Encoder, tmp_path: Path) -> None:
-    made = VisualFeatureAdapter(32, dim=16, cameras=2, class_tokens=3, classes="mean", patches="attention", grid=2)
+    made = VisualFeatureAdapter(32, dim=16, patch_count=16, standardize=True, **ATTENTIVE)
     with pytest.raises(CheckpointError, match="no pretrained_model folder"):
         load_adapter(tmp_path, encoder)
     folder = write_policy(tmp_path / "trained", encoder, made, train_encoder="lora")

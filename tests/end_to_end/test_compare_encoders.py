@@ -41,9 +41,10 @@ def test_encoders_are_compared_once_and_arms_can_be_added(tmp_path: Path) -> Non
     sizes = {"width": 24, "depth": 1, "heads": 2, "image_size": 32, "patch_size": 8}
     create_encoder("pixio_vitt16", seed=0, **sizes).save_pretrained(tmp_path / "small")
     others = f"large@48={tmp_path}/pixio0", f"small={tmp_path}/small"
-    run("compare_encoders", tmp_path / "set", pixio, mae, *others, "--folder", str(tmp_path / "sizes"))
+    drawn = ["--draws", "3", "--folder", str(tmp_path / "sizes")]
+    run("compare_encoders", tmp_path / "set", pixio, mae, *others, *drawn)
     names = {path.name for path in (tmp_path / "sizes" / "records").iterdir()}
-    assert {"random-pixio-24x1-patch_size=16-1.jsonl", "random-pixio-24x1-patch_size=8-0.jsonl"} <= names
+    assert {"random-pixio-24x1-patch_size=16-2.jsonl", "random-pixio-24x1-patch_size=8-2.jsonl"} <= names
 
     run("compare_encoders", tmp_path / "set", pixio, mae, others[0], *folder)
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "records").iterdir()}
