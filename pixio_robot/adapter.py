@@ -29,8 +29,10 @@ class Standardize(nn.Module):
 
     Most of what a masked autoencoder's token says is where it is, because hidden patches are rebuilt from that; what is
     seen there is a small part of its variance, and a policy of few demonstrations learns from it slowly. Where lights
-    or cameras change, what is made larger is no longer what training saw (``docs/results.md``). As the batch norm without scale before MAE's linear probe (arXiv 2111.06377, appendix A.1), but by the
-    running statistics in training, too, so that no sample depends on its batch; in evaluation they stay as they are.
+    or cameras change, what is made larger is no longer what training saw (``docs/results.md``).
+
+    As the batch norm without scale before MAE's linear probe (arXiv 2111.06377, appendix A.1), but by the running
+    statistics in training, too, so that no sample depends on its batch; in evaluation they stay as they are.
 
     Args:
         cameras: Number of cameras v.

@@ -166,9 +166,9 @@ def test_what_does_not_fit_is_refused():
         fake_tokens(1).pool(5)
     with pytest.raises(SettingError, match=r"say how many a view has \(patch_count=64"):
         VisualFeatureAdapter(16, patches="attention", standardize=True)
+    attentive = VisualFeatureAdapter(16, patches="attention", class_tokens=3, patch_count=24, standardize=True)
     with pytest.raises(SettingError, match=r"24 patches per view.* given 16"):
-        sizes = {"class_tokens": 3, "patch_count": 24}
-        VisualFeatureAdapter(16, patches="attention", standardize=True, **sizes)([fake_tokens(1, grid=(4, 4))])
+        attentive([fake_tokens(1, grid=(4, 4))])
     with pytest.raises(SettingError, match="blind"):
         VisualFeatureAdapter(16, classes="none", patches="none")
     with pytest.raises(UnknownNameError, match="Did you mean 'average'"):
