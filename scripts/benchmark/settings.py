@@ -221,7 +221,7 @@ class Benchmark:
             for name in options:
                 if name not in SIGHT_OPTIONS:
                     raise UnknownNameError(f"option of {arm}", name, SIGHT_OPTIONS)
-            if "mlp" in self.policies and (unread := {"classes", "patches", "grid"} & options.keys()):
+            if "mlp" in self.policies and (unread := {"classes", "patches", "grid", "standardize"} & options.keys()):
                 raise SettingError(
                     f"options.{arm} sets {', '.join(sorted(unread))}, but the policy mlp always reads the mean token, "
                     "as CortexBench does: leave them out, or run mlp in a folder of its own."
