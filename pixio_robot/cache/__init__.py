@@ -8,7 +8,7 @@ that a killed build goes on where it stopped.
 
 from pixio_robot.cache.build import Estimate, build_cache, estimate_cache
 from pixio_robot.cache.reader import FeatureCache
-from pixio_robot.cache.source import Augmentation, FrameSource
+from pixio_robot.cache.source import Augmentation, FrameSource, augment_frames
 from pixio_robot.cache.verify import Damage, compare_with_encoder, verify_cache
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Estimate",
     "FeatureCache",
     "FrameSource",
+    "augment_frames",
     "build_cache",
     "compare_with_encoder",
     "estimate_cache",

@@ -4,11 +4,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pixio_robot.cache.source import Augmentation
+from pixio_robot.cache.source import Augmentation, augment_frames
 from pixio_robot.encoder import Encoder
 from pixio_robot.images import resize
 from pixio_robot.tokens import Tokens
@@ -47,7 +46,8 @@ class Recipe:
         for offset in range(0, len(frames), self.batch_size):
             images = resize(frames[offset : offset + self.batch_size], self.size)
             if variant:
-                images = self._augmented(images, start + offset, variant)
+                assert self.augment is not None, "variants come with an augmentation"
+                images = augment_frames(images, self.augment, start=start + offset, variant=variant)
             tokens = self.encoder(images)
             parts.append(tokens if self.grid is None else tokens.pool(self.grid))
         classes, patches = (torch.cat([getattr(part, name) for part in parts]) for name in ("classes", "patches"))
@@ -71,12 +71,3 @@ class Recipe:
             "pooled_to": self.grid,
             "augmentation": None if augment is None else json.loads(json.dumps(dict(augment.description))),
         }
-
-    def _augmented(self, images: Tensor, start: int, variant: int) -> Tensor:
-        """Change each image by chance that depends on its index and the variant alone."""
-        assert self.augment is not None, "variants come with an augmentation"
-        changed = []
-        for row, image in enumerate(images.split(1), start):
-            seed = np.random.SeedSequence((variant, row)).generate_state(1, np.uint64)[0]
-            changed.append(self.augment(image, torch.Generator().manual_seed(int(seed))))
-        return torch.cat(changed)

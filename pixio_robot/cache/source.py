@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Generator, Tensor
 
 
@@ -47,3 +48,22 @@ class Augmentation(Protocol):
     def __call__(self, frames: Tensor, generator: Generator, /) -> Tensor:
         """Change uint8 [n 3 h w] to uint8 [n 3 h w]; ``generator`` is the only source of chance."""
         ...
+
+
+def augment_frames(images: Tensor, augment: Augmentation, *, start: int, variant: int) -> Tensor:
+    """Change each image by chance that depends on its index and the variant alone.
+
+    Args:
+        images: Uint8 [n 3 h w], consecutive frames of one camera.
+        augment: What changes them.
+        start: Global index of the first.
+        variant: Which of several changes of the same frame, from 1.
+
+    Returns:
+        Uint8 [n 3 h w].
+    """
+    changed = []
+    for row, image in enumerate(images.split(1), start):
+        seed = np.random.SeedSequence((variant, row)).generate_state(1, np.uint64)[0]
+        changed.append(augment(image, Generator().manual_seed(int(seed))))
+    return torch.cat(changed)

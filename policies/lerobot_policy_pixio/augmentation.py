@@ -19,8 +19,8 @@ def robot_transforms() -> ImageTransformsConfig:
 
     There is no mirror: it would swap left and right in the image, and not in the actions.
     """
-    light = {"brightness": (0.7, 1.3), "contrast": (0.7, 1.3), "saturation": (0.6, 1.4), "hue": (-0.04, 0.04)}
-    nudge = {"degrees": (-2.0, 2.0), "translate": (0.03, 0.03), "scale": (1.0, 1.1), "interpolation": BILINEAR}
+    light = {"brightness": (0.7, 1.3), "contrast": (0.75, 1.25), "saturation": (0.6, 1.4), "hue": (-0.07, 0.07)}
+    nudge = {"degrees": (-3.5, 3.5), "translate": (0.03, 0.03), "scale": (0.95, 1.08), "interpolation": BILINEAR}
     return ImageTransformsConfig(
         enable=True,
         max_num_transforms=2,

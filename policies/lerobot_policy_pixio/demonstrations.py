@@ -38,7 +38,7 @@ class Demonstrations:
     Attributes:
         rows: Global indices [n] of the frames to train on: all but the ``drop_n_last_frames`` of each episode, where
             the configuration has that setting.
-        variants: Number of augmented variants in the cache, besides the clean frames.
+        variants: Number of augmented variants in the cache or the pixels, besides the clean frames.
 
     Raises:
         DataError: If the data set lacks a feature of the policy, holds NaN, or has only episodes that are too short; or
@@ -74,6 +74,7 @@ class Demonstrations:
             _check_cameras(frames, cameras)
         if cameras and pixels is not None:
             _check_pixels(frames, cameras, pixels)
+            self.variants = len(pixels[cameras[0]]) - 1
             self._seen = PixelStore(pixels, cameras, device)
         elif cameras:
             opened = _open_cache(frames, policy, cache)
@@ -89,8 +90,8 @@ class Demonstrations:
 
         Args:
             rows: Global frame indices [b].
-            variants: For each of them the variant of the cache to see [b]; the clean frames when absent. All cameras
-                and time steps of a sample show the same variant.
+            variants: For each of them the variant to see [b]; the clean frames when absent. All cameras and time steps
+                of a sample show the same variant.
 
         Returns:
             States [b s]; per camera ``Tokens`` with classes [b c d] and patches [b n d], or images uint8 [b 3 h w]; all
@@ -162,12 +163,12 @@ def _check_cameras(frames: DatasetFrames, cameras: Sequence[str]) -> None:
 
 def _check_pixels(frames: DatasetFrames, cameras: Sequence[str], pixels: Frames) -> None:
     for camera in cameras:
-        given = len(pixels.get(camera, ()))
-        if given != len(frames):
-            raise DataError(
-                f"{frames.dataset.root} has {len(frames)} frames, and pixels hold {given} of {camera!r}: give what "
-                "decode_frames makes of this data set."
-            )
+        for given in map(len, pixels.get(camera, ([],))):
+            if given != len(frames):
+                raise DataError(
+                    f"{frames.dataset.root} has {len(frames)} frames, and pixels hold {given} of {camera!r}: give what "
+                    "decode_frames makes of this data set."
+                )
 
 
 def _open_cache(frames: DatasetFrames, policy: PixioPolicy, path: str | Path | None) -> FeatureCache:

@@ -106,7 +106,7 @@ def train(
         "batch_size": batch_size,
         "seed": seed,
         "steps": steps if config.get_scheduler_preset() else None,  # a constant rate may go on for longer
-        **_facts_of(cache),
+        **_facts_of(cache, pixels),
     }
     refusal = SettingError(f"Another process trains in {folder}. Wait for it, or choose another folder.")
     with alone(Path(folder) / ".lock", refusal), torch.random.fork_rng(_cuda_devices(config)):
@@ -317,9 +317,11 @@ def _due(evaluation: Evaluation | None, step: int, steps: int) -> Evaluation | N
     return evaluation if evaluation and step > 0 and (step % evaluation.every == 0 or step == steps) else None
 
 
-def _facts_of(cache: str | Path | None) -> dict[str, Any]:
+def _facts_of(cache: str | Path | None, pixels: Frames | None) -> dict[str, Any]:
     """What decides, beside the encoder and the data set, which features a run sees."""
     known = {} if cache is None else FeatureCache.open(cache).attributes
+    if pixels is not None:
+        known = {"variants": max((len(one) - 1 for one in pixels.values()), default=0)}
     return {f"cache_{fact}": known.get(fact) for fact in ("encoder_dtype", "pooled_to", "variants", "augmentation")}
 
 

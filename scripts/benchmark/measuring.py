@@ -23,6 +23,7 @@ from benchmark.settings import SCENES, Benchmark
 from benchmark.tasks import environment, open_demonstrations, shared_folder
 from lerobot_env_pixio import rollout, seeds, write_records
 from lerobot_policy_pixio.acting import Actor
+from lerobot_policy_pixio.augmentation import ImageAugmentation
 from lerobot_policy_pixio.cache_folders import cache_path
 from lerobot_policy_pixio.cached_tokens import cache_settings
 from lerobot_policy_pixio.decoded import decode_frames
@@ -123,14 +124,15 @@ def _train(
     """Train, or finish a training; give its log."""
     settings: dict[str, Any] = asdict(config.training[cell.policy])
     settings |= {"seed": cell.seed, "save_every": config.save_every, "encoder": sight.encoder}
+    seen: dict[str, Any] = {"variants": config.variants, "augment": ImageAugmentation() if config.variants else None}
     if sight.trained:
         with cost.of("shared"):
-            pixels = decode_frames(frames, shared_folder(config, cell.task) / "frames")
+            pixels = decode_frames(frames, shared_folder(config, cell.task) / "frames", **seen)
         with cost.of("training"):
             return train(policy, frames, None, folder, pixels=pixels, **settings)[1]
     cache = None
     if sight.encoder is not None:
-        facts = cache_settings(policy, sight.encoder, frames)
+        facts = cache_settings(policy, sight.encoder, frames) | seen
         cache = cache_path(shared_folder(config, cell.task) / "demonstrations", sight.encoder, frames, **facts)
         cache.parent.mkdir(parents=True, exist_ok=True)
         with cost.of("shared"), FileLock(cache.with_name(f".{cache.name}.queue")):

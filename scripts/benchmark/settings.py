@@ -95,6 +95,8 @@ class Benchmark:
         without: Control arms to leave out, of blind, state, random, cnn. Each leaves a question open.
         seeds: Training seeds; two at least for an interval that answers for training.
         demonstrations: Episodes of the expert per task.
+        variants: Augmented copies of each picture of a demonstration that arms with eyes are trained on, beside the
+            clean one: other light and colours, a nudged camera. All arms see the same ones.
         datasets: SUITE/TASK to the folder of a LeRobotDataset of yours, where the suite has no expert:
             '+datasets={adroit/pen: FOLDER}'.
         training: For each policy, steps and batch_size.
@@ -125,6 +127,7 @@ class Benchmark:
     without: list[str] = field(default_factory=list)
     seeds: list[int] = MISSING
     demonstrations: int = MISSING
+    variants: int = 0
     datasets: dict[str, str] = field(default_factory=dict)
     training: dict[str, Training] = MISSING
     episodes: int = MISSING
@@ -232,8 +235,9 @@ class Benchmark:
         numbers = ("demonstrations", "episodes", "size", "slots", "save_every", "workers", "threads")
         low = [name for name in numbers if getattr(self, name) < 1]
         low += [f"training.{name}" for name, one in self.training.items() if min(one.steps, one.batch_size) < 1]
-        if low or self.videos < 0:
-            raise SettingError(f"{', '.join(low) or 'videos'}: must be at least {1 if low else 0}.")
+        negative = [name for name in ("variants", "videos") if getattr(self, name) < 0]
+        if low or negative:
+            raise SettingError(f"{', '.join(low or negative)}: must be at least {1 if low else 0}.")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -246,6 +250,8 @@ class Benchmark:
         facts["tasks"] = [task_name(task) for task in self.find_tasks()]
         facts["cameras"] = {name: facts["cameras"][name] for name in facts["tasks"] if name in facts["cameras"]}
         facts["training"] = {name: facts["training"][name] for name in self.policies}
+        if not facts["variants"]:
+            del facts["variants"]  # a folder of before there were any is one without
         return facts
 
 

@@ -139,6 +139,7 @@ def test_an_encoder_that_cannot_be_read_is_refused_before_anything_runs(make_con
         {"arms": {}},
         {"arms": {"cnn": "shipped:pixio_vitt16"}},
         {"episodes": 0},
+        {"variants": -1},
         {"training": {}},
         {"training": {"act": Training(steps=0, batch_size=1)}},
         {"datasets": {"adroit/pen": "somewhere"}},
@@ -146,6 +147,11 @@ def test_an_encoder_that_cannot_be_read_is_refused_before_anything_runs(make_con
             "policies": ["mlp"],
             "training": {"mlp": Training(steps=1, batch_size=1)},
             "options": {"pixio": {"patches": "attention"}},
+        },
+        {
+            "policies": ["mlp"],
+            "training": {"mlp": Training(steps=1, batch_size=1)},
+            "options": {"pixio": {"standardize": True}},
         },
     ],
 )
@@ -162,6 +168,8 @@ def test_a_folder_takes_more_of_the_same_and_refuses_what_differs_by_name(make_c
     assert json.loads((tmp_path / "benchmark" / "settings.json").read_text()) == written
     with pytest.raises(DataError, match="demonstrations: 2 there, 3 wanted; episodes: 20 there, 7 wanted"):
         claim(make_config(demonstrations=3, episodes=7))
+    with pytest.raises(DataError, match=r"variants: .* there, 2 wanted"):
+        claim(make_config(variants=2))
     with pytest.raises(DataError, match="arms: "):
         claim(make_config(arms={"pixio": "another"}))
     with pytest.raises(DataError, match=r"seeds: \[0, 1\] there, \[0\] wanted"):

@@ -50,7 +50,7 @@ def words(tmp_path: Path, folder: Path) -> list[str]:
     if not encoder.exists():
         create_encoder("pixio_vitt16", seed=0, width=32, depth=1, heads=2, image_size=64).save_pretrained(encoder)
     sizes = ["demonstrations=2", "episodes=2", "training.act.steps=6", "training.act.batch_size=4", "save_every=2"]
-    sizes += ["size=64", "seeds=[0]", "videos=0", "threads=1", "tasks=[metaworld/reach]"]
+    sizes += ["size=64", "seeds=[0]", "videos=0", "threads=1", "tasks=[metaworld/reach]", "variants=1"]
     return ["tier=smoke", f"folder={folder}", f"arms.pixio={encoder}", "without=[state,random,cnn]", *sizes]
 
 
@@ -65,6 +65,7 @@ def test_a_benchmark_that_is_killed_three_times_gives_the_same_table(tmp_path: P
     printed = run(*words(tmp_path, whole))
     assert "2 of 2 cells are done" in printed
     assert "'random' is off" in printed
+    assert list(whole.glob("tasks/*/demonstrations.pixio_cache/*-1variants-*.zarr"))
     again = words(tmp_path, killed)
     kill_once_there_is("tasks/*/demonstrations.staging/*.npz", killed, *again)
     kill_once_there_is("cells/*/*/pixio-0/run/checkpoints/[0-9]*", killed, *again)

@@ -27,6 +27,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lerobot_policy_pixio.acting import Actor
+from lerobot_policy_pixio.augmentation import ImageAugmentation
 from lerobot_policy_pixio.cached_tokens import cache_settings
 from lerobot_policy_pixio.decoded import decode_frames
 from lerobot_policy_pixio.demonstrations import Demonstrations
@@ -209,7 +210,8 @@ def test_the_cnn_learns_from_decoded_frames_and_a_killed_training_ends_the_same(
 ) -> None:
     sight = open_sight(config({}, tmp_path), "cnn", 3, frames=lambda _: frames.read(CAMERA, 0, 16), shared=tmp_path)
     assert sight.trained
-    chosen, pixels = settings(policy, sight, frames), decode_frames(frames, tmp_path / "frames")
+    chosen, seen = settings(policy, sight, frames), {"variants": 1, "augment": ImageAugmentation()}
+    pixels = decode_frames(frames, tmp_path / "frames", **seen)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "frames").iterdir()}
     facts: dict[str, Any] = {"steps": 4, "batch_size": 4, "seed": 3, "save_every": 2, "encoder": sight.encoder}
     whole = train(chosen, frames, None, tmp_path / "whole", pixels=pixels, **facts)[1]
@@ -217,7 +219,10 @@ def test_the_cnn_learns_from_decoded_frames_and_a_killed_training_ends_the_same(
 
     train(chosen, frames, None, tmp_path / "killed", pixels=pixels, **facts)
     shutil.rmtree(max((tmp_path / "killed" / "checkpoints").glob("[0-9]*")))  # as if killed after the second step
-    pixels = decode_frames(frames, tmp_path / "frames")
+    pixels = decode_frames(frames, tmp_path / "frames", **seen)
+    clean = {camera: one[:1] for camera, one in pixels.items()}
+    with pytest.raises(SettingError, match="variants"):
+        train(chosen, frames, None, tmp_path / "killed", pixels=clean, **facts)
     again = train(chosen, frames, None, tmp_path / "killed", pixels=pixels, **facts)[1]
     assert again[-1]["loss"] == whole[-1]["loss"]
     one, two = (load_file(tmp_path / name / MODEL / "model.safetensors") for name in ("whole", "killed"))

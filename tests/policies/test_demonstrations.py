@@ -13,6 +13,7 @@ from lerobot.datasets.sampler import EpisodeAwareSampler
 from torch.utils.data import default_collate
 
 from lerobot_policy_pixio import PixioACTConfig, PixioDiffusionConfig
+from lerobot_policy_pixio.augmentation import ImageAugmentation
 from lerobot_policy_pixio.decoded import decode_frames
 from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
@@ -156,12 +157,39 @@ def test_a_data_set_that_was_recorded_anew_is_decoded_anew(make_dataset: Callabl
     before, after = (decode_frames(frames, tmp_path / "frames") for frames in (first, second))
     for frames, decoded in ((first, before), (second, after)):
         for camera in frames.cameras:
-            assert (decoded[camera] == frames.read(camera, 0, len(frames)).numpy()).all()
+            assert (decoded[camera][0] == frames.read(camera, 0, len(frames)).numpy()).all()
     made = sorted((tmp_path / "frames").glob("*.npy"))
     assert len(made) == 4
     again = decode_frames(first, tmp_path / "frames")
     assert sorted((tmp_path / "frames").glob("*.npy")) == made
-    assert all((again[camera] == before[camera]).all() for camera in before)
+    assert all((again[camera][0] == before[camera][0]).all() for camera in before)
+
+
+def test_pixels_have_the_variants_that_a_cache_shows(
+    make_config: Callable[..., PixioACTConfig], dataset_root: Path, tmp_path: Path
+) -> None:
+    frames = DatasetFrames(dataset_root)
+    augment, rows = ImageAugmentation(), torch.tensor([3, 20, 33, 4])
+    pixels = decode_frames(frames, tmp_path / "frames", variants=2, augment=augment)
+    policy = make_policy(make_config(), frames, seed=0)
+    live = Demonstrations(frames, policy, make_processors(policy, frames)[0], pixels=pixels)
+    assert live.variants == 2
+    drawn = torch.tensor([0, 1, 2, 2])
+    seen = live.gather(rows, drawn)
+    encoder = policy.eyes.encoder
+    cache = build_cache(tmp_path / "cache", encoder, frames, variants=2, augment=augment)
+    for camera in frames.cameras:
+        assert (seen[camera][:1] == live.gather(rows)[camera][:1]).all()
+        for row, variant, picture in zip(rows, drawn, seen[camera], strict=True):
+            stored = cache.read(camera, row[None], int(variant)).patches.float()
+            torch.testing.assert_close(encoder(picture[None]).patches, stored, rtol=1e-2, atol=1e-2)
+            clean = cache.read(camera, row[None]).patches.float()
+            assert ((stored - clean).abs().max() > 0.05) == bool(variant)
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "frames").glob("*.npy")}
+    assert len(made) == 3 * len(frames.cameras)
+    fewer = decode_frames(frames, tmp_path / "frames", variants=1, augment=augment)
+    assert [len(one) for one in fewer.values()] == [2] * len(frames.cameras)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "frames").glob("*.npy")} == made
 
 
 def test_pixels_of_another_data_set_are_refused(make_config: Callable[..., PixioACTConfig], dataset_root: Path) -> None:
@@ -169,7 +197,7 @@ def test_pixels_of_another_data_set_are_refused(make_config: Callable[..., Pixio
     policy = make_policy(make_config(), frames, seed=0)
     preprocessor, _ = make_processors(policy, frames)
     top, wrist = frames.cameras
-    few = {top: np.zeros((34, 3, 64, 64), np.uint8), wrist: np.zeros((33, 3, 64, 64), np.uint8)}
+    few = {top: [np.zeros((34, 3, 64, 64), np.uint8)], wrist: [np.zeros((33, 3, 64, 64), np.uint8)]}
     with pytest.raises(DataError, match=rf"has 34 frames, and pixels hold 33 of '{wrist}'"):
         Demonstrations(frames, policy, preprocessor, pixels=few)
     with pytest.raises(DataError, match=rf"pixels hold 0 of '{wrist}'"):
