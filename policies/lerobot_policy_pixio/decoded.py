@@ -6,7 +6,9 @@ As a feature cache does, they may come with augmented variants, the same that a 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +22,39 @@ from lerobot_policy_pixio.frames import DatasetFrames
 from pixio_robot.cache import augment_frames
 from pixio_robot.drafts import draft_of
 
-Frames = Mapping[str, Sequence[NDArray[np.uint8]]]
-"""Camera to all frames of a data set in order, uint8 [n 3 h w]: the clean ones, then each augmented variant of them."""
 BLOCK = 512
 """Frames that are decoded at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedFrames:
+    """All frames of a data set, decoded.
+
+    Attributes:
+        images: Camera to all frames in order, uint8 [n 3 h w]: the clean ones, then each augmented variant of them.
+        augmentation: What made the variants, as an ``Augmentation`` describes itself; None where there are none.
+    """
+
+    images: Mapping[str, Sequence[NDArray[np.uint8]]]
+    augmentation: Mapping[str, Any] | None = None
+
+    @property
+    def variants(self) -> int:
+        """Number of augmented variants besides the clean frames."""
+        return min((len(one) for one in self.images.values()), default=1) - 1
 
 
 class PixelStore:
     """Decoded frames, gathered as ``TokenStore`` gathers tokens.
 
     Args:
-        frames: Each camera's.
+        frames: The data set's.
         cameras: Which of them to give.
         device: Where they go.
     """
 
-    def __init__(self, frames: Frames, cameras: Sequence[str], device: torch.device) -> None:
-        self._frames, self._device = {camera: frames[camera] for camera in cameras}, device
+    def __init__(self, frames: DecodedFrames, cameras: Sequence[str], device: torch.device) -> None:
+        self._frames, self._device = {camera: frames.images[camera] for camera in cameras}, device
 
     def gather(self, rows: Tensor, variants: Tensor | None = None) -> dict[str, Tensor]:
         """Give each camera's images of some rows [b], or [b t]: uint8 [b 3 h w], or [b t 3 h w].
@@ -57,7 +75,7 @@ class PixelStore:
 
 def decode_frames(
     frames: DatasetFrames, folder: Path, *, variants: int = 0, augment: ImageAugmentation | None = None
-) -> Frames:
+) -> DecodedFrames:
     """Decode a data set's videos once, for all who train on it: as files that are mapped into memory.
 
     Args:
@@ -71,10 +89,11 @@ def decode_frames(
     folder.mkdir(parents=True, exist_ok=True)
     name = frames.fingerprint[:12]
     with FileLock(folder / ".lock"):
-        return {
+        images = {
             camera: _decode(frames, camera, folder / f"{camera}-{name}.npy", variants=variants, augment=augment)
             for camera in frames.cameras
         }
+    return DecodedFrames(images=images, augmentation=augment.description if augment and variants else None)
 
 
 def _decode(

@@ -11,7 +11,7 @@ from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_pixio.cached_tokens import check_fit
-from lerobot_policy_pixio.decoded import Frames, PixelStore
+from lerobot_policy_pixio.decoded import DecodedFrames, PixelStore
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.modeling_pixio import Batch, PixioPolicy
 from lerobot_policy_pixio.options import PixioOptions
@@ -54,7 +54,7 @@ class Demonstrations:
         preprocessor: PolicyProcessorPipeline,
         cache: str | Path | None = None,
         *,
-        pixels: Frames | None = None,
+        pixels: DecodedFrames | None = None,
         memory_gb: float | None = None,
     ) -> None:
         config = policy.config
@@ -74,7 +74,7 @@ class Demonstrations:
             _check_cameras(frames, cameras)
         if cameras and pixels is not None:
             _check_pixels(frames, cameras, pixels)
-            self.variants = len(pixels[cameras[0]]) - 1
+            self.variants = pixels.variants
             self._seen = PixelStore(pixels, cameras, device)
         elif cameras:
             opened = _open_cache(frames, policy, cache)
@@ -161,9 +161,9 @@ def _check_cameras(frames: DatasetFrames, cameras: Sequence[str]) -> None:
             raise DataError(f"{frames.dataset.root} has no camera {camera!r}; its cameras are: {there}.")
 
 
-def _check_pixels(frames: DatasetFrames, cameras: Sequence[str], pixels: Frames) -> None:
+def _check_pixels(frames: DatasetFrames, cameras: Sequence[str], pixels: DecodedFrames) -> None:
     for camera in cameras:
-        for given in map(len, pixels.get(camera, ([],))):
+        for given in map(len, pixels.images.get(camera, ([],))):
             if given != len(frames):
                 raise DataError(
                     f"{frames.dataset.root} has {len(frames)} frames, and pixels hold {given} of {camera!r}: give what "

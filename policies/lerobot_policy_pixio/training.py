@@ -27,7 +27,7 @@ from lerobot.processor import PolicyProcessorPipeline
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR, TRAINING_STATE_DIR
 from torch import Tensor
 
-from lerobot_policy_pixio.decoded import Frames
+from lerobot_policy_pixio.decoded import DecodedFrames
 from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.evaluation import Evaluation
 from lerobot_policy_pixio.frames import DatasetFrames
@@ -58,7 +58,7 @@ def train(
     save_every: int = 1000,
     log_every: int = 50,
     encoder: Encoder | None = None,
-    pixels: Frames | None = None,
+    pixels: DecodedFrames | None = None,
     memory_gb: float | None = None,
     evaluation: Evaluation | None = None,
     wandb: WandBConfig | None = None,
@@ -317,11 +317,11 @@ def _due(evaluation: Evaluation | None, step: int, steps: int) -> Evaluation | N
     return evaluation if evaluation and step > 0 and (step % evaluation.every == 0 or step == steps) else None
 
 
-def _facts_of(cache: str | Path | None, pixels: Frames | None) -> dict[str, Any]:
+def _facts_of(cache: str | Path | None, pixels: DecodedFrames | None) -> dict[str, Any]:
     """What decides, beside the encoder and the data set, which features a run sees."""
     known = {} if cache is None else FeatureCache.open(cache).attributes
     if pixels is not None:
-        known = {"variants": max((len(one) - 1 for one in pixels.values()), default=0)}
+        known = {"variants": pixels.variants, "augmentation": pixels.augmentation}
     return {f"cache_{fact}": known.get(fact) for fact in ("encoder_dtype", "pooled_to", "variants", "augmentation")}
 
 

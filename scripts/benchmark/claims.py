@@ -72,7 +72,8 @@ def read_benchmark(folder: Path) -> Benchmark:
     if not path.is_file():
         raise DataError(f"{folder} is no folder of run_benchmark.py: it has no settings.json.")
     facts = json.loads(path.read_text())
-    facts.pop("versions", None)
+    for told in ("versions", "augmentation"):  # by the machine and the code, not settings
+        facts.pop(told, None)
     try:
         facts["training"] = {policy: Training(**sizes) for policy, sizes in facts["training"].items()}
         return Benchmark(folder=str(folder), **facts)

@@ -250,7 +250,11 @@ class Benchmark:
         facts["tasks"] = [task_name(task) for task in self.find_tasks()]
         facts["cameras"] = {name: facts["cameras"][name] for name in facts["tasks"] if name in facts["cameras"]}
         facts["training"] = {name: facts["training"][name] for name in self.policies}
-        if not facts["variants"]:
+        if self.variants:
+            from lerobot_policy_pixio.augmentation import ImageAugmentation  # loads LeRobot
+
+            facts["augmentation"] = dict(ImageAugmentation().description)
+        else:
             del facts["variants"]  # a folder of before there were any is one without
         return facts
 

@@ -25,7 +25,7 @@ from benchmark.cells import (
     plan_cells,
     work,
 )
-from benchmark.claims import claim
+from benchmark.claims import claim, read_benchmark
 from benchmark.remembering import EARLIER, RememberingEnv
 from benchmark.settings import Benchmark, Training
 from filelock import FileLock
@@ -170,6 +170,13 @@ def test_a_folder_takes_more_of_the_same_and_refuses_what_differs_by_name(make_c
         claim(make_config(demonstrations=3, episodes=7))
     with pytest.raises(DataError, match=r"variants: .* there, 2 wanted"):
         claim(make_config(variants=2))
+    changed = make_config(variants=2, folder=str(tmp_path / "changed"))
+    claim(changed)
+    assert read_benchmark(tmp_path / "changed").variants == 2
+    path = tmp_path / "changed" / "settings.json"
+    path.write_text(path.read_text().replace("ColorJitter", "SharpnessJitter"))  # as if the default had been another
+    with pytest.raises(DataError, match=r"augmentation: .*SharpnessJitter.* there, .*ColorJitter.* wanted"):
+        claim(changed)
     with pytest.raises(DataError, match="arms: "):
         claim(make_config(arms={"pixio": "another"}))
     with pytest.raises(DataError, match=r"seeds: \[0, 1\] there, \[0\] wanted"):

@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from lerobot_policy_pixio.acting import Actor
 from lerobot_policy_pixio.augmentation import ImageAugmentation
 from lerobot_policy_pixio.cached_tokens import cache_settings
-from lerobot_policy_pixio.decoded import decode_frames
+from lerobot_policy_pixio.decoded import DecodedFrames, decode_frames
 from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import make_policy, make_processors, train
@@ -220,9 +220,11 @@ def test_the_cnn_learns_from_decoded_frames_and_a_killed_training_ends_the_same(
     train(chosen, frames, None, tmp_path / "killed", pixels=pixels, **facts)
     shutil.rmtree(max((tmp_path / "killed" / "checkpoints").glob("[0-9]*")))  # as if killed after the second step
     pixels = decode_frames(frames, tmp_path / "frames", **seen)
-    clean = {camera: one[:1] for camera, one in pixels.items()}
-    with pytest.raises(SettingError, match="variants"):
-        train(chosen, frames, None, tmp_path / "killed", pixels=clean, **facts)
+    clean = DecodedFrames(images={camera: one[:1] for camera, one in pixels.images.items()})
+    other = replace(pixels, augmentation={"tfs": {}})
+    for wrong, differs in ((clean, "cache_variants"), (other, "cache_augmentation")):
+        with pytest.raises(SettingError, match=differs):
+            train(chosen, frames, None, tmp_path / "killed", pixels=wrong, **facts)
     again = train(chosen, frames, None, tmp_path / "killed", pixels=pixels, **facts)[1]
     assert again[-1]["loss"] == whole[-1]["loss"]
     one, two = (load_file(tmp_path / name / MODEL / "model.safetensors") for name in ("whole", "killed"))

@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 
 from lerobot_policy_pixio import PixioACTConfig, PixioDiffusionConfig
 from lerobot_policy_pixio.augmentation import ImageAugmentation
-from lerobot_policy_pixio.decoded import decode_frames
+from lerobot_policy_pixio.decoded import DecodedFrames, decode_frames
 from lerobot_policy_pixio.demonstrations import Demonstrations
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import Trainer, make_policy, make_processors
@@ -157,12 +157,12 @@ def test_a_data_set_that_was_recorded_anew_is_decoded_anew(make_dataset: Callabl
     before, after = (decode_frames(frames, tmp_path / "frames") for frames in (first, second))
     for frames, decoded in ((first, before), (second, after)):
         for camera in frames.cameras:
-            assert (decoded[camera][0] == frames.read(camera, 0, len(frames)).numpy()).all()
+            assert (decoded.images[camera][0] == frames.read(camera, 0, len(frames)).numpy()).all()
     made = sorted((tmp_path / "frames").glob("*.npy"))
     assert len(made) == 4
     again = decode_frames(first, tmp_path / "frames")
     assert sorted((tmp_path / "frames").glob("*.npy")) == made
-    assert all((again[camera][0] == before[camera][0]).all() for camera in before)
+    assert all((again.images[camera][0] == before.images[camera][0]).all() for camera in before.images)
 
 
 def test_pixels_have_the_variants_that_a_cache_shows(
@@ -188,7 +188,8 @@ def test_pixels_have_the_variants_that_a_cache_shows(
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "frames").glob("*.npy")}
     assert len(made) == 3 * len(frames.cameras)
     fewer = decode_frames(frames, tmp_path / "frames", variants=1, augment=augment)
-    assert [len(one) for one in fewer.values()] == [2] * len(frames.cameras)
+    assert fewer.variants == 1
+    assert fewer.augmentation == augment.description
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "frames").glob("*.npy")} == made
 
 
@@ -199,6 +200,6 @@ def test_pixels_of_another_data_set_are_refused(make_config: Callable[..., Pixio
     top, wrist = frames.cameras
     few = {top: [np.zeros((34, 3, 64, 64), np.uint8)], wrist: [np.zeros((33, 3, 64, 64), np.uint8)]}
     with pytest.raises(DataError, match=rf"has 34 frames, and pixels hold 33 of '{wrist}'"):
-        Demonstrations(frames, policy, preprocessor, pixels=few)
+        Demonstrations(frames, policy, preprocessor, pixels=DecodedFrames(images=few))
     with pytest.raises(DataError, match=rf"pixels hold 0 of '{wrist}'"):
-        Demonstrations(frames, policy, preprocessor, pixels={top: few[top]})
+        Demonstrations(frames, policy, preprocessor, pixels=DecodedFrames(images={top: few[top]}))
