@@ -176,12 +176,16 @@ def _download(name: str) -> Path:
 def encoder_folder(folder: Path) -> Path:
     """Find the folder that holds an encoder: this one itself, or the only one inside it, as in a run's.
 
+    Of a run that has not ended it is the one that was exported last.
+
     Raises:
         CheckpointError: If none does, or several do.
     """
     if (folder / "config.json").is_file():
         return folder
     inside = sorted(file.parent for file in folder.glob("*/config.json"))
+    if not inside and (exported := sorted(folder.glob("exported/step-*"))):
+        return encoder_folder(exported[-1])
     if not inside:
         raise CheckpointError(
             f"{folder} holds no config.json; an encoder folder has one beside its safetensors. A pre-training run that "

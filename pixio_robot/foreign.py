@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pixio_robot.encoder import Encoder, EncoderSpec
-from pixio_robot.errors import CheckpointError, SettingError
+from pixio_robot.errors import CheckpointError, ImageError, SettingError
 from pixio_robot.images import IMAGENET_STATISTICS, PixelStatistics
 from pixio_robot.nn import Backbone
 from pixio_robot.tokens import Tokens
@@ -46,7 +46,8 @@ class ForeignBackbone(Backbone):
         with torch.random.fork_rng():
             if generator is not None:
                 torch.manual_seed(generator.initial_seed())
-            self.model.apply(self.model._init_weights)
+            fresh = type(self.model)(self.model.config)  # _init_weights alone would leave batch statistics as they are
+        self.model.load_state_dict(fresh.state_dict(), strict=False)
 
 
 class TransformerBackbone(ForeignBackbone):
@@ -147,9 +148,13 @@ class TimmBackbone(ForeignBackbone):
         prefixed = bool(getattr(self.network, "num_prefix_tokens", 0))
         options = {"return_prefix_tokens": True} if prefixed else {}
         wanted = sorted(set(blocks))
-        found = self.network.forward_intermediates(
-            images, indices=wanted, norm=norm, intermediates_only=True, **options
-        )
+        try:
+            found = self.network.forward_intermediates(
+                images, indices=wanted, norm=norm, intermediates_only=True, **options
+            )
+        except AssertionError as error:  # timm's way to refuse another size, where positions are not interpolated
+            side = self.spec.image_size
+            raise ImageError(f"This network of timm reads images of {side} x {side} pixels: {error}") from error
         tokens = {}
         for block, entry in zip(wanted, found, strict=True):
             patches, prefix = entry if prefixed else (entry, None)

@@ -65,6 +65,9 @@ def spec_of(config: Mapping[str, Any]) -> EncoderSpec:
         SettingError: If the sizes do not fit together, or the network is of another kind.
     """
     family = MODEL_TYPES[config["model_type"]]
+    if config.get("hidden_act", "gelu") != "gelu" or config.get("layer_norm_eps", NORM_EPS) > NORM_EPS:
+        told = f"hidden_act={config.get('hidden_act')!r}, layer_norm_eps={config.get('layer_norm_eps')!r}"
+        raise SettingError(f"A network of another kind ({told}); these compute with 'gelu' and {NORM_EPS}.")
     width = config["hidden_size"]
     ratio = config.get("mlp_ratio", 4)
     if family == "mae":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pixio_robot.errors import PixioRobotError
+from pixio_robot.errors import PixioRobotError, SettingError
 
 GRACE = 10.0
 """Seconds for which a lock is waited for. It ends with the process that holds it and with that one's children, and
@@ -22,13 +22,22 @@ def alone(lock: Path, refusal: PixioRobotError) -> Iterator[None]:
     Args:
         lock: The file to lock; its folder is made if need be.
         refusal: What to raise if another process has it and does not end in time.
+
+    Raises:
+        SettingError: If the folder cannot be written to.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    guard = FileLock(lock, timeout=GRACE)
     try:
-        with FileLock(lock, timeout=GRACE):
-            yield
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        guard.acquire()
     except Timeout as error:
         raise refusal from error
+    except OSError as error:
+        raise SettingError(f"{lock.parent} cannot be written to: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        guard.release()
 
 
 @contextmanager

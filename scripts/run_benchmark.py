@@ -3,7 +3,7 @@
 
     scripts/run_benchmark.py tier=quickstart                from rendered pixels to a measured policy: make quickstart
     scripts/run_benchmark.py tier=smoke                     everything once, in under 10 minutes on two cores
-    scripts/run_benchmark.py tier=standard +arms.mae=PATH   a night; with one more encoder
+    scripts/run_benchmark.py tier=standard +arms.mine=PATH  a night; with one more encoder
     scripts/run_benchmark.py tier=ladder                    does pre-training pay, where small things matter?
     scripts/run_benchmark.py tier=cortex                    the protocol of CortexBench's Meta-World suite
     scripts/run_benchmark.py -m tier=standard launcher=slurm worker='range(16)'      jobs that share out the cells

@@ -49,7 +49,6 @@ def small_act(encoder: str, *, steps: int = STEPS, device: str = "cpu") -> Pixio
         encoder=encoder,
         device=device,
         optimizer_lr=1e-3,
-        optimizer_lr_backbone=1e-3,
         scheduler_warmup_steps=steps // 20,
         **ACT_HEAD,
     )

@@ -1,10 +1,11 @@
 """Building a cache: every frame through the encoder once, and once more for each augmented variant."""
 
+import errno
 import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import zarr
 from huggingface_hub.utils import tqdm
 from torch import Tensor
 
+from pixio_robot.cache.disk import check_disk
 from pixio_robot.cache.layout import FORMAT, TokenFile, open_group
 from pixio_robot.cache.reader import FeatureCache, progress, token_files
 from pixio_robot.cache.recipe import Recipe
@@ -55,7 +57,7 @@ def build_cache(
 
     Raises:
         CacheError: If ``path`` holds a cache of another encoder, data set or setting, or something else; or another
-            process is building it.
+            process is building it; or the disk is too small.
         SettingError: If variants are asked for without an augmentation, or the other way round.
     """
     path = Path(path)
@@ -67,7 +69,7 @@ def build_cache(
     identity = cache_identity(encoder, source, grid=grid, size=size, variants=variants, augment=augment)
     if not _is_whole(path, identity):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with sole_builder(path):
+        with sole_builder(path), _full_disk_told(path):
             _build(path, recipe, source, _start(path, encoder, source, identity, chunk))
     return FeatureCache.open(path, encoder=encoder, source=source)
 
@@ -153,6 +155,19 @@ def sole_builder(path: Path) -> AbstractContextManager[None]:
     return alone(path.with_name(f".{path.name}.lock"), refusal)
 
 
+@contextmanager
+def _full_disk_told(path: Path) -> Iterator[None]:
+    """Say of a disk that others filled meanwhile what is lost: nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise CacheError(
+            f"The disk of {path} is full. What was encoded is kept: make room and build again, and it continues."
+        ) from error
+
+
 def _is_whole(path: Path, identity: dict[str, Any]) -> bool:
     """Whether the cache is there and whole, so that opening it needs no lock and no writable disk."""
     if not path.exists() or not any(path.iterdir()):
@@ -196,11 +211,18 @@ def _build(path: Path, recipe: Recipe, source: FrameSource, attributes: dict[str
         for camera in source.cameras
         for chunk in range(files[0].chunks)
     ]
+    checked = False
     with tqdm(total=len(files) * len(source), desc="caching features", unit="frame") as bar:
         bar.update(sum((len(job.files) - len(job.missing)) * (job.stop - job.start) for job in jobs))
         for job, frames in _read_ahead(source, [job for job in jobs if job.missing]):
             for file in job.missing:
-                _store(file, job.chunk, recipe.encode(frames, job.start, file.variant), recipe.seen(frames))
+                tokens = recipe.encode(frames, job.start, file.variant)
+                if not checked:  # as soon as it is known how large a frame is
+                    nbytes = tokens.classes[0].nbytes + tokens.patches[0].nbytes
+                    whole = nbytes * len(files) * len(source)
+                    check_disk(path, whole, grid=recipe.grid, variants=attributes["variants"])
+                    checked = True
+                _store(file, job.chunk, tokens, recipe.seen(frames))
                 bar.update(len(frames))
 
 

@@ -12,7 +12,7 @@ from lerobot.envs.utils import preprocess_observation
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import PolicyProcessorPipeline
-from lerobot.utils.constants import OBS_STR
+from lerobot.utils.constants import OBS_ENV_STATE, OBS_STATE, OBS_STR
 from numpy.typing import NDArray
 from peft import PeftConfig, PeftModel
 from torch import Tensor
@@ -84,18 +84,24 @@ class Actor:
             DataError: If a state is of another width.
         """
         batch: dict[str, Any] = preprocess_observation(dict(observation))
-        _check_observed(batch, self.policy.config.input_features or {})
+        config: Any = self.policy.config
+        _check_observed(batch, _read_features(config))
         tasks = observation.get("task", self.task)
         if tasks is not None:
             size = len(next(iter(batch.values())))
             batch["task"] = [tasks] * size if isinstance(tasks, str) else list(tasks)
         batch = self._preprocessor(batch)
-        config: Any = self.policy.config
         if config.observation_delta_indices is not None:
             self.policy.reset()  # else it would plan from what it saw in another call
             batch = {key: _repeat(key, value, len(config.observation_delta_indices)) for key, value in batch.items()}
         chunk = self.policy.predict_action_chunk(batch)[:, : getattr(config, "n_action_steps", 1)]
         return self._postprocessor(chunk).cpu().numpy()
+
+
+def _read_features(config: PreTrainedConfig) -> dict[str, PolicyFeature]:
+    """Of the features that a data set has, those that a policy reads: no camera if it is blind, no other sensors."""
+    read = {OBS_STATE, OBS_ENV_STATE, *config.image_features}
+    return {name: feature for name, feature in (config.input_features or {}).items() if name in read}
 
 
 def _check_observed(batch: Mapping[str, Tensor], features: Mapping[str, PolicyFeature]) -> None:

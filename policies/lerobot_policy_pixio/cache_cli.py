@@ -18,6 +18,7 @@ from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.options import EncoderDtype, PixioOptions
 from pixio_robot.cache import Estimate, FeatureCache, build_cache, compare_with_encoder, estimate_cache, verify_cache
 from pixio_robot.cache.build import sole_builder
+from pixio_robot.cache.disk import check_disk, free_space, readable, size_on_disk
 from pixio_robot.cache.layout import open_group
 from pixio_robot.cache.reader import progress, token_files
 from pixio_robot.cache.verify import TOLERANCE
@@ -49,15 +50,17 @@ def build(options: argparse.Namespace) -> int:
     settings |= {"batch_size": options.batch_size}
     estimate = estimate_cache(encoder, frames, **settings)
     _show_estimate(path, frames, estimate)
-    _check_disk(path, estimate, settings["grid"], options.variants)
+    check_disk(path, estimate.nbytes, grid=settings["grid"], variants=options.variants)
     if options.estimate:
         return 0
     cache = build_cache(path, encoder, frames, chunk=options.chunk, **settings)
-    console.print(f"{cache.path} is whole: {_size(cache.nbytes)}. To train from it:")
+    console.print(f"{cache.path} is whole: {readable(cache.nbytes)}. To train from it:")
     sight = f"--policy.encoder={options.encoder} --policy.encoder_dtype={options.dtype}"
     sight += f" --policy.grid={options.grid}" if options.grid not in (0, PixioOptions.grid) else ""
     sight += f" --policy.image_size={options.size}" if options.size else ""
-    console.print(f"  lerobot-train --policy.type=pixio_act {sight} --policy.cache={path} ...")
+    sight += f" --policy.input_features='{policy_inputs(frames)}'" if options.cameras else ""
+    line = f"  pixio-train --policy.type=pixio_act {sight} --dataset.root={options.dataset} --cache={path}"
+    console.print(line, markup=False)
     return 0
 
 
@@ -85,7 +88,7 @@ def verify(options: argparse.Namespace) -> int:
         console.print(f"{told}, and only they are made anew.")
         return 1
     cache = FeatureCache.open(path)
-    console.print(f"{path}: every chunk is there, finite, and as it was written ({_size(cache.nbytes)}).")
+    console.print(f"{path}: every chunk is there, finite, and as it was written ({readable(cache.nbytes)}).")
     if options.dataset is None:
         return 0
     known = cache.attributes
@@ -112,7 +115,8 @@ def prune(options: argparse.Namespace) -> int:
     found = {path: _why_prune(path, frames, keep) for path in find_caches(options.dataset)}
     useless = {path: why for path, why in found.items() if why}
     for path, why in useless.items():
-        console.print(f"{'deleting' if options.delete else 'would delete'} {path} ({_size(_on_disk(path))}): {why}")
+        size = readable(size_on_disk(path))
+        console.print(f"{'deleting' if options.delete else 'would delete'} {path} ({size}): {why}")
         if options.delete:
             with sole_builder(path):
                 shutil.rmtree(path)
@@ -146,32 +150,9 @@ def _show_estimate(path: Path, frames: DatasetFrames, estimate: Estimate) -> Non
     table.add_row("cameras", ", ".join(frames.cameras))
     table.add_row("frames per camera", f"{len(frames):,}")
     table.add_row("to encode, variants included", f"{estimate.frames:,}")
-    table.add_row("on disk", f"{_size(estimate.nbytes)}, of {_size(_free(path))} free")
+    table.add_row("on disk", f"{readable(estimate.nbytes)}, of {readable(free_space(path))} free")
     table.add_row("time", f"about {estimate.seconds / 60:.1f} minutes, from scratch")
     console.print(table)
-
-
-def _check_disk(path: Path, estimate: Estimate, grid: int | None, variants: int) -> None:
-    """Refuse a build that the disk cannot hold, and say what it could."""
-    left = estimate.nbytes - _on_disk(path)
-    if left <= _free(path):
-        return
-    smaller = "choose fewer --variants" if variants else "choose fewer --cameras, or another disk with --folder"
-    pooling = f"pool patches to a smaller --grid than {grid}" if grid else "pool patches, as with --grid 4"
-    raise CacheError(f"{path} needs {_size(left)}, and its disk has {_size(_free(path))} free: {pooling}, {smaller}.")
-
-
-def _free(path: Path) -> int:
-    return shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
-
-
-def _on_disk(path: Path) -> int:
-    """Bytes that a folder takes; parts of files that were never written take none."""
-    return sum(512 * file.stat().st_blocks for file in path.rglob("*") if file.is_file())
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _caches(place: Path) -> list[Path]:
@@ -189,7 +170,7 @@ def _facts(path: Path) -> dict[str, str]:
     done, chunks = progress(path, known)
     facts = {
         "complete": "yes" if done == chunks else f"{done} of {chunks} chunks: build again, it continues",
-        "on disk": _size(_on_disk(path)),
+        "on disk": readable(size_on_disk(path)),
         "encoder": f"{known['encoder']} ({known['encoder_sha256'][:12]}, {known['encoder_dtype']})",
         "licence": known["encoder_licence"] or "not stated",
         "data set": known["dataset_sha256"][:12],

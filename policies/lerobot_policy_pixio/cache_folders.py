@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lerobot.utils.constants import HF_LEROBOT_HOME
+
 from pixio_robot.cache import Augmentation, FrameSource
 from pixio_robot.cache.build import cache_identity, differing
 from pixio_robot.encoder import Encoder
@@ -13,8 +15,15 @@ from pixio_robot.errors import CacheError
 
 
 def cache_folder(dataset_root: str | Path) -> Path:
-    """The folder of a data set's caches: ``walks.pixio_cache`` beside ``walks``."""
+    """The folder of a data set's caches: ``walks.pixio_cache`` beside ``walks``.
+
+    Those of a data set that came from the hub lie in LeRobot's home, ``HF_LEROBOT_HOME/me/walks.pixio_cache``: beside
+    it, among the hub's snapshots, ``hf cache prune`` would delete them.
+    """
     root = Path(dataset_root).absolute()
+    owner, _, name = root.parent.parent.name.removeprefix("datasets--").partition("--")
+    if root.parent.name == "snapshots" and name:
+        return HF_LEROBOT_HOME / owner / f"{name}.pixio_cache"
     return root.with_name(f"{root.name}.pixio_cache")
 
 

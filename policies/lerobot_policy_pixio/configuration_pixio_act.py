@@ -7,6 +7,7 @@ from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from lerobot.policies.act.configuration_act import ACTConfig
 
 from lerobot_policy_pixio.options import PixioOptions
+from pixio_robot.errors import SettingError
 
 
 @PreTrainedConfig.register_subclass("pixio_act")
@@ -14,12 +15,11 @@ from lerobot_policy_pixio.options import PixioOptions
 class PixioACTConfig(PixioOptions, ACTConfig):
     """ACT's settings (see ``ACTConfig``) and those of its eyes (see ``PixioOptions``).
 
-    Args:
-        scheduler_warmup_steps: Warm the learning rate up over so many steps, then anneal it to zero along a cosine;
-            a constant rate when absent.
+    ``optimizer_lr_backbone`` has no effect: what is trained of the encoder learns at ``optimizer_lr_encoder``.
     """
 
     scheduler_warmup_steps: int | None = None
+    """Warm the learning rate up over so many steps, then anneal it to zero along a cosine; constant when absent."""
 
     # ACT's fields, with defaults for a fresh adapter. The encoder normalises images itself.
     normalization_mapping: dict[str, NormalizationMode] = field(
@@ -30,7 +30,14 @@ class PixioACTConfig(PixioOptions, ACTConfig):
         }
     )
     optimizer_lr: float = 1e-4
-    optimizer_lr_backbone: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimizer_lr_backbone != ACTConfig.optimizer_lr_backbone:
+            raise SettingError(
+                f"optimizer_lr_backbone={self.optimizer_lr_backbone} has no effect here: the encoder learns at "
+                "optimizer_lr_encoder, where train_encoder says that it learns at all."
+            )
 
     def get_scheduler_preset(self) -> CosineAnnealingWithWarmupSchedulerConfig | None:  # type: ignore[override]
         """Warm-up and cosine, if asked for."""

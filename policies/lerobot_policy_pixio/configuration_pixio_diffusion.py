@@ -15,12 +15,10 @@ class PixioDiffusionConfig(PixioOptions, DiffusionConfig):
     """Diffusion's settings (see ``DiffusionConfig``) and those of its eyes (see ``PixioOptions``).
 
     LeRobot's resizing, cropping and keypoints have no effect: the encoder sees whole images at ``image_size``.
-
-    Args:
-        feature_dim: Width of what the U-Net is told of each camera at each observation step; even.
     """
 
     feature_dim: int = 256
+    """Width of what the U-Net is told of each camera at each observation step; even."""
 
     # Diffusion's fields. The encoder normalises images itself, and one pass serves all cameras.
     normalization_mapping: dict[str, NormalizationMode] = field(

@@ -16,21 +16,18 @@ Z = 1.959964  # two-sided 95 % of a normal distribution
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """How to measure a policy in an environment.
-
-    Attributes:
-        n_episodes: Episodes per task of the environment.
-        batch_size: Environments at once.
-        use_async_envs: Give each of them a process of its own.
-        first_seed: Episode i is reset with seed ``first_seed`` + i, in every evaluation of every run. What is chosen by
-            an evaluation should be measured on other scenes: the default is where those for development begin, and
-            the benchmark measures on those from 1 000 000 on.
-    """
+    """How to measure a policy in an environment."""
 
     n_episodes: int = 50
+    """Episodes per task of the environment."""
     batch_size: int = 1
+    """Environments at once."""
     use_async_envs: bool = False
+    """Give each of them a process of its own."""
     first_seed: int = 3_000_000
+    """Episode i is reset with seed ``first_seed`` + i, in every evaluation of every run. What is chosen by an
+    evaluation should be measured on other scenes: the default is where those for development begin, and the benchmark
+    measures on those from 1 000 000 on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,66 +22,64 @@ class PixioOptions(_Base):
     """Settings of a policy with a pre-trained encoder for eyes, beside those of the LeRobot policy that it extends.
 
     LeRobot's ``vision_backbone`` fields have no effect in such a policy.
-
-    Args:
-        encoder: The encoder: anything that ``pixio_robot.load_encoder`` reads.
-        encoder_hash: Sha-256 of the encoder's sizes and of its weights before this policy's training. Written when a
-            policy is made; a checkpoint refuses any other encoder.
-        encoder_licence: The licence of the encoder's weights, as far as it is known. Written when a policy is made; if
-            it is not apache-2.0 and the checkpoint holds such weights, LeRobot's ``license`` is "other" by default.
-        encoder_spec: The encoder's sizes, written with ``save_backbone`` so that the checkpoint needs no other file.
-        image_size: Live images are resized to this many pixels a side; the encoder's native size when absent.
-        classes: Class tokens for the policy: "each" of them, their "mean", their "concat"enation, or "none".
-        patches: Patches for the policy: pooled by "average", "merge", "attention" or "spatial_softmax", or "none".
-        grid: Patches are pooled to grid x grid tokens per camera.
-        standardize: Standardise tokens, slot by slot, by what training saw there: better where scenes look as they did
-            in training, and much worse where lights or cameras change. Else each is normalised by itself.
-        blind: Act on proprioception alone: the same policy without visual tokens, as a control.
-        save_backbone: Store the encoder's weights in the checkpoint too.
-        cache: A feature cache to train from with ``lerobot-train``; never used at inference.
-        train_encoder: What of the encoder is trained: nothing ("frozen"), its "last_blocks" and final norm, low-rank
-            additions to its attention ("lora"), or all of it ("full"). Only a frozen one trains from a cache.
-        train_blocks: How many "last_blocks".
-        lora_rank: Rank of the additions of "lora".
-        optimizer_lr_encoder: Learning rate of what is trained of the encoder; the rest has ``optimizer_lr``.
-        task_conditioning: How the policy is told its task, ``batch["task"]``: not at all ("none"), by a learned vector
-            for each of ``tasks`` ("index"), or by what a frozen language model makes of the words ("language").
-        tasks: The tasks; those of the data set when none are named.
-        task_dim: Width of the vector that stands for a task.
-        language_model: For "language": a text model of transformers with its tokenizer, as a folder or a hub name.
-        language_hash: Sha-256 of its weights. Written when a policy is made; any other model is refused.
-        language_width: Width of its output. Written when a policy is made.
-        encoder_dtype: What a frozen encoder computes in, with or without ``use_amp``.
-        compile_encoder: Run the encoder through ``torch.compile``.
     """
 
     encoder: str = "shipped:pixio_vitt16"
+    """The encoder: anything that ``pixio_robot.load_encoder`` reads."""
     encoder_hash: str | None = None
+    """Sha-256 of the encoder's sizes and of its weights before this policy's training. Written when a policy is made; a
+    checkpoint refuses any other encoder."""
     encoder_licence: str | None = None
+    """The licence of the encoder's weights, as far as it is known. Written when a policy is made; if it is not
+    apache-2.0 and the checkpoint holds such weights, LeRobot's ``license`` is "other" by default."""
     encoder_spec: dict[str, Any] | None = None
+    """The encoder's sizes, written with ``save_backbone`` so that the checkpoint needs no other file."""
     image_size: int | None = None
+    """Live images are resized to this many pixels a side; the encoder's native size when absent."""
     classes: ClassRead = "each"
+    """Class tokens for the policy: "each" of them, their "mean", their "concat"enation, or "none"."""
     patches: PatchRead = "average"
+    """Patches for the policy: pooled by "average", "merge", "attention" or "spatial_softmax", or "none"."""
     grid: int = 4
+    """Patches are pooled to grid x grid tokens per camera."""
     standardize: bool = False
+    """Standardise tokens, slot by slot, by what training saw there: better where scenes look as they did in training,
+    and much worse where lights or cameras change. Else each is normalised by itself."""
     blind: bool = False
+    """Act on proprioception alone: the same policy without visual tokens, as a control."""
     save_backbone: bool = False
+    """Store the encoder's weights in the checkpoint too."""
     cache: str | None = None
+    """A feature cache to train from with ``lerobot-train``; never used at inference."""
 
     train_encoder: TrainEncoder = "frozen"
+    """What of the encoder is trained: nothing ("frozen"), its "last_blocks" and final norm, low-rank additions to its
+    attention ("lora"), or all of it ("full"). Only a frozen one trains from a cache."""
     train_blocks: int = 2
+    """How many "last_blocks"."""
     lora_rank: int = 8
+    """Rank of the additions of "lora"."""
     optimizer_lr_encoder: float = 1e-5
+    """Learning rate of what is trained of the encoder; the rest has ``optimizer_lr``."""
 
     task_conditioning: TaskConditioning = "none"
+    """How the policy is told its task, ``batch["task"]``: not at all ("none"), by a learned vector for each of
+    ``tasks`` ("index"), or by what a frozen language model makes of the words ("language")."""
     tasks: list[str] = field(default_factory=list)
+    """The tasks; those of the data set when none are named."""
     task_dim: int = 32
+    """Width of the vector that stands for a task."""
     language_model: str | None = None
+    """For "language": a text model of transformers with its tokenizer, as a folder or a hub name."""
     language_hash: str | None = None
+    """Sha-256 of its weights. Written when a policy is made; any other model is refused."""
     language_width: int | None = None
+    """Width of its output. Written when a policy is made."""
 
     encoder_dtype: EncoderDtype = "float32"
+    """What a frozen encoder computes in, with or without ``use_amp``."""
     compile_encoder: bool = False
+    """Run the encoder through ``torch.compile``."""
 
     # LeRobot's fields, with defaults that need no download and no account.
     pretrained_backbone_weights: str | None = None
@@ -94,6 +92,8 @@ class PixioOptions(_Base):
             if value is not None and value < 1:
                 raise SettingError(f"{name} must be at least 1, not {value}.")
         for name, choices in (
+            ("classes", ClassRead),
+            ("patches", PatchRead),
             ("train_encoder", TrainEncoder),
             ("task_conditioning", TaskConditioning),
             ("encoder_dtype", EncoderDtype),

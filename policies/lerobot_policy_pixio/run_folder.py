@@ -33,6 +33,7 @@ class RunFolder:
     Args:
         path: The folder; ``claim`` makes it.
         config: The policy's settings.
+        whole: Whether ``settings`` are all there are; else those that are not among them are not compared.
         **settings: What else decides the result, such as the data set's hash, the cache's facts, batch size and seed.
 
     Attributes:
@@ -42,7 +43,7 @@ class RunFolder:
         SettingError: If the folder holds another run.
     """
 
-    def __init__(self, path: Path, config: PreTrainedConfig, **settings: Any) -> None:
+    def __init__(self, path: Path, config: PreTrainedConfig, *, whole: bool = True, **settings: Any) -> None:
         self.path = path
         policy = {
             name: value for name, value in draccus.encode(config, PreTrainedConfig).items() if name not in ELSEWHERE
@@ -51,10 +52,11 @@ class RunFolder:
         if not self._file.is_file():
             return
         flat, found = ({**run["policy"], **run} for run in (self._identity, json.loads(self._file.read_text())))
+        unknown = set() if whole else found.keys() - flat.keys()
         differing = [
             f"{key} is {repr(found[key]) if key in found else 'not written down'} there, {flat.get(key)!r} here"
             for key in flat | found
-            if key not in ("policy", *ELSEWHERE) and found.get(key) != flat.get(key)
+            if key not in ("policy", *ELSEWHERE, *unknown) and found.get(key) != flat.get(key)
         ]
         if differing:
             raise SettingError(

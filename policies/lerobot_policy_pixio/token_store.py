@@ -67,8 +67,16 @@ class TokenStore:
 
     def _hold(self, camera: str) -> Tokens:
         """All variants of a camera one after the other: classes [variants*frames c d], patches likewise."""
-        parts = [self._cache.load(camera, variant) for variant in range(self._cache.variants + 1)]
-        return _concatenate(parts).map(lambda x: x.to(self._device))
+        frames, copies = len(self._cache), self._cache.variants + 1
+        held = self._cache.load(camera).map(lambda x: x.to(self._device))
+        if copies == 1:
+            return held
+        held = held.map(lambda x: torch.cat([x, x.new_empty(frames * (copies - 1), *x.shape[1:])]))
+        for variant in range(1, copies):  # one at a time: all of them at once would take twice the memory
+            part = self._cache.load(camera, variant)
+            for whole, values in ((held.classes, part.classes), (held.patches, part.patches)):
+                whole[variant * frames :][:frames] = values
+        return held
 
     def _read(self, camera: str, rows: Tensor, variants: Tensor) -> Tokens:
         drawn = variants.unique().tolist()

@@ -17,7 +17,7 @@ from lerobot_policy_pixio.cached_tokens import cache_settings, check_fit
 from lerobot_policy_pixio.evaluation import EvalOptions, Evaluation
 from lerobot_policy_pixio.frames import DECODER, DatasetFrames, open_dataset
 from lerobot_policy_pixio.options import PixioOptions
-from lerobot_policy_pixio.training import train, with_features
+from lerobot_policy_pixio.training import check_run, train, with_features
 from lerobot_policy_pixio.vision import check_same
 from pixio_robot.cache import FeatureCache, build_cache
 from pixio_robot.checkpoints import load_encoder
@@ -29,15 +29,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class DatasetOptions:
-    """Which demonstrations to train on.
-
-    Attributes:
-        root: A LeRobotDataset v3 folder.
-        repo_id: Its name on the hub, from where it comes if there is no ``root``.
-    """
+    """Which demonstrations to train on."""
 
     root: str | None = None
+    """The folder of a LeRobotDataset v3."""
     repo_id: str | None = None
+    """Its name on the hub, from where it comes where no ``root`` is given."""
 
     def open(self) -> LeRobotDataset:
         """Open the data set.
@@ -46,50 +43,50 @@ class DatasetOptions:
             SettingError: If neither field is set.
             DataError: If there is none in the folder.
         """
-        if self.repo_id is not None:
-            return LeRobotDataset(self.repo_id, root=self.root, video_backend=DECODER)
-        if self.root is None:
+        if self.root is not None:
+            return open_dataset(self.root)
+        if self.repo_id is None:
             raise SettingError("Which demonstrations? Name a folder by --dataset.root, or a data set by its repo_id.")
-        return open_dataset(self.root)
+        return LeRobotDataset(self.repo_id, video_backend=DECODER)
 
 
 @dataclass
 class PixioTrainConfig:
     """Train pixio_act or pixio_diffusion from a feature cache. The same command again continues a stopped run.
 
-    Attributes:
-        dataset: Which demonstrations to train on.
-        policy: ``--policy.type=pixio_act`` or ``pixio_diffusion`` and its settings, or ``--policy.path`` of a trained
-            one to start from.
-        cache: The feature cache; when absent that of ``--policy.cache``, or one beside the data set, which is
-            built if there is none that fits.
-        output_dir: The run's folder; ``outputs/train/<policy>-<data set>-seed<seed>`` when absent.
-        steps: Optimizer steps.
-        batch_size: Frames per step.
-        seed: Of the initial weights, the order of frames, dropout and noise.
-        log_freq: Steps between lines of the log.
-        save_freq: Steps between checkpoints.
-        memory_gb: Hold up to so many gigabytes of tokens in the device's memory; half of what is free when absent.
-        env: An environment to evaluate in.
-        env_eval_freq: Steps between evaluations; 0 for none. The last step always has one.
-        eval: How to evaluate.
-        wandb: Weights & Biases, as in LeRobot.
+    ``pixio-train --policy.type=pixio_act --help`` lists the settings of that policy.
     """
 
     dataset: DatasetOptions = field(default_factory=DatasetOptions)
+    """Which demonstrations to train on."""
     policy: PreTrainedConfig | None = None
+    """``--policy.type=pixio_act`` or ``pixio_diffusion`` and its settings, or ``--policy.path`` of a trained one to
+    start from."""
     cache: str | None = None
+    """The feature cache; when absent that of ``--policy.cache``, or one beside the data set, which is built if there is
+    none that fits."""
     output_dir: Path | None = None
+    """The run's folder; ``outputs/train/<policy>-<data set>-seed<seed>`` when absent."""
     steps: int = 20_000
+    """Optimizer steps."""
     batch_size: int = 64
+    """Frames per step."""
     seed: int = 0
+    """Of the initial weights, the order of frames, dropout and noise."""
     log_freq: int = 200
+    """Steps between lines of the log."""
     save_freq: int = 5_000
+    """Steps between checkpoints."""
     memory_gb: float | None = None
+    """Hold up to so many gigabytes of tokens in the device's memory; half of what is free when absent."""
     env: EnvConfig | None = None
+    """An environment to evaluate in."""
     env_eval_freq: int = 5_000
+    """Steps between evaluations; 0 for none. The last step always has one."""
     eval: EvalOptions = field(default_factory=EvalOptions)
+    """How to evaluate."""
     wandb: WandBConfig = field(default_factory=WandBConfig)
+    """Weights & Biases, as in LeRobot."""
 
     @classmethod
     def __get_path_fields__(cls) -> list[str]:
@@ -113,10 +110,11 @@ def run(config: PixioTrainConfig) -> None:
     evaluation = None
     if config.env is not None and config.env_eval_freq > 0:
         evaluation = Evaluation(env=config.env, every=config.env_eval_freq, **vars(config.eval))
+    folder = config.output_dir or Path("outputs/train") / f"{policy.type}-{_name_of(config)}-seed{config.seed}"
+    check_run(policy, frames, folder, batch_size=config.batch_size, seed=config.seed)
     cache, encoder = config.cache or policy.cache, None
     if cache is None and not policy.blind and policy.train_encoder == "frozen":
         cache, encoder = find_or_build_cache(frames, policy)
-    folder = config.output_dir or Path("outputs/train") / f"{policy.type}-{frames.dataset.root.name}-seed{config.seed}"
     _, log = train(
         policy,
         frames,
@@ -134,6 +132,10 @@ def run(config: PixioTrainConfig) -> None:
     )
     logger.info("Trained: %s", ", ".join(f"{key} {value:.4g}" for key, value in log[-1].items()))
     logger.info("The policy: %s", folder / "checkpoints" / "last" / "pretrained_model")
+
+
+def _name_of(config: PixioTrainConfig) -> str:
+    return Path(config.dataset.root or config.dataset.repo_id or "").absolute().name
 
 
 def _policy_of(config: PixioTrainConfig) -> PixioOptions:

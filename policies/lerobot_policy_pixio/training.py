@@ -101,10 +101,7 @@ def train(
     """
     frames = dataset_root if isinstance(dataset_root, DatasetFrames) else DatasetFrames(dataset_root)
     settings: dict[str, Any] = {
-        "dataset_sha256": frames.fingerprint,
-        "statistics_sha256": frames.statistics_fingerprint,
-        "batch_size": batch_size,
-        "seed": seed,
+        **_settings_of(frames, batch_size=batch_size, seed=seed),
         "steps": steps if config.get_scheduler_preset() else None,  # a constant rate may go on for longer
         **_facts_of(cache, pixels),
     }
@@ -136,6 +133,28 @@ def train(
         )
         log = _run(trainer, run, lerobots, processors, evaluation, start)
     return policy.eval(), log
+
+
+def check_run(config: PixioOptions, frames: DatasetFrames, folder: Path, *, batch_size: int, seed: int) -> None:
+    """Refuse what ``train`` would refuse, before hours are spent on a cache. Arguments as for ``train``.
+
+    Raises:
+        SettingError: If the folder holds another run, or the policy's settings do not go together.
+        DataError: If the data set lacks what the policy needs.
+        CheckpointError: If the encoder is not the one that the policy was trained with.
+    """
+    RunFolder(Path(folder), config, whole=False, **_settings_of(frames, batch_size=batch_size, seed=seed))
+    make_policy(config, frames, seed=seed)
+
+
+def _settings_of(frames: DatasetFrames, *, batch_size: int, seed: int) -> dict[str, Any]:
+    """What decides a run's result beside the policy, its cache and the number of steps."""
+    return {
+        "dataset_sha256": frames.fingerprint,
+        "statistics_sha256": frames.statistics_fingerprint,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
 
 
 def _open_policy(

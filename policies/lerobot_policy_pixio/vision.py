@@ -44,7 +44,8 @@ class Eyes(nn.Module):
 
     Raises:
         CheckpointError: If the encoder is missing, or not the one that the policy was trained with.
-        SettingError: If the encoder has nothing of what should be trained.
+        SettingError: If the encoder has nothing of what should be trained, or fewer patches than should be read.
+        ImageError: If its patches do not divide ``config.image_size``.
     """
 
     def __init__(
@@ -60,7 +61,15 @@ class Eyes(nn.Module):
         self._awaits_weights = encoder is None and config.encoder_spec is not None  # those of a checkpoint
         self.encoder = _find_encoder(config, encoder)
         _note_licence(config)
-        side = config.image_size or self.encoder.spec.image_size
+        side, patch_size = config.image_size or self.encoder.spec.image_size, self.encoder.spec.patch_size
+        check_images(torch.empty(1, 3, side, side, dtype=torch.uint8, device="meta"), patch_size)
+        if (cells := config.cached_grid) is not None and config.patches != "none" and cells > side // patch_size:
+            most = side // patch_size // (cells // config.grid)
+            raise SettingError(
+                f"patches={config.patches!r} with grid={config.grid} needs {cells} x {cells} patches of each picture, "
+                f"and {config.encoder!r} has {side // patch_size} x {side // patch_size} at {side} pixels: set grid to "
+                f"{most} at most, or image_size to {cells * patch_size}."
+            )
         self.image_size = (side, side)
         self.adapter = VisualFeatureAdapter(
             self.encoder.spec.width,
@@ -72,7 +81,7 @@ class Eyes(nn.Module):
             grid=config.grid,
             output=output,
             standardize=config.standardize,
-            patch_count=(side // self.encoder.spec.patch_size) ** 2,
+            patch_count=(side // patch_size) ** 2,
         )
         trained = {name for name, parameter in self.encoder.named_parameters() if parameter.requires_grad}
         self._untrained = frozenset(f"encoder.{name}" for name in self.encoder.state_dict() if name not in trained)

@@ -84,7 +84,7 @@ def save_checkpoint(
 
 def checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints, oldest first."""
-    return sorted(folder.glob("step-*"))
+    return sorted(place for place in folder.glob("step-*") if place.name.removeprefix("step-").isdigit())
 
 
 def read_facts(place: Path) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def _reading(place: Path) -> Iterator[None]:
     except (Exception, CheckpointException) as error:  # damage surfaces as anything at all
         cause = _cause(error)
         raise CheckpointError(
-            f"{place} is damaged or foreign ({type(cause).__name__}: {cause}); move it away to go on from the "
+            f"{place} is damaged or foreign ({type(cause).__name__}: {cause}); move or rename it to go on from the "
             "checkpoint before it, or to start anew where there is none."
         ) from error
 

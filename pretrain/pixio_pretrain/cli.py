@@ -188,6 +188,14 @@ def explain(error: Exception) -> str:
         group = str(cause.full_key).rpartition(".")[0]
         kind = f"setting of {group}" if group else "setting"
         return str(UnknownNameError(kind, str(cause.key), [field.name for field in fields(cause.object_type)]))
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):  # of a dictionary, which takes any name
+        return f"There is no {cause.full_key} yet: write +{cause.full_key}=... to add it."
+    if foreign := re.search(r"In 'run/(\w+)': Config\w+Error.*\nKey '(\w+)' not in '(\w+)'", str(error)):
+        run, setting, objective = foreign.groups()
+        return (
+            f"run={run} sets objective.{setting}, which {objective} does not have: take a run of that objective "
+            "instead (pixio-pretrain train --help lists them), and change what differs."
+        )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if name.startswith("submitit"):
@@ -196,6 +204,8 @@ def explain(error: Exception) -> str:
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key} is missing: add {cause.full_key}=..."
     setting = f"{cause.full_key}: " if getattr(cause, "full_key", None) else ""
+    if "is not a ListConfig" in str(cause):
+        return f"{setting}a list is wanted, as in '{cause.full_key}=[VALUE]'."
     lines = [line.strip() for line in str(cause).splitlines()]
     skipped = ("full_key", "object_type", "reference_type", "See https")
     return setting + " ".join(line for line in lines if line and not line.startswith(skipped))

@@ -20,7 +20,7 @@ class ViewsConfig:
 
     Attributes:
         crop_scale: Smallest area of a crop as a share of the frame; Pixio takes 0.2 of web images, small robot
-            frames want more. 1 takes whole frames.
+            frames want more. 1 takes the largest square in the middle, and mirrors none.
         held_out: Share of the episodes that is never trained on.
         held_out_views: Crops of held-out frames on which the loss is measured.
         cameras: Cameras of a LeRobotDataset to read; all when absent.

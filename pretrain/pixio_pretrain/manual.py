@@ -4,10 +4,10 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from pixio_pretrain.config import RunConfig
 from pixio_pretrain.objectives import OBJECTIVES
@@ -96,17 +96,34 @@ def _objectives() -> Iterable[str]:
     for ancestor, names in users.items():
         yield f"\nWith objective={'|'.join(names)}:"
         yield from list_settings(ancestor, prefix="objective.")
+        for name in names:
+            own, common = (
+                {one.name: _default(one) for one in fields(config)} for config in (OBJECTIVES[name], ancestor)
+            )
+            told = [key for key in meanings(ancestor) if key != "name" and key in own]
+            differing = [f"{key}={own[key]}" for key in told if own[key] != common[key]]
+            if differing:
+                yield _wrap(f"but with objective={name}", ", ".join(differing))
 
 
 def list_settings(config: type, *, prefix: str = "") -> list[str]:
     """List the settings of a dataclass with their defaults and what its docstring says of each, a line each."""
-    defaults = {field.name: field.default for field in fields(config)} if is_dataclass(config) else {}
+    told = meanings(config)
+    known = {field.name: field for field in fields(config)} if is_dataclass(config) else dict.fromkeys(told)
     lines = []
-    for name, meaning in meanings(config).items():
-        default = defaults.get(name, MISSING)
+    for name, meaning in told.items():
+        if name not in known:
+            continue  # of the class, and no setting
+        default = _default(known[name])
         shown = "" if default in (MISSING, "???") or is_dataclass(default) else f"={default}"
         lines.append(_wrap(f"{prefix}{name}{shown}", meaning))
     return lines
+
+
+def _default(setting: Field[Any] | None) -> Any:
+    if setting is None:
+        return MISSING
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 
 def meanings(config: type) -> dict[str, str]:

@@ -11,7 +11,6 @@ from transformers import ResNetConfig, ResNetModel
 
 from benchmark.settings import Benchmark
 from pixio_robot import Encoder, load_encoder
-from pixio_robot.errors import PixioRobotError, SettingError
 from pixio_robot.foreign import wrap_model
 from pixio_robot.images import normalize
 
@@ -43,19 +42,6 @@ class Sight:
     def trained(self) -> bool:
         """Whether the encoder is trained with the policy, on frames; a frozen one is trained on from its cache."""
         return self.options.get("train_encoder", "frozen") != "frozen"
-
-
-def check_arms(config: Benchmark) -> None:
-    """Refuse encoders that cannot be read, before any cell is run.
-
-    Raises:
-        SettingError: There is one.
-    """
-    for name, source in config.arms.items():
-        try:
-            load_encoder(source)
-        except PixioRobotError as error:
-            raise SettingError(f"arms.{name}={source}: {error}") from error
 
 
 def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[int], torch.Tensor], shared: Path) -> Sight:

@@ -16,6 +16,7 @@ from pixio_robot.errors import PixioRobotError
 
 ConfigStore.instance().store(name="benchmark_schema", node=Benchmark)
 OmegaConf.register_new_resolver("cores", lambda most: min(most, os.cpu_count() or 1), replace=True)
+PROGRAM = "run_benchmark"
 SCRIPTS = Path(__file__).parents[1].absolute()
 
 
@@ -23,10 +24,12 @@ SCRIPTS = Path(__file__).parents[1].absolute()
 def _run(settings: DictConfig) -> None:
     """Run, as the settings say."""
     from benchmark.running import run  # after --help
+    from pixio_pretrain.cli import told
 
-    config = OmegaConf.to_object(settings)
-    assert isinstance(config, Benchmark), "the schema sees to it"
-    run(config, command=usage.command())
+    with told(PROGRAM):
+        config = OmegaConf.to_object(settings)
+        assert isinstance(config, Benchmark), "the schema sees to it"
+        run(config, command=usage.command())
 
 
 def start(about: str) -> None:
@@ -41,4 +44,4 @@ def start(about: str) -> None:
     try:
         _run()
     except (HydraException, OmegaConfBaseException, PixioRobotError) as error:
-        raise SystemExit(f"run_benchmark: {usage.explain(error)}") from error
+        raise SystemExit(f"{PROGRAM}: {usage.explain(error)}") from error

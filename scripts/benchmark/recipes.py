@@ -2,18 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.utils.constants import OBS_ENV_STATE, OBS_STATE
 from numpy.typing import NDArray
 from small_policies import small_act, small_diffusion
+from torch import Tensor
 
-from benchmark.arms import Sight
+from benchmark.arms import Sight, open_sight
 from benchmark.configuration_pixio_mlp import PixioMLPConfig
+from benchmark.settings import Benchmark
 from benchmark.tasks import HISTORY
 from lerobot_policy_pixio.options import PixioOptions
+from lerobot_policy_pixio.vision import Eyes
+from pixio_robot.errors import PixioRobotError, SettingError
 
 GRID = 8
 """All patches of a picture of 128 pixels; what other read-outs cost is told in docs/benchmark.md."""
@@ -21,6 +29,31 @@ GRID = 8
 ACT_CHUNKS = {"aloha": {"chunk_size": 100, "n_action_steps": 50}}
 """Suite to how far ACT plans, and acts before it looks again, where ``small_act`` does not go as far. At 50 steps per
 second a chunk of 16 is a third of a second, and policies drift; ACT's authors plan 100 (arXiv 2304.13705)."""
+
+
+def check_arms(config: Benchmark) -> None:
+    """Refuse encoders that cannot be read, and options that do not fit them, before any cell is run.
+
+    Raises:
+        SettingError: There is one; says of which arm.
+    """
+    features = {"observation.images.camera": PolicyFeature(FeatureType.VISUAL, (3, config.size, config.size))}
+    with TemporaryDirectory() as place:  # for encoders with random weights
+        aside, some = replace(config, folder=place), {"shared": Path(place), "frames": _black}
+        for policy, arm in product(config.policies, config.arm_names):
+            try:
+                sight = open_sight(aside, arm, config.seeds[0], **some)
+                if sight.encoder is not None:
+                    chosen = configure(policy, sight, features, suite="", steps=1, device="cpu")
+                    Eyes(chosen, dim=64, output="tokens", encoder=sight.encoder)
+            except PixioRobotError as error:
+                named = f"arms.{arm}={config.arms[arm]}" if arm in config.arms else f"the arm {arm}"
+                told = f" with options.{arm}={config.options[arm]}" if arm in config.options else ""
+                raise SettingError(f"{named}{told}: {error}") from error
+
+
+def _black(side: int) -> Tensor:
+    return torch.zeros(2, 3, side, side)
 
 
 def configure(

@@ -27,8 +27,8 @@ def run(config: Benchmark, *, command: str) -> None:
         check_report(config)
     else:
         check_rendering()
-        from benchmark.arms import check_arms  # these take ten seconds to import
-        from benchmark.measuring import fill_cell
+        from benchmark.measuring import fill_cell  # these take ten seconds to import
+        from benchmark.recipes import check_arms
         from benchmark.tasks import check_tasks
 
         check_arms(config)

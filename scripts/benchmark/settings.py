@@ -227,7 +227,8 @@ class Benchmark:
             if "mlp" in self.policies and (unread := {"classes", "patches", "grid", "standardize"} & options.keys()):
                 raise SettingError(
                     f"options.{arm} sets {', '.join(sorted(unread))}, but the policy mlp always reads the mean token, "
-                    "as CortexBench does: leave them out, or run mlp in a folder of its own."
+                    f"as CortexBench does: leave them out ('~options.{arm}' where the tier's file sets them), and give "
+                    "mlp a folder of its own if other policies are to keep them."
                 )
         absent = [name for name in self.policies if name not in self.training]
         if absent:
@@ -236,6 +237,7 @@ class Benchmark:
         low = [name for name in numbers if getattr(self, name) < 1]
         low += [f"training.{name}" for name, one in self.training.items() if min(one.steps, one.batch_size) < 1]
         negative = [name for name in ("variants", "videos") if getattr(self, name) < 0]
+        negative += ["seeds"] if min(self.seeds) < 0 else []
         if low or negative:
             raise SettingError(f"{', '.join(low or negative)}: must be at least {1 if low else 0}.")
 

@@ -1,5 +1,6 @@
 """Caches that were cut short, overwritten or built twice at once, and their augmented variants."""
 
+import errno
 import pickle
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import torch
 import zarr
 
 from pixio_robot import FeatureCache, build_cache, runs
-from pixio_robot.cache import compare_with_encoder, estimate_cache, verify_cache
+from pixio_robot.cache import compare_with_encoder, disk, estimate_cache, layout, verify_cache
 from pixio_robot.errors import CacheError, SettingError
 
 CAMERAS = ("front", "wrist")
@@ -186,6 +187,33 @@ def test_variants_are_of_the_augmented_frames_and_alike_in_all_cameras(encoder, 
     assert cache.nbytes == 3 * 2 * 40 * 7 * 32 * 2
     with pytest.raises(CacheError, match="variants 1 to 2, not 3"):
         cache.read("front", [0], 3)
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_encoded_and_a_full_one_loses_nothing(
+    encoder, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as small:
+        small.setattr(disk, "free_space", lambda path: 10_000)
+        with pytest.raises(CacheError, match=r"needs 0\.\d MB, and its disk has 0\.0 MB free: pool patches"):
+            build_cache(tmp_path / "cache", encoder, Frames(), chunk=16)
+    write, calls = layout._write_through, []
+
+    def fill(*written, **mode):
+        calls.append(written)
+        if len(calls) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*written, **mode)
+
+    with monkeypatch.context() as full:
+        full.setattr(layout, "_write_through", fill)
+        with pytest.raises(CacheError, match=r"is full.*make room and build again"):
+            build_cache(tmp_path / "cache", encoder, Frames(), chunk=16)
+    source = Frames()
+    cache = build_cache(tmp_path / "cache", encoder, source, chunk=16)
+    assert 0 < source.reads < 6  # of two cameras' three chunks each
+    whole = build_cache(tmp_path / "whole", encoder, Frames(), chunk=16)
+    for camera in CAMERAS:
+        torch.testing.assert_close(cache.load(camera).patches, whole.load(camera).patches, rtol=0, atol=0)
 
 
 def test_a_killed_build_of_variants_continues_and_ends_the_same(encoder, tmp_path):

@@ -194,8 +194,11 @@ def test_what_ships_is_small():
 def test_a_folder_that_holds_one_encoder_names_it(encoder, tmp_path):
     with pytest.raises(CheckpointError, match="pixio-pretrain export"):
         load_encoder(tmp_path)
-    encoder.save_pretrained(tmp_path / "student")
+    for step, one in ((200, encoder.redrawn(1)), (400, encoder)):  # by `pixio-pretrain export`
+        one.save_pretrained(tmp_path / "exported" / f"step-{step:08d}" / "encoder")
     assert load_encoder(tmp_path).fingerprint == encoder.fingerprint
+    encoder.redrawn(2).save_pretrained(tmp_path / "student")
+    assert load_encoder(tmp_path).fingerprint == encoder.redrawn(2).fingerprint
     encoder.save_pretrained(tmp_path / "teacher")
     with pytest.raises(CheckpointError, match=r"several encoders; name one: .*student, .*teacher"):
         load_encoder(tmp_path)

@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from pixio_robot import create_encoder, load_encoder
-from pixio_robot.errors import CheckpointError, SettingError
+from pixio_robot.errors import CheckpointError, ImageError, SettingError
 from pixio_robot.foreign import wrap_model
 from pixio_robot.images import PixelStatistics, normalize
 from pixio_robot.nn import sincos_positions
@@ -228,6 +228,39 @@ def test_models_of_timm_speak_in_tokens_and_come_back(name, arguments, classes, 
     torch.testing.assert_close(tokens.patches, expected, atol=1e-5, rtol=0)
     encoder.save_pretrained(tmp_path)
     assert load_encoder(tmp_path).fingerprint == encoder.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["resnet", "timm"])
+def test_of_a_network_with_random_weights_nothing_is_what_it_was(kind):
+    if kind == "timm":
+        pytest.importorskip("timm")
+        model = TimmWrapperModel(TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args={"depth": 2}))
+    else:
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+        model = ResNetModel(ResNetConfig(**sizes, layer_type="basic"))
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.add_(1)  # as training would, batch statistics and positions included
+    encoder = wrap_model(model.eval())
+    again, before = encoder.redrawn(0), encoder.state_dict()
+    assert [name for name, tensor in again.state_dict().items() if torch.equal(tensor, before[name])] == []
+    assert again.fingerprint == encoder.redrawn(0).fingerprint != encoder.redrawn(1).fingerprint
+
+
+def test_a_network_of_timm_says_at_which_size_it_reads(tmp_path):
+    pytest.importorskip("timm")
+    model = TimmWrapperModel(TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args={"depth": 2}))
+    with pytest.raises(ImageError, match="reads images of 224 x 224 pixels"):
+        wrap_model(model.eval())(torch.rand(1, 3, 128, 128))
+
+
+@pytest.mark.parametrize("fact", [{"hidden_act": "relu"}, {"layer_norm_eps": 1e-3}])
+def test_a_network_that_computes_otherwise_is_refused(fact, tmp_path):
+    create_encoder("pixio_vitt16", seed=0, width=24, depth=1, heads=2, image_size=32).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | fact))
+    with pytest.raises(CheckpointError, match=f"of another kind .*{next(iter(fact))}="):
+        load_encoder(tmp_path)
 
 
 def test_other_types_are_refused_by_name(tmp_path):

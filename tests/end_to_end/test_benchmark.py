@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 from base64 import b64encode
 from collections.abc import Callable
@@ -232,7 +233,7 @@ def test_cells_that_break_are_named_by_an_error_that_a_job_can_send_home(make_co
     config = make_config(tasks=["metaworld/reach"], seeds=[0])
     broken = Worked(failed={plan_cells(config)[2]: "DataError: no state\nof any kind"}, elsewhere=[])
     monkeypatch.setattr(running, "check_rendering", lambda: None)
-    for check in ("arms.check_arms", "tasks.check_tasks"):
+    for check in ("recipes.check_arms", "tasks.check_tasks"):
         monkeypatch.setattr(f"benchmark.{check}", lambda _: None)
     monkeypatch.setattr(running, "work", lambda *_: broken)
     with pytest.raises(PixioRobotError) as caught:
@@ -247,6 +248,15 @@ def test_a_job_of_a_cluster_tells_the_command_that_was_typed(monkeypatch: Any) -
         HydraConfig.instance().set_config(compose("config", words, return_hydra_config=True))
     monkeypatch.setattr(sys, "argv", ["_submit.py", "/outputs/slurm/123"])
     assert usage.command() == "scripts/run_benchmark.py tier=smoke 'tasks=[metaworld/reach]' worker=3"
+
+
+def test_the_examples_of_the_help_are_commands(monkeypatch: Any) -> None:
+    about = (command.SCRIPTS / "run_benchmark.py").read_text()
+    examples = re.findall(r"^ +scripts/run_benchmark\.py (tier=\S+(?: \S+)*)", about, re.MULTILINE)
+    assert len(examples) == 5
+    for example in examples:
+        with initialize_config_dir(str(command.SCRIPTS / "benchmark" / "conf"), version_base="1.3"):
+            compose("config", shlex.split(example))
 
 
 def test_the_quickstart_uses_the_cores_that_there_are_and_reads_random_weights_alike(monkeypatch: Any) -> None:

@@ -102,6 +102,8 @@ def test_the_quickstart_measures_three_policies_on_one_page(tmp_path: Path) -> N
 def test_mistakes_are_answered_in_one_line(tmp_path: Path) -> None:
     for wrong, answer in (
         (["tier=smok"], "run_benchmark: No tier is called 'smok'. Did you mean 'smoke'?"),
+        (["tier=smoke", "arms.mine=PATH"], "run_benchmark: There is no arms.mine yet: write +arms.mine=... to add it."),
+        (["tier=smoke", "seeds=0"], "run_benchmark: seeds: a list is wanted, as in 'seeds=[VALUE]'."),
         (["tier=smoke", "seads=[0]"], "run_benchmark: No setting is called 'seads'. Did you mean 'seeds'?"),
         (["tier=smoke", "tasks=[adroit/pen]"], "run_benchmark: adroit/pen has no scripted expert."),
         (["tier=smoke", "tasks=[adroit/pen]", f"+datasets={{adroit/pen: {tmp_path}}}"], "There is no LeRobotDataset"),

@@ -16,7 +16,7 @@ from benchmark.acting import HistoryActor, open_actor
 from benchmark.arms import Sight, draw_cnn, open_sight
 from benchmark.configuration_pixio_mlp import PixioMLPConfig
 from benchmark.pictures import copy_picture, draw_patches
-from benchmark.recipes import configure, soften
+from benchmark.recipes import check_arms, configure, soften
 from benchmark.remembering import EARLIER
 from benchmark.settings import Benchmark
 from benchmark.tasks import check_features
@@ -278,6 +278,30 @@ def test_an_arm_has_options_of_its_own_and_a_tuned_encoder_begins_as_it_was_trai
     }
     assert moved
     assert all(name.startswith(("backbone.blocks.1.", "backbone.norm.")) for name in moved)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"patches": "spatial_sofmax"}, "Did you mean 'spatial_softmax'"),
+        ({"grid": 0}, "grid must be at least 1"),
+        ({"grid": 5}, "4 x 4 at 64 pixels: set grid to 4 at most, or image_size to 80"),
+        ({"patches": "merge", "grid": 3}, "needs 6 x 6 patches .* set grid to 2 at most"),
+        ({"image_size": 100}, "nearest size that can is 96 x 96"),
+        ({"classes": "none", "patches": "none"}, "leave the policy blind"),
+        ({"train_encoder": "fulll"}, "Did you mean 'full'"),
+    ],
+)
+def test_options_that_do_not_fit_an_arm_are_refused_before_anything_is_run(
+    options: dict[str, Any], told: str, pixio: Sight, tmp_path: Path
+) -> None:
+    keys: dict[str, Any] = {"policies": ["act"], "seeds": [0]}
+    check_arms(config({"pixio": pixio.source}, tmp_path, **keys))
+    with pytest.raises(SettingError, match=rf"arms\.pixio=.* with options\.pixio=.*{told}"):
+        check_arms(config({"pixio": pixio.source}, tmp_path, **keys, options={"pixio": options}))
+    with pytest.raises(SettingError, match="the arm cnn with"):
+        check_arms(config({"pixio": pixio.source}, tmp_path, **keys, options={"cnn": {"patches": "merrge"}}))
+    assert not (tmp_path / "benchmark").exists()
 
 
 def test_live_batches_show_the_frames_of_their_rows(frames: DatasetFrames, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies.factory import make_pre_post_processors
 
 from lerobot_policy_pixio.acting import Actor
@@ -83,6 +84,15 @@ def test_what_another_robot_observes_is_refused(kind: str, make: Make, observati
         actor({"pixels": observation["pixels"]})
     with pytest.raises(DataError, match=r"'observation\.state' of shape \[3\]; observed is one of \[4\]"):
         actor(observation | {"agent_pos": np.zeros((3, 4), np.float32)})
+
+
+def test_what_a_policy_does_not_read_need_not_be_observed(make: Make, observation: dict[str, Any]) -> None:
+    actor = actor_of(make("pixio_act"))
+    known = actor.policy.config.input_features
+    known["observation.effort"] = PolicyFeature(type=FeatureType.STATE, shape=(7,))  # as recordings of ALOHA have
+    np.testing.assert_array_equal(plan(actor, observation), plan(actor_of(make("pixio_act")), observation))
+    blind = actor_of(make("pixio_act", blind=True))
+    assert plan(blind, {"agent_pos": observation["agent_pos"], "pixels": {}}).shape == (3, 5, 3)
 
 
 def test_an_actor_tells_the_task(kind: str, make: Make, observation: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from lerobot_policy_pixio.cached_tokens import check_fit
 from lerobot_policy_pixio.frames import DatasetFrames, open_dataset
 from lerobot_policy_pixio.options import PixioOptions
 from pixio_robot import Encoder, FeatureCache
+from pixio_robot.cache import disk
 from pixio_robot.cache.build import sole_builder
 from pixio_robot.errors import SettingError
 
@@ -147,7 +148,7 @@ def test_verification_finds_features_of_other_frames(
 def test_a_disk_that_is_too_small_is_told_before_it_starts(
     call: Callable[..., Said], root: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_cli, "_free", lambda path: 1000)
+    monkeypatch.setattr(disk, "free_space", lambda path: 1000)
     for arguments, told in [
         (("--grid", 4), "pool patches to a smaller --grid than 4, choose fewer --cameras"),
         (("--grid", 0, "--variants", 3), "pool patches, as with --grid 4, choose fewer --variants"),

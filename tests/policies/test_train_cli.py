@@ -15,6 +15,7 @@ import pytest
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class
+from lerobot.utils.constants import HF_LEROBOT_HOME
 from statsmodels.stats.proportion import proportion_confint
 
 from lerobot_policy_pixio import PixioACTConfig, train_cli
@@ -25,7 +26,7 @@ from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.train_cli import find_or_build_cache
 from lerobot_policy_pixio.training import make_policy, make_processors, train
 from pixio_robot import FeatureCache, build_cache
-from pixio_robot.errors import CacheError, CheckpointError, SettingError
+from pixio_robot.errors import CacheError, CheckpointError, DataError, SettingError
 
 ACT = ["--policy.type=pixio_act", "--policy.dim_model=32", "--policy.n_heads=2", "--policy.chunk_size=5"]
 ACT += ["--policy.n_action_steps=5", "--policy.dim_feedforward=64", "--policy.n_encoder_layers=1"]
@@ -210,6 +211,30 @@ def test_no_cache_is_built_by_another_encoder_than_the_policys(
     with pytest.raises(CheckpointError, match=r"trained on the encoder .*; the one at hand has"):
         find_or_build_cache(DatasetFrames(root), make_config(encoder_hash="0" * 64))
     assert find_caches(root) == []
+
+
+def test_what_a_run_would_refuse_is_refused_before_a_cache_is_built(
+    pixio_train: Callable[..., None], make_dataset: Callable[..., Path], encoder_folder: Path, tmp_path: Path
+) -> None:
+    root, run = make_dataset(tmp_path / "walks"), tmp_path / "run"
+    words = [*ACT, f"--policy.encoder={encoder_folder}", "--policy.device=cpu", "--batch_size=8"]
+    words += [f"--dataset.root={root}", "--steps=1", f"--output_dir={run}"]
+    pixio_train(*words, "--policy.grid=2")
+    made = find_caches(root)
+    with pytest.raises(SettingError, match=r"holds another run \(grid is 2 there, 1 here\)"):
+        pixio_train(*words, "--policy.grid=1")
+    with pytest.raises(SettingError, match=r"leave the policy blind"):
+        pixio_train(*words, "--policy.classes=none", "--policy.patches=none", f"--output_dir={tmp_path / 'blind'}")
+    assert find_caches(root) == made
+    with pytest.raises(DataError, match=r"no LeRobotDataset at .*walsk"):
+        pixio_train(*words, "--dataset.repo_id=local/walks", f"--dataset.root={tmp_path / 'walsk'}")
+    assert not (tmp_path / "walsk").exists()
+
+
+def test_caches_of_the_hubs_data_sets_lie_outside_its_snapshots(tmp_path: Path) -> None:
+    hub = tmp_path / "hub" / "datasets--me--pick--cubes" / "snapshots" / "0123"
+    assert cache_folder(hub) == HF_LEROBOT_HOME / "me" / "pick--cubes.pixio_cache"
+    assert cache_folder(tmp_path / "snapshots" / "walks") == tmp_path / "snapshots" / "walks.pixio_cache"
 
 
 def test_what_pixio_train_does_not_do_is_refused(

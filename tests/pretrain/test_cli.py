@@ -91,6 +91,18 @@ def test_plan_prints_what_a_run_would_cost(monkeypatch: pytest.MonkeyPatch, caps
             2,
         ),
         (["run=vitt16_metaworld", "steps=[1,2"], "no viable alternative at input '[1,2'", 2),
+        (
+            ["run=vitt16_metaworld", "objective=distill"],
+            "run=vitt16_metaworld sets objective.encoder, which DistillConfig does not have: take a run of that",
+            2,
+        ),
+        (
+            ["run=distill_vitt16_metaworld", "objective.students.mine={width: 96}"],
+            "There is no objective.students.mine yet: write +objective.students.mine=... to add it.",
+            2,
+        ),
+        (["run=vitt16_metaworld", "log.trackers=wandb"], "log.trackers: a list is wanted, as in 'log.trackers=[", 2),
+        (["run=vitt16_metaworld", "data=/nowhere", "folder=/proc/x"], "/proc/x cannot be written to: ", 1),
         (["run=vitt16_metaworld", "data=/nowhere"], "There is nothing at /nowhere", 1),
         (["run=vitt16_metaworld", "data=/no/a-{0..9}.tar"], "There are no tar shards at /no/a-0.tar", 1),
         (["run=vitt16_metaworld", "data=/nowhere", "steps=0"], "steps must be at least 1", 1),

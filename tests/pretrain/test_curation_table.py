@@ -16,6 +16,7 @@ from pixio_pretrain.curation.scoring import score_source
 from pixio_pretrain.curation.table import as_table, read_table
 from pixio_pretrain.data import Frames
 from pixio_pretrain.objectives import create_objective
+from pixio_robot import runs
 from pixio_robot.errors import DataError, ImageError, SettingError
 
 COUNT, BATCH = 22, 4
@@ -102,7 +103,7 @@ def test_a_killed_process_is_taken_up_and_ends_with_the_same_table(
     assert first.batches[:-1] + second.batches == [list(batch) for batch in batched(heights, BATCH)]
     assert len(source.looked) == COUNT - BATCH * (dies_at - 1) - sum(index < source.looked[0] for index in BROKEN)
     assert read_table(file).equals(read_table(unbroken))
-    assert [path.name for path in file.parent.iterdir()] == ["scores.parquet"]
+    assert sorted(path.name for path in file.parent.iterdir()) == [".scores.parquet.lock", "scores.parquet"]
 
 
 def test_a_process_that_is_taken_up_counts_what_could_not_be_decoded_before(tmp_path: Path) -> None:
@@ -117,6 +118,20 @@ def test_an_unfinished_table_cannot_be_read(tmp_path: Path) -> None:
         score_source(Source(), tmp_path / "scores.parquet", loss=Loss(dies_at=3), batch_size=BATCH, save_every=0)
     with pytest.raises(DataError, match="was stopped: give it again, and it continues"):
         read_table(tmp_path / "scores.parquet")
+
+
+def test_two_processes_do_not_score_into_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "GRACE", 0.1)
+    file, refused = tmp_path / "scores.parquet", "Another process scores into"
+
+    class Nosy(Loss):
+        def __call__(self, *given: Any) -> Any:
+            with pytest.raises(DataError, match=refused):
+                score_source(Source(), file, loss=Loss(), batch_size=BATCH)
+            return super().__call__(*given)
+
+    score_source(Source(), file, loss=Nosy(), batch_size=BATCH)
+    assert len(read_table(file)) == COUNT
 
 
 def test_a_truncated_table_and_another_file_are_refused(unbroken: Path, tmp_path: Path) -> None:

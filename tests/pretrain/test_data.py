@@ -107,6 +107,20 @@ def test_a_location_where_nothing_lies_is_answered_with_the_nearest_one_and_all_
     assert "synthetic:" in str(error.value)
 
 
+def test_a_folder_of_images_and_shards_is_refused_and_shards_are_found_at_any_depth(tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    with tarfile.open(deep / "0.tar", "w"):
+        pass
+    source = open_source(tmp_path)
+    assert source.describe()["kind"] == "tar shards"
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "one.png")
+    assert open_source(tmp_path).describe()["kind"] == "image folder"
+    (deep / "0.tar").rename(tmp_path / "a" / "0.tar")
+    with pytest.raises(DataError, match=r"images, such as a/one\.png, and tar shards, such as a/0\.tar.*\*\*/\*\.tar"):
+        open_source(tmp_path)
+
+
 def test_a_stride_for_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="belong to a LeRobotDataset"):
         open_source(write_images(tmp_path, "1.png"), stride=2)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from pixio_pretrain.checkpoint import checkpoints
 from pixio_pretrain.geometry import fitting
 from pixio_pretrain.geometry.baselines import PixelMean, table_plane
 from pixio_pretrain.geometry.cli import main, train_depth
-from pixio_pretrain.geometry.evaluation import evaluate, to_markdown
+from pixio_pretrain.geometry.evaluation import evaluate, frame_errors, to_markdown
 from pixio_pretrain.geometry.fitting import FitConfig, batch_of, fit
 from pixio_pretrain.geometry.losses import beyond, confidence_loss, gradient_matching, log_warp, robust, silog
 from pixio_pretrain.geometry.sets import RgbdSet, Rows
@@ -69,6 +70,19 @@ def encoder_name(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("encoder")
     encoder.save_pretrained(folder)
     return str(folder)
+
+
+def test_a_set_of_ones_own_needs_no_bodies(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "held_out" / "seen", tmp_path / "mine")
+    own = RgbdSet.read(tmp_path / "mine")
+    known = frame_errors(own, table_plane)
+    for name in ("body", "bodies"):
+        shutil.rmtree(tmp_path / "mine" / name)
+    found = frame_errors(RgbdSet.read(tmp_path / "mine"), table_plane)
+    assert {name for name in known if "object" in name}
+    assert found.keys() == {name for name in known if "object" not in name}
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, known[name])
 
 
 def test_losses_of_the_truth_are_nothing_and_a_factor_costs_half_its_logarithm() -> None:

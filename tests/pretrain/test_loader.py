@@ -2,6 +2,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pixio_pretrain.data.lanes import Lane, Mark
 from pixio_pretrain.data.samples import Sample
 from pixio_pretrain.data.source import Entry, Stream
 from pixio_pretrain.data.synthetic import Synthetic
+from pixio_pretrain.objectives.masking import crop_with_noise
 from pixio_robot.errors import DataError, ImageError, SettingError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # two workers on one core
@@ -252,6 +254,22 @@ def test_too_many_unreadable_samples_stop_a_loader(source: Source, workers: int)
 def test_a_loader_of_nothing_readable_is_an_error(source: Source, workers: int) -> None:
     with pytest.raises(DataError, match="Not one sample can be read"):
         take(load(source, workers=workers), 1)
+
+
+def test_a_loader_of_which_nothing_that_is_kept_is_readable_is_an_error() -> None:
+    with pytest.raises(DataError, match="Not one sample can be read"):
+        take(load(Damaged(60, *range(5)), keep=lambda key: float(int(key) < 5)), 1)
+    (loaded,) = take(load(Damaged(60, *range(5)), keep=lambda key: float(int(key) < 6)), 1)
+    assert loaded.keys == ["5"] * 3
+
+
+@pytest.mark.skipif("forkserver" not in get_all_start_methods(), reason="there is none on this system")
+def test_what_workers_run_can_be_sent_to_those_that_are_not_forked() -> None:
+    context, samples = get_context("forkserver"), crop_with_noise(8, blocks=4, crop_scale=0.5, mirror=True)
+    image, outcome = Image.new("RGB", (16, 16), "red"), []
+    with context.Pool(1) as pool:
+        outcome = pool.apply(samples, (image, np.random.default_rng(3)))
+    assert (outcome["noise"] == samples(image, np.random.default_rng(3))["noise"]).all()
 
 
 def test_a_corrupt_jpeg_costs_one_sample(tmp_path: Path) -> None:

@@ -263,7 +263,8 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_serves(make_confi
     (last / ".metadata").write_bytes(b"cut short")
     with pytest.raises(CheckpointError, match="step-00000006 is damaged or foreign"):
         train(config)
-    shutil.rmtree(last)
+    last.rename(last.with_name(f"{last.name}.bad"))
+    assert checkpoints(last.parent) == [before]
     (before / "__0_0.distcp").write_bytes(b"")
     with pytest.raises(CheckpointError, match="step-00000004 is damaged or foreign"):
         train(config)

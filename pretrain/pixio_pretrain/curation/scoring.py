@@ -14,7 +14,8 @@ from pixio_pretrain.curation.scores import HISTOGRAM, ReconstructionLoss, Scores
 from pixio_pretrain.curation.table import TableWriter, check_identity
 from pixio_pretrain.data.skips import Skipped
 from pixio_pretrain.data.source import Frames, Source
-from pixio_robot.errors import SettingError
+from pixio_robot.errors import DataError, SettingError
+from pixio_robot.runs import alone
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,27 @@ def score_source(
         save_every: Seconds between saves.
 
     Raises:
-        DataError: If the file or what is left of a stopped process holds other scores, or if the source cannot be read.
+        DataError: If the file or what is left of a stopped process holds other scores, another process is scoring into
+            it, or the source cannot be read.
         CheckpointError: If losses are not finite.
         SettingError: If a setting is out of range.
     """
     if batch_size < 1:
         raise SettingError(f"batch_size must be at least 1, not {batch_size}.")
+    refusal = DataError(f"Another process scores into {file}. Wait for it, or choose another file.")
+    with alone(file.with_name(f".{file.name}.lock"), refusal):
+        _score_source(source, file, loss, batch_size=batch_size, max_skipped=max_skipped, save_every=save_every)
+
+
+def _score_source(
+    source: Source,
+    file: Path,
+    loss: ReconstructionLoss | None,
+    *,
+    batch_size: int,
+    max_skipped: float,
+    save_every: float,
+) -> None:
     identity = _identity(source, loss, batch_size)
     if file.exists():
         check_identity(file, identity, what=file)

@@ -29,7 +29,7 @@ class ImageFolder(Frames):
     """
 
     def __init__(self, folder: Path) -> None:
-        paths = sorted(path.relative_to(folder).as_posix() for path in _images(folder))
+        paths = sorted(path.relative_to(folder).as_posix() for path in find_images(folder))
         if not paths:
             raise DataError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
         self.folder = folder
@@ -56,7 +56,7 @@ class ImageFolder(Frames):
         return {"kind": "image folder", "frames": len(self), "names": names}
 
 
-def _images(folder: Path) -> Iterator[Path]:
+def find_images(folder: Path) -> Iterator[Path]:
     """Find images below a folder, and then below the links in it that lead to folders not seen so far."""
     waiting, seen = deque([folder]), set[str]()
     while waiting:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 
-from pixio_pretrain.data.folder import ImageFolder
+from pixio_pretrain.data.folder import ImageFolder, find_images
 from pixio_pretrain.data.joined import Joined
 from pixio_pretrain.data.shards import TarShards
 from pixio_pretrain.data.source import Frames, Source
@@ -58,8 +58,17 @@ def open_source(location: str | Path, *, cameras: Sequence[str] | None = None, s
 def _open_folder(folder: Path) -> Source:
     if (folder / "zarr.json").is_file():
         return FrameStore(folder)
-    shards = any(next(folder.glob(pattern), None) for pattern in ("*.tar", "*/*.tar"))
-    return TarShards.find(str(folder)) if shards else ImageFolder(folder)
+    image = next(find_images(folder), None)
+    shallow = (shard for pattern in ("*.tar", "*/*.tar") for shard in folder.glob(pattern))
+    shard = next(shallow if image else folder.rglob("*.tar"), None)  # below, images by the million would be walked
+    if shard is None:
+        return ImageFolder(folder)
+    if image is None:
+        return TarShards.find(str(folder))
+    raise DataError(
+        f"{folder} holds images, such as {image.relative_to(folder)}, and tar shards, such as "
+        f"{shard.relative_to(folder)}: move one kind elsewhere, or name the shards alone (data='{folder}/**/*.tar')."
+    )
 
 
 def _find_dataset(name: str) -> Path:

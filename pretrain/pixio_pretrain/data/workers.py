@@ -1,6 +1,7 @@
 """What runs in the worker processes: reading, decoding, sampling and stacking."""
 
 from collections.abc import Iterator
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,10 @@ from pixio_pretrain.data.samples import Batch, Sample, SampleMaker
 from pixio_pretrain.data.skips import Skipped
 from pixio_pretrain.data.source import Frames, Stream
 from pixio_robot.errors import ImageError, PixioRobotError
+
+PATIENCE = 100
+"""How many draws for one place, for each sample that was found unreadable, until all are taken for unreadable. Were one
+more readable, and drawn as often as each of those, it would be missed with a probability of exp(-100)."""
 
 
 class Made(NamedTuple):
@@ -62,16 +67,17 @@ class FramesWorker(Dataset[Made | PixioRobotError]):
     def _sample(self, index: int, position: int, skipped: dict[str, str]) -> tuple[str, Sample]:
         """Make the sample of one position; where its image cannot be read, of another image drawn by chance."""
         substitute = generator(self._seed, Purpose.SUBSTITUTE, position)
-        while True:
+        for drawn in count(1):
             key = self._frames.key(index)
             try:
                 return key, self._frames.sample(index, self._samples, generator(self._seed, Purpose.SAMPLE, position))
             except ImageError as error:
                 skipped[key] = self._skipped[key] = str(error)
                 self._skipped.check(position)
-                if len(self._skipped) == len(self._frames):
-                    self._skipped.refuse_empty(0)
+                if len(self._skipped) == len(self._frames) or drawn > PATIENCE * len(self._skipped):
+                    self._skipped.refuse_empty(0)  # all that there are, or all that are kept
                 index = self._draw(substitute)
+        raise AssertionError("one can be read, or all were refused")
 
     def _draw(self, random: np.random.Generator) -> int:
         while True:

@@ -30,7 +30,7 @@ from pixio_pretrain.manual import meanings
 from pixio_pretrain.precision import check_device
 from pixio_robot.checkpoints import WEIGHTS, load_encoder
 from pixio_robot.encoder import Encoder
-from pixio_robot.errors import SettingError, told_on_one_line
+from pixio_robot.errors import DataError, SettingError, told_on_one_line
 from pixio_robot.geometry.depth import Coding, DepthModel, DepthSettings, load_depth
 from pixio_robot.geometry.multiview import MultiViewModel
 from pixio_robot.geometry.trunk import MultiViewSettings
@@ -131,6 +131,8 @@ def train_views(
     settings, config = settings or MultiViewSettings(), config or FitConfig()
     check_device(config.device)
     train, held_out = RgbdSet.read(data / "train"), read_held_out(data)
+    if train.views < 2:
+        raise DataError(f"{train.folder} shows each moment from one camera; several views begin with two.")
     encoder = load_encoder(encoder_name, device=config.device)
     methods: dict[str, Measure] = {"table plane": table_plane}
     if depth is None and settings.alone is not None:

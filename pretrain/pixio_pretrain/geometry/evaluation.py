@@ -65,8 +65,11 @@ def summarize(name: str, method: str, errors: Mapping[str, np.ndarray], scenes: 
 
 
 def frame_errors(frames: RgbdSet, measure: Measure) -> dict[str, np.ndarray]:
-    """Measure each frame by itself: those of ``depth_errors``, and centimetres in the base frame, each [n]."""
-    names, parts = frames.parts
+    """Measure each frame by itself: those of ``depth_errors``, and centimetres in the base frame, each [n].
+
+    Of the parts of a scene, too, where the set says what each pixel shows.
+    """
+    names, parts = frames.parts if frames.has_parts else ([], np.empty((0, 1, *frames.size), np.int8))
     flat, found = parts.reshape(-1, *frames.size), []
     for rows in np.array_split(np.arange(len(frames)), -(-len(frames) // _CHUNK)):
         predicted, truth = measure(frames, rows), frames.depths(rows)

@@ -111,6 +111,12 @@ class RgbdSet:
         where = (torch.from_numpy(frames // self.views), torch.from_numpy(frames % self.views))
         return self.intrinsics[where], self.cam2world[where]
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether the set says which body each pixel shows, as rendered ones do."""
+        group: Any = zarr.open_group(self.folder, mode="r")
+        return "body" in group and "bodies" in group
+
     @cached_property
     def bodies(self) -> tuple[NDArray[np.integer[Any]], list[dict[str, Any]]]:
         """Which body each pixel shows, [n v h w], -1 for none; and for each task the "names" and "parts" of bodies.
@@ -118,9 +124,9 @@ class RgbdSet:
         Raises:
             DataError: The set does not say.
         """
-        group: Any = zarr.open_group(self.folder, mode="r")
-        if "body" not in group or "bodies" not in group:
+        if not self.has_parts:
             raise DataError(f"{self.folder} does not say which body each pixel shows: arrays 'body' and 'bodies'.")
+        group: Any = zarr.open_group(self.folder, mode="r")
         return np.asarray(group["body"][:]), [group[f"bodies/{task}"].attrs.asdict() for task in self.facts["tasks"]]
 
     @cached_property

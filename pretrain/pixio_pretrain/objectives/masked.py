@@ -56,7 +56,8 @@ class PixioConfig(EncoderConfig, ObjectiveConfig):
         mask_ratio: Share of the blocks that is hidden.
         mirror: Flip half of the crops left to right.
         visible_loss: Weight of a visible patch in the loss, where a hidden one has 1.
-        companion: What comes with each image; see ``data.companions.Companion``.
+        companion: What comes with each image: "none"; a "later" one of the same camera; or that of another "camera" at
+            the same moment.
         companion_ratio: Share of the companion's blocks that is hidden.
         companion_reach: The most moments between an image and a later companion.
     """

@@ -4,6 +4,7 @@ A block side of 1 is the random masking of MAE (arXiv 2111.06377).
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -162,27 +163,38 @@ def crop_with_noise(
     Args:
         side: Side of the crop in pixels.
         blocks: Mask blocks per image.
-        crop_scale: Smallest area of a crop as a share of the image; 1 takes whole images, never mirrored.
+        crop_scale: Smallest area of a crop as a share of the image; 1 takes the largest centred square, never mirrored.
         mirror: Flip half of the crops left to right.
         companion: Cut the same crop out of a second image, too: "companion" and "companion_noise". An image that comes
             alone is its own companion.
     """
+    how = {"side": side, "blocks": blocks, "crop_scale": crop_scale, "mirror": mirror, "companion": companion}
+    return partial(_crop_with_noise, **how)  # no closure, which no worker that is not forked could be given
 
-    def make(image: Image.Image, random: np.random.Generator, other: Image.Image | None = None) -> Sample:
-        box = draw_box(image.size, crop_scale, random)
-        flip = mirror and crop_scale < 1 and random.random() < 0.5
 
-        def cut(picture: Image.Image) -> NDArray[np.uint8]:
-            crop = crop_image(picture, box, side)
-            return np.ascontiguousarray(crop[..., ::-1]) if flip else crop
+def _crop_with_noise(
+    image: Image.Image,
+    random: np.random.Generator,
+    other: Image.Image | None = None,
+    *,
+    side: int,
+    blocks: int,
+    crop_scale: float,
+    mirror: bool,
+    companion: bool,
+) -> Sample:
+    box = draw_box(image.size, crop_scale, random)
+    flip = mirror and crop_scale < 1 and random.random() < 0.5
 
-        sample: Sample = {"images": cut(image), "noise": random.random(blocks, dtype=np.float32)}
-        if companion:
-            sample["companion"] = cut(image if other is None else other)
-            sample["companion_noise"] = random.random(blocks, dtype=np.float32)
-        return sample
+    def cut(picture: Image.Image) -> NDArray[np.uint8]:
+        crop = crop_image(picture, box, side)
+        return np.ascontiguousarray(crop[..., ::-1]) if flip else crop
 
-    return make
+    sample: Sample = {"images": cut(image), "noise": random.random(blocks, dtype=np.float32)}
+    if companion:
+        sample["companion"] = cut(image if other is None else other)
+        sample["companion_noise"] = random.random(blocks, dtype=np.float32)
+    return sample
 
 
 def crop_all_with_noise(side: int, *, blocks: int, crop_scale: float, mirror: bool = False) -> BatchMaker:

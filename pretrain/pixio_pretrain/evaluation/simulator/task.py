@@ -106,7 +106,7 @@ def describe(frames: RgbdSet) -> dict[str, Any]:
     for array in (frames.color, frames.depth, frames.cam2world.numpy(), frames.scene):
         digest.update(np.ascontiguousarray(array).data)
     return {
-        "set": f"{frames.facts['suite']} {frames.size[1]} x {frames.size[0]}",
+        "set": f"{frames.facts.get('suite', frames.folder.name)} {frames.size[1]} x {frames.size[0]}",
         "images": len(frames),
         "scenes": len(np.unique(frames.scene)),
         "digest": digest.hexdigest()[:16],
