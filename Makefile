@@ -12,7 +12,7 @@ help: ## list the targets
 setup: ## make .venv from uv.lock; finds or installs uv and Python by itself
 	@scripts/setup
 
-quickstart: setup ## drive a robot arm from a frozen Pixio encoder, in under 10 minutes without a GPU
+quickstart: setup ## drive a robot arm from a frozen Pixio encoder, in about ten minutes on two cores, without a GPU
 	.venv/bin/python scripts/run_benchmark.py tier=$(TIER) $(ARGS)
 
 test: setup ## run the tests that need no GPU, no network and no patience

@@ -40,6 +40,7 @@ from pixio_robot import Encoder, build_cache, create_encoder, load_encoder
 
 CAMERA = "observation.images.top"
 CONSOLE = Console()
+GRID = 4  # tokens a side: with more of them a head's share of the time grows
 CACHED, LIVE, RESNET = "from the cache", "encoder live", "LeRobot's ResNet-18"
 
 
@@ -188,9 +189,9 @@ def measure(name: str, head: str, encoder: Encoder, root: Path, options: argpars
 def configure(name: str, head: str, device: str) -> tuple[PixioACTConfig, ACTConfig]:
     """Ours and LeRobot's settings with the same head."""
     if head == "small":
-        return small_act(name, device=device), resnet_act(device=device)
+        return small_act(name, grid=GRID, device=device), resnet_act(device=device)
     stock = ACTConfig(device=device, pretrained_backbone_weights=None, push_to_hub=False)
-    return PixioACTConfig(encoder=name, device=device), stock
+    return PixioACTConfig(encoder=name, grid=GRID, device=device), stock
 
 
 def cached_turn(

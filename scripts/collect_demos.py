@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--cameras", nargs="+", help="cameras; the task's own if left out")
     parser.add_argument("--size", type=int, default=128, help="pixels of a side")
     parser.add_argument("--render", default="fast", help="fast or full")
-    parser.add_argument("--shift", default="none", help="change of looks between episodes: none, mild or strong")
+    parser.add_argument("--shift", default="none", help="change of looks between episodes: none, mild, strong, ...")
     parser.add_argument("--noise", type=float, default=0.1, help="noise on the executed actions, out of 1")
     parser.add_argument("--first-seed", type=int, default=0, help="where in the demonstration seeds to begin")
     parser.add_argument("--workers", type=int, default=2, help="processes")

@@ -55,14 +55,18 @@ from pixio_robot.machine import machine_name
 
 SUITE, CAMERAS, SIZE = "metaworld", ("corner2", "gripperPOV"), 128
 ENCODER = "shipped:pixio_vitt16"
+GRID = 4  # so few tokens that minutes hold many steps
 TRIAL = 10
 """Steps from which the speed is read, after a few to warm up."""
 SHARED = ("task", "demonstrations", "minutes", "batch_size", "rollouts")
 """Options in which all cells of a folder agree."""
 
 ARMS: dict[tuple[str, str], tuple[str, Callable[[int], Any]]] = {
-    ("act", "pixio"): ("ACT, frozen Pixio features", lambda steps: small_act(ENCODER, steps=steps)),
-    ("diffusion", "pixio"): ("Diffusion, frozen Pixio features", lambda steps: small_diffusion(ENCODER, steps=steps)),
+    ("act", "pixio"): ("ACT, frozen Pixio features", lambda steps: small_act(ENCODER, grid=GRID, steps=steps)),
+    ("diffusion", "pixio"): (
+        "Diffusion, frozen Pixio features",
+        lambda steps: small_diffusion(ENCODER, grid=GRID, steps=steps),
+    ),
     ("act", "resnet"): ("ACT, ResNet-18 from nothing", lambda _: resnet_act()),
     ("diffusion", "resnet"): ("Diffusion, ResNet-18 from nothing", lambda steps: resnet_diffusion(steps=steps)),
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Render pictures for pre-training: 30 000 of Meta-World of 128 px by default, a few minutes on two cores.
+r"""Render pictures for pre-training: 30 000 of Meta-World of 128 px by default, a few minutes on two cores.
 
 With --truth the exact answers stand beside them: where hand, object and goal are, how far everything is, the
 calibration. That makes a set to probe encoders with, which wants many scenes and few pictures of each:
@@ -32,7 +32,11 @@ def main() -> None:
     parser.add_argument("--cameras", nargs="+", help="cameras that look each time; the tasks' own if left out")
     parser.add_argument("--size", type=int, default=128, help="pixels of a side")
     parser.add_argument("--render", default="fast", help="fast or full")
-    parser.add_argument("--shift", default="strong", help="change of looks between scenes: none, mild or strong")
+    parser.add_argument(
+        "--shift",
+        default="strong",
+        help="change of looks between scenes: none, mild, strong, ...",
+    )
     parser.add_argument("--first-seed", type=int, default=0, help="set beyond another run's scenes for a held-out set")
     parser.add_argument(
         "--stride", type=int, nargs=2, default=[4, 8], metavar=("FEWEST", "MOST"), help="steps between pictures"

@@ -37,16 +37,18 @@ DIFFUSION_HEAD = {
 it then makes much more (15 of 40 pick-and-place scenes solved rather than 1 of 40, in 1 400 steps)."""
 
 
-def small_act(encoder: str, *, steps: int = STEPS, device: str = "cpu") -> PixioACTConfig:
+def small_act(encoder: str, *, grid: int | None = None, steps: int = STEPS, device: str = "cpu") -> PixioACTConfig:
     """An ACT on a frozen encoder.
 
     Args:
         encoder: What ``load_encoder`` reads.
+        grid: What patches are pooled to; the policy's own default when absent.
         steps: Length of the training, which the learning rate's schedule spans.
         device: Where it runs.
     """
     return PixioACTConfig(
         encoder=encoder,
+        grid=grid,
         device=device,
         optimizer_lr=1e-3,
         scheduler_warmup_steps=steps // 20,
@@ -54,10 +56,13 @@ def small_act(encoder: str, *, steps: int = STEPS, device: str = "cpu") -> Pixio
     )
 
 
-def small_diffusion(encoder: str, *, steps: int = STEPS, device: str = "cpu") -> PixioDiffusionConfig:
+def small_diffusion(
+    encoder: str, *, grid: int | None = None, steps: int = STEPS, device: str = "cpu"
+) -> PixioDiffusionConfig:
     """A diffusion policy on a frozen encoder."""
     return PixioDiffusionConfig(
         encoder=encoder,
+        grid=grid,
         device=device,
         feature_dim=128,
         scheduler_warmup_steps=steps // 20,

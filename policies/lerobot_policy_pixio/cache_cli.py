@@ -15,7 +15,7 @@ from lerobot_policy_pixio.augmentation import ImageAugmentation
 from lerobot_policy_pixio.cache_folders import cache_folder, cache_path, find_caches
 from lerobot_policy_pixio.dataset_tables import export_tables, policy_inputs
 from lerobot_policy_pixio.frames import DatasetFrames
-from lerobot_policy_pixio.options import EncoderDtype, PixioOptions
+from lerobot_policy_pixio.options import EncoderDtype, default_grid
 from pixio_robot.cache import Estimate, FeatureCache, build_cache, compare_with_encoder, estimate_cache, verify_cache
 from pixio_robot.cache.build import sole_builder
 from pixio_robot.cache.disk import check_disk, free_space, readable, size_on_disk
@@ -40,9 +40,11 @@ def build(options: argparse.Namespace) -> int:
     """Estimate, then build or continue."""
     frames = DatasetFrames(options.dataset, options.cameras)
     encoder = _encoder(options.encoder, options, options.dtype)
+    side = options.size or encoder.spec.image_size
+    grid = default_grid("average", side // encoder.spec.patch_size) if options.grid is None else options.grid
     settings: dict[str, Any] = {
-        "grid": options.grid or None,
-        "size": frames.resize_to(options.size or encoder.spec.image_size),
+        "grid": grid or None,
+        "size": frames.resize_to(side),
         "variants": options.variants,
         "augment": ImageAugmentation() if options.variants else None,
     }
@@ -56,7 +58,7 @@ def build(options: argparse.Namespace) -> int:
     cache = build_cache(path, encoder, frames, chunk=options.chunk, **settings)
     console.print(f"{cache.path} is whole: {readable(cache.nbytes)}. To train from it:")
     sight = f"--policy.encoder={options.encoder} --policy.encoder_dtype={options.dtype}"
-    sight += f" --policy.grid={options.grid}" if options.grid not in (0, PixioOptions.grid) else ""
+    sight += f" --policy.grid={options.grid}" if options.grid else ""
     sight += f" --policy.image_size={options.size}" if options.size else ""
     sight += f" --policy.input_features='{policy_inputs(frames)}'" if options.cameras else ""
     line = f"  pixio-train --policy.type=pixio_act {sight} --dataset.root={options.dataset} --cache={path}"
@@ -221,7 +223,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--encoder", required=True, help="anything that load_encoder reads: a name, a folder, a hub id")
     made.add_argument("--folder", type=Path, help="the cache; default: one beside the data set, named for what made it")
     made.add_argument("--cameras", nargs="+", metavar="KEY", help="such as observation.images.top; default: all")
-    made.add_argument("--grid", type=int, default=4, help="average patches to GRID x GRID tokens; 0 keeps every patch")
+    made.add_argument(
+        "--grid", type=int, help="average patches to GRID x GRID tokens (default: 8, or all if fewer); 0 keeps all"
+    )
     made.add_argument("--size", type=int, help="pixels a side that the encoder sees; default: its native size")
     made.add_argument("--variants", type=int, default=0, help="augmented copies of each frame, to train with later")
     made.add_argument("--batch-size", type=int, default=64, help="frames per encoder pass")

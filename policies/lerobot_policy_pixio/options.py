@@ -6,11 +6,19 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 
 from pixio_robot.adapter import ClassRead, PatchRead
+from pixio_robot.encoder import EncoderSpec
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
 
 TrainEncoder = Literal["frozen", "last_blocks", "lora", "full"]
 TaskConditioning = Literal["none", "index", "language"]
 EncoderDtype = Literal["float32", "bfloat16"]
+
+
+def default_grid(patches: PatchRead, side: int) -> int:
+    """What an encoder's patches, ``side`` x ``side`` of them, are pooled to if nothing is said (docs/benchmark.md)."""
+    most = side // 2 if patches == "merge" else side
+    return max(1, min(8 if patches in ("average", "none") else 4, most))
+
 
 # A dataclass takes the defaults of every base in turn, so that a base above PreTrainedConfig would set those of ACT and
 # Diffusion back. To a type checker it is one all the same.
@@ -40,8 +48,9 @@ class PixioOptions(_Base):
     """Class tokens for the policy: "each" of them, their "mean", their "concat"enation, or "none"."""
     patches: PatchRead = "average"
     """Patches for the policy: pooled by "average", "merge", "attention" or "spatial_softmax", or "none"."""
-    grid: int = 4
-    """Patches are pooled to grid x grid tokens per camera."""
+    grid: int | None = None
+    """Patches become grid x grid tokens per camera. When absent it is 8 for averages and 4 for the other poolings, and
+    never more than there are patches; what it came to is written when a policy is made."""
     standardize: bool = False
     """Standardise tokens, slot by slot, by what training saw there: better where scenes look as they did in training,
     and much worse where lights or cameras change. Else each is normalised by itself."""
@@ -132,9 +141,21 @@ class PixioOptions(_Base):
                 "its small steps away. For mixed precision set use_amp=true."
             )
 
+    def settle_grid(self, spec: EncoderSpec) -> int:
+        """Choose ``grid`` for an encoder, where none is named."""
+        if self.grid is None:
+            self.grid = default_grid(self.patches, (self.image_size or spec.image_size) // spec.patch_size)
+        return self.grid
+
     @property
     def cached_grid(self) -> int | None:
-        """What a cache for this policy may average patches to; None where the policy reads each of them."""
+        """What a cache for this policy may average patches to; None where the policy reads each of them.
+
+        Raises:
+            SettingError: If ``grid`` is not settled yet.
+        """
+        if self.grid is None:
+            raise SettingError("grid is chosen when a policy is made: make that first, or name grid.")
         return {"average": self.grid, "none": self.grid, "merge": 2 * self.grid}.get(self.patches)
 
     @property

@@ -171,6 +171,7 @@ def find_or_build_cache(frames: DatasetFrames, policy: PixioOptions) -> tuple[Pa
     """
     policy = with_features(policy, frames)
     encoder = load_encoder(policy.encoder, device=policy.device, dtype=getattr(torch, policy.encoder_dtype))
+    policy.settle_grid(encoder.spec)
     if policy.encoder_hash is not None:
         check_same(policy, encoder)  # before hours are spent on its cache
     settings, root = cache_settings(policy, encoder, frames), frames.dataset.root

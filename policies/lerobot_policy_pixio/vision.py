@@ -63,10 +63,11 @@ class Eyes(nn.Module):
         _note_licence(config)
         side, patch_size = config.image_size or self.encoder.spec.image_size, self.encoder.spec.patch_size
         check_images(torch.empty(1, 3, side, side, dtype=torch.uint8, device="meta"), patch_size)
+        grid = config.settle_grid(self.encoder.spec)
         if (cells := config.cached_grid) is not None and config.patches != "none" and cells > side // patch_size:
-            most = side // patch_size // (cells // config.grid)
+            most = side // patch_size // (cells // grid)
             raise SettingError(
-                f"patches={config.patches!r} with grid={config.grid} needs {cells} x {cells} patches of each picture, "
+                f"patches={config.patches!r} with grid={grid} needs {cells} x {cells} patches of each picture, "
                 f"and {config.encoder!r} has {side // patch_size} x {side // patch_size} at {side} pixels: set grid to "
                 f"{most} at most, or image_size to {cells * patch_size}."
             )
@@ -78,7 +79,7 @@ class Eyes(nn.Module):
             class_tokens=self.encoder.spec.class_tokens,
             classes=config.classes,
             patches=config.patches,
-            grid=config.grid,
+            grid=grid,
             output=output,
             standardize=config.standardize,
             patch_count=(side // patch_size) ** 2,

@@ -23,9 +23,6 @@ from lerobot_policy_pixio.options import PixioOptions
 from lerobot_policy_pixio.vision import Eyes
 from pixio_robot.errors import PixioRobotError, SettingError
 
-GRID = 8
-"""All patches of a picture of 128 pixels; what other read-outs cost is told in docs/benchmark.md."""
-
 ACT_CHUNKS = {"aloha": {"chunk_size": 100, "n_action_steps": 50}}
 """Suite to how far ACT plans, and acts before it looks again, where ``small_act`` does not go as far. At 50 steps per
 second a chunk of 16 is a third of a second, and policies drift; ACT's authors plan 100 (arXiv 2304.13705)."""
@@ -80,14 +77,13 @@ def configure(
         "input_features": {name: one for name, one in features.items() if _is_read(name, one, sight)},
         "normalization_mapping": {"ENV": NormalizationMode.MEAN_STD} | config.normalization_mapping,
     }
-    if sight.encoder is not None:
-        spec = sight.encoder.spec
-        side = dict(sight.options).get("image_size") or spec.image_size
-        changes |= {"grid": min(GRID, side // spec.patch_size)}  # no finer than its patches
     if sight.encoder is not None and policy == "mlp":
         has_classes = sight.encoder.spec.class_tokens > 0
         changes |= {"classes": "mean", "patches": "none"} if has_classes else {"patches": "average", "grid": 1}
-    return replace(config, **(changes | dict(sight.options)))
+    config = replace(config, **(changes | dict(sight.options)))
+    if sight.encoder is not None:
+        config.settle_grid(sight.encoder.spec)
+    return config
 
 
 def soften(stats: dict[str, dict[str, NDArray[np.float32]]]) -> None:

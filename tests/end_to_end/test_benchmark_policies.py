@@ -263,7 +263,7 @@ def test_an_arm_has_options_of_its_own_and_a_tuned_encoder_begins_as_it_was_trai
     assert (chosen.patches, chosen.grid, chosen.cached_grid) == ("average", 4, 4)
     large = replace(keys, options={"image_size": 2 * SIDE})
     chosen_large = settings("act", large, frames)
-    assert (chosen_large.image_size, chosen_large.grid) == (2 * SIDE, min(8, 2 * SIDE // 16))
+    assert (chosen_large.image_size, chosen_large.grid) == (2 * SIDE, 2 * SIDE // 16)
     facts: dict[str, Any] = {"steps": 2, "batch_size": 4, "seed": 0, "save_every": 2}
     cache = tmp_path / "cache"
     build_cache(cache, pixio.encoder, frames, **cache_settings(chosen_large, pixio.encoder, frames))

@@ -14,8 +14,7 @@ from lerobot_policy_pixio.augmentation import ImageAugmentation
 from lerobot_policy_pixio.cache_folders import cache_folder, find_caches
 from lerobot_policy_pixio.cached_tokens import check_fit
 from lerobot_policy_pixio.frames import DatasetFrames, open_dataset
-from lerobot_policy_pixio.options import PixioOptions
-from pixio_robot import Encoder, FeatureCache
+from pixio_robot import Encoder, FeatureCache, load_encoder
 from pixio_robot.cache import disk
 from pixio_robot.cache.build import sole_builder
 from pixio_robot.errors import SettingError
@@ -74,8 +73,9 @@ def test_a_cache_is_built_beside_its_data_set_and_shown(
     [
         (["--grid", 2, "--size", 32], {"grid": 2, "image_size": 32}),
         (["--grid", 1], {"grid": 1}),
-        (["--grid", 4], {}),
+        (["--grid", 4], {"grid": 4}),
         (["--grid", 0], {}),
+        ([], {}),
     ],
 )
 def test_the_command_that_a_build_tells_names_what_the_cache_asks_for(
@@ -90,7 +90,9 @@ def test_the_command_that_a_build_tells_names_what_the_cache_asks_for(
     told = dict(re.findall(r"--policy\.(grid|image_size)=(\d+)", out))
     assert told == {name: str(value) for name, value in settings.items()}
     [path] = find_caches(root)
-    check_fit(FeatureCache.open(path), make_config(**({"grid": PixioOptions.grid} | settings)))
+    config = make_config(**({"grid": None} | settings))
+    config.settle_grid(load_encoder(encoder_folder).spec)
+    check_fit(FeatureCache.open(path), config)
 
 
 def test_a_build_goes_on_whatever_its_folder_is_called(

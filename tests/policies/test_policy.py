@@ -1,6 +1,7 @@
 """What both policies promise: how they look, what their checkpoints hold, and what they refuse."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -382,6 +383,19 @@ def test_bad_inputs_are_refused_with_what_is_there(kind: str, make: Make, make_b
         act(policy, batch | {TOP: 255 * torch.rand(*batch[TOP].shape[:-2], 48, 96)})
     with pytest.raises(SettingError, match=r"training diverged"):
         policy(batch | {"action": torch.full_like(batch["action"], torch.nan)})
+
+
+@pytest.mark.parametrize(
+    ("patches", "side", "grid"),
+    [("average", 64, 4), ("average", 160, 8), ("merge", 64, 2), ("merge", 160, 4), ("spatial_softmax", 160, 4)],
+)
+def test_a_grid_that_is_not_named_settles_on_what_the_encoder_has(
+    kind: str, make: Make, patches: Any, side: int, grid: int
+) -> None:
+    policy = make(kind, grid=None, patches=patches, image_size=side)
+    assert policy.config.grid == grid  # as its checkpoints will say
+    with pytest.raises(SettingError, match="grid is chosen when a policy is made"):
+        _ = replace(policy.config, grid=None).cached_grid
 
 
 @pytest.mark.parametrize(
