@@ -80,7 +80,7 @@ def fill_cell(cell: Cell, home: Path, *, config: Benchmark) -> None:
     facts = {
         "cell": cell.name,
         "encoder": sight.encoder.fingerprint if sight.encoder else None,
-        "source": sight.source,
+        "source": _source(sight, config),
         "weights": sight.encoder.provenance if sight.encoder else None,
         "training": asdict(config.training[cell.policy]),
         "demonstrations": {"frames": len(frames), "episodes": len(frames.episodes), "sha256": frames.fingerprint},
@@ -170,6 +170,12 @@ def _measure(
             again = {record.env_seed: record for record in play(seeds=broken)}
             records = [again.get(record.env_seed, record) for record in records]
     write_records(path, records)
+
+
+def _source(sight: Sight, config: Benchmark) -> str:
+    """What an encoder was read from; one that was made for this benchmark by its place within the folder."""
+    place, home = Path(sight.source), Path(config.folder).absolute()
+    return str(place.relative_to(home)) if place.is_relative_to(home) else sight.source
 
 
 def _cpu_seconds() -> float:
