@@ -21,5 +21,5 @@ test: setup ## run the tests that need no GPU, no network and no patience
 check: ## run what must pass before a commit: format, lint, types, arrows, tests (ARGS=--fix repairs first)
 	@scripts/check $(ARGS)
 
-clean: ## remove .venv, caches, builds and outputs
-	rm -rf .venv .uv .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist outputs
+clean: ## remove .venv, caches and builds; outputs/, which may hold nights of work, stays
+	rm -rf .venv .uv .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -129,7 +129,7 @@ def make_policy(camera: str) -> tuple[Any, Any, Any]:
     from lerobot.policies.factory import get_policy_class, make_pre_post_processors
     from small_policies import small_act
 
-    config = small_act("shipped:pixio_vitt16")
+    config = small_act("shipped:pixio_vitt16", grid=4)
     config.input_features = {
         "observation.state": PolicyFeature(type=FeatureType.STATE, shape=(4,)),
         camera: PolicyFeature(type=FeatureType.VISUAL, shape=(3, SIZE, SIZE)),

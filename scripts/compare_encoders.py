@@ -104,8 +104,11 @@ def parse_arms(words: list[str]) -> dict[str, list[Path]]:
     arms: dict[str, list[Path]] = {}
     for word in words:
         name, _, paths = word.partition("=")
-        if not name or not paths or name in arms:
-            raise SettingError(f"{word!r}: an arm is NAME=PATH or NAME=PATH,PATH,PATH, and each name is given once.")
+        if not name or not paths or name in arms or "/" in name or name in ("pixels", probe.BASELINE):
+            raise SettingError(
+                f"{word!r}: an arm is NAME=PATH or NAME=PATH,PATH,PATH. Each name is given once, has no slash, and is "
+                f"none of pixels and {probe.BASELINE}, which are there anyway."
+            )
         _, at, side = name.partition("@")
         if at and not side.isdecimal():
             raise SettingError(
@@ -253,8 +256,8 @@ def main() -> None:
     truth = probe.Truth.read(options.store)
     sizes = {"grid": options.grid, "most_depth": options.depth_frames}
     trial = Trial(frames=frames, truth=truth, train=train, held_out=held_out, **sizes)
-    records = []
-    for one in tqdm(list_candidates(arms, options), desc="measure", unit="encoder"):
+    records, candidates = [], list(list_candidates(arms, options))  # what cannot be read is found before all work
+    for one in tqdm(candidates, desc="measure", unit="encoder"):
         records += measure(one, trial, options.folder)
     write_results(options.folder, trial, records, options)
     print(options.folder / "results.md")

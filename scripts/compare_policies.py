@@ -50,7 +50,7 @@ from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.training import Trainer, make_policy, make_processors, train
 from pixio_robot import Encoder, build_cache, load_encoder
 from pixio_robot.drafts import write_whole
-from pixio_robot.errors import PixioRobotError, told_on_one_line
+from pixio_robot.errors import PixioRobotError, SettingError, told_on_one_line
 from pixio_robot.machine import machine_name
 
 SUITE, CAMERAS, SIZE = "metaworld", ("corner2", "gripperPOV"), 128
@@ -163,6 +163,8 @@ def learn_cached(
     _, configure = ARMS[cell.policy, cell.arm]
     config = configure(STEPS)
     cache_seconds = cost_of_cache(cache, encoder, frames, config.grid)
+    if cache_seconds >= 60 * options.minutes:
+        raise SettingError(f"The feature cache alone took {cache_seconds:.0f} s of CPU time: give more --minutes.")
 
     trial = make_policy(config, frames, seed=cell.seed, encoder=encoder)
     told = Demonstrations(frames, trial, make_processors(trial, frames)[0], cache)

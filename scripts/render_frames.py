@@ -37,6 +37,7 @@ def main() -> None:
         default="strong",
         help="change of looks between scenes: none, mild, strong, ...",
     )
+    parser.add_argument("--split", choices=["train", "test"], help="half of the looks to draw from; all if left out")
     parser.add_argument("--first-seed", type=int, default=0, help="set beyond another run's scenes for a held-out set")
     parser.add_argument(
         "--stride", type=int, nargs=2, default=[4, 8], metavar=("FEWEST", "MOST"), help="steps between pictures"

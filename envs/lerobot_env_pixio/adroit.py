@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lerobot_env_pixio.joints import JointSimulation
 from lerobot_env_pixio.simulation import Ground
 
-with contextlib.redirect_stdout(io.StringIO()):  # prints a long note on how rewards once changed
+with contextlib.redirect_stderr(io.StringIO()):  # prints a long note on how rewards once changed
     from gymnasium_robotics.envs.adroit_hand.adroit_door import AdroitHandDoorEnv
     from gymnasium_robotics.envs.adroit_hand.adroit_hammer import AdroitHandHammerEnv
     from gymnasium_robotics.envs.adroit_hand.adroit_pen import AdroitHandPenEnv

@@ -32,14 +32,12 @@ class PooledRate:
         low: Lower end of the 95 % interval for other seeds and other scenes.
         high: Its upper end.
         per_seed: The mean of each seed, for one arm or for both.
-        scenes: Scenes that each seed's policy played.
     """
 
     value: float
     low: float
     high: float
     per_seed: tuple[tuple[float, ...], ...]
-    scenes: int
 
 
 def pooled(successes: ArrayLike) -> PooledRate:
@@ -107,7 +105,7 @@ def _refuse_other_scenes(arms: list[NDArray[np.float64]]) -> None:
 def _result(arms: list[NDArray[np.float64]], low: float, high: float) -> PooledRate:
     means = [tuple(float(mean) for mean in table.mean(axis=1)) for table in arms]
     value = float(arms[0].mean() - sum(table.mean() for table in arms[1:]))
-    return PooledRate(value=value, low=low, high=high, per_seed=tuple(means), scenes=arms[0].shape[1])
+    return PooledRate(value=value, low=low, high=high, per_seed=tuple(means))
 
 
 def spread_of_mean(*tasks: list[NDArray[np.float64]]) -> tuple[float, float]:
@@ -138,7 +136,7 @@ def spread_of_mean(*tasks: list[NDArray[np.float64]]) -> tuple[float, float]:
         of_scenes = by_scene.var(ddof=1) / by_scene.size / len(tasks) ** 2
         scenes_part, squared_total = scenes_part + of_scenes, squared_total + of_scenes**2 / (by_scene.size - 1)
     variance = seeds_part + scenes_part - rest_part  # the luck is in both, and counts once
-    if variance <= rest_part:  # as if neither seeds nor scenes differed; the luck is always left
+    if variance <= rest_part * (1 + 1e-9):  # as if neither seeds nor scenes differed; the luck is always left
         variance, squared_total = rest_part, squared_rest
     if variance < _NOTHING:
         return 0.0, float(stats.norm.ppf(0.975))

@@ -18,6 +18,7 @@ from lerobot_env_pixio.videos import side_by_side, write_video
 from pixio_robot.errors import RenderError
 
 _START = 300.0  # seconds that a process may take to its first picture
+_FILMED = 50  # steps of a film, which is one answer, that one patience is for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +125,15 @@ class Fleet:
                 worker.send(mine)
                 awaited[number] = deque(request.slot for request in mine)
         answers: dict[int, Answer] = {}
+        films = [len(request.actions) for request in requests if isinstance(request, Film)]
+        patience = self._patience * max([1.0, *(steps / _FILMED for steps in films)])
         while awaited:
             pipes = {self._workers[number].pipe: number for number in awaited}
-            answering = [pipes[pipe] for pipe in wait(list(pipes), self._patience)]  # pyright: ignore[reportArgumentType]
+            answering = [pipes[pipe] for pipe in wait(list(pipes), patience)]  # pyright: ignore[reportArgumentType]
             for number in answering or list(awaited):
                 try:
                     if not answering:
-                        raise _WorkerLostError(f"no answer within {self._patience:g} seconds")
+                        raise _WorkerLostError(f"no answer within {patience:g} seconds")
                     slot, answers[slot] = self._workers[number].receive()
                     awaited[number].popleft()
                 except _WorkerLostError as error:

@@ -7,9 +7,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from types import ModuleType
+
+from pixio_robot.errors import RenderError
 
 SPAWN = multiprocessing.get_context("spawn")
 """A forked process would inherit an OpenGL context that it cannot use, and hang."""
@@ -49,6 +52,9 @@ def run_jobs[Job, Result](function: Callable[[Job], Result], jobs: Iterable[Job]
     """Call a module-level function on every job in worker processes; yield results as they come.
 
     The first exception of a job is raised here, and the jobs that have not begun are dropped.
+
+    Raises:
+        RenderError: If a process died.
     """
     jobs = list(jobs)
     with ProcessPoolExecutor(workers, mp_context=SPAWN, initializer=settle_in) as pool:
@@ -57,5 +63,10 @@ def run_jobs[Job, Result](function: Callable[[Job], Result], jobs: Iterable[Job]
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise RenderError(
+                f"One of {workers} processes died: too little memory for so many, or a driver that cannot render. Give "
+                "the command again, with fewer workers."
+            ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -6,6 +6,8 @@ the attribute ``complete`` says that there are none.
 """
 
 import math
+import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -100,8 +102,10 @@ def render_set(plan: ScenePlan, *, made_by: dict[str, Any], workers: int) -> Any
 
 
 def _create(plan: ScenePlan, made_by: dict[str, Any]) -> Any:
-    """Make the group with its arrays at full length."""
-    group = zarr.create_group(plan.folder, attributes={**made_by, "complete": False})
+    """Make the group with its arrays at full length; it appears with all of them."""
+    aside = plan.folder.with_name(f".{plan.folder.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+    group = zarr.create_group(aside, attributes={**made_by, "complete": False})
     count = len(plan.tasks) * plan.scenes * plan.rows
     for name, column in plan.columns.items():
         group.create_array(
@@ -113,7 +117,8 @@ def _create(plan: ScenePlan, made_by: dict[str, Any]) -> Any:
             compressors=ZstdCodec(level=1) if column.compressed else None,
             attributes={"meaning": column.meaning} if column.meaning else None,
         )
-    return group
+    os.replace(aside, plan.folder)
+    return zarr.open_group(plan.folder, mode="r+")
 
 
 def _fill(plan: ScenePlan, done: NDArray[np.bool_], workers: int) -> None:

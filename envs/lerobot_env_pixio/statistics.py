@@ -57,8 +57,10 @@ def paired(a: Sequence[bool], b: Sequence[bool]) -> PairedComparison:
     succeed, or none ever does, which a normal approximation does not.
 
     Raises:
-        SettingError: Vectors of different lengths, or empty ones.
+        SettingError: Vectors of different lengths, empty ones, or an episode that has no success because it broke off.
     """
+    if any(success is None for success in (*a, *b)):
+        raise SettingError("Some episodes broke off, and are nobody's failure: leave their scenes out, for both arms.")
     first, second = np.asarray(a, bool), np.asarray(b, bool)
     if first.shape != second.shape or first.ndim != 1 or not len(first):
         raise SettingError(f"Paired arms need one success per scene each; given {first.shape} and {second.shape}.")

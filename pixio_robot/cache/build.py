@@ -68,6 +68,9 @@ def build_cache(
     recipe = Recipe(encoder=encoder, grid=grid, size=size, batch_size=batch_size, augment=augment)
     identity = cache_identity(encoder, source, grid=grid, size=size, variants=variants, augment=augment)
     if not _is_whole(path, identity):
+        frame = recipe.encode(source.read(source.cameras[0], 0, 1), 0, 0)  # as large as every other
+        nbytes = (frame.classes.nbytes + frame.patches.nbytes) * len(source) * len(source.cameras) * (variants + 1)
+        check_disk(path, nbytes, cure="keep fewer patches, cameras or variants, or choose a path on another disk")
         path.parent.mkdir(parents=True, exist_ok=True)
         with sole_builder(path), _full_disk_told(path):
             _build(path, recipe, source, _start(path, encoder, source, identity, chunk))
@@ -161,7 +164,7 @@ def _full_disk_told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise CacheError(
             f"The disk of {path} is full. What was encoded is kept: make room and build again, and it continues."
@@ -211,18 +214,11 @@ def _build(path: Path, recipe: Recipe, source: FrameSource, attributes: dict[str
         for camera in source.cameras
         for chunk in range(files[0].chunks)
     ]
-    checked = False
     with tqdm(total=len(files) * len(source), desc="caching features", unit="frame") as bar:
         bar.update(sum((len(job.files) - len(job.missing)) * (job.stop - job.start) for job in jobs))
         for job, frames in _read_ahead(source, [job for job in jobs if job.missing]):
             for file in job.missing:
-                tokens = recipe.encode(frames, job.start, file.variant)
-                if not checked:  # as soon as it is known how large a frame is
-                    nbytes = tokens.classes[0].nbytes + tokens.patches[0].nbytes
-                    whole = nbytes * len(files) * len(source)
-                    check_disk(path, whole, grid=recipe.grid, variants=attributes["variants"])
-                    checked = True
-                _store(file, job.chunk, tokens, recipe.seen(frames))
+                _store(file, job.chunk, recipe.encode(frames, job.start, file.variant), recipe.seen(frames))
                 bar.update(len(frames))
 
 

@@ -6,29 +6,26 @@ from pathlib import Path
 from pixio_robot.errors import CacheError
 
 
-def check_disk(path: Path, nbytes: int, *, grid: int | None, variants: int) -> None:
-    """Refuse a build that the disk cannot hold, and say what it could.
+def check_disk(path: Path, nbytes: int, *, cure: str) -> None:
+    """Refuse a build that the disk cannot hold.
 
     Args:
         path: The cache, begun or not.
         nbytes: Its size when whole.
-        grid: To which patches are averaged; None if all are kept.
-        variants: Number of its augmented variants.
+        cure: What the user may do.
 
     Raises:
         CacheError: If less than what is not written yet is free.
     """
     left, free = nbytes - size_on_disk(path), free_space(path)
-    if left <= free:
-        return
-    smaller = "choose fewer --variants" if variants else "choose fewer --cameras, or another disk with --folder"
-    pooling = f"pool patches to a smaller --grid than {grid}" if grid else "pool patches, as with --grid 4"
-    raise CacheError(f"{path} needs {readable(left)}, and its disk has {readable(free)} free: {pooling}, {smaller}.")
+    if left > free:
+        raise CacheError(f"{path} needs {readable(left)}, and its disk has {readable(free)} free: {cure}.")
 
 
 def free_space(path: Path) -> int:
     """Bytes that are free on the disk of a file or folder, which need not be there yet."""
-    return shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
+    place = path.absolute()
+    return shutil.disk_usage(next(there for there in (place, *place.parents) if there.exists())).free
 
 
 def size_on_disk(path: Path) -> int:

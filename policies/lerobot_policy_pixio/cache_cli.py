@@ -52,7 +52,9 @@ def build(options: argparse.Namespace) -> int:
     settings |= {"batch_size": options.batch_size}
     estimate = estimate_cache(encoder, frames, **settings)
     _show_estimate(path, frames, estimate)
-    check_disk(path, estimate.nbytes, grid=settings["grid"], variants=options.variants)
+    pooling = f"pool patches to a smaller --grid than {grid}" if grid else "pool patches, as with --grid 4"
+    fewer = "choose fewer --variants" if options.variants else "choose fewer --cameras, or another disk with --folder"
+    check_disk(path, estimate.nbytes, cure=f"{pooling}, {fewer}")
     if options.estimate:
         return 0
     cache = build_cache(path, encoder, frames, chunk=options.chunk, **settings)

@@ -63,6 +63,8 @@ def check_fit(cache: FeatureCache, config: PixioOptions) -> None:
     Raises:
         CacheError: If the encoder, its precision, a camera, the images' size or the patches' pooling differ.
     """
+    if not config.image_features:
+        return  # a blind policy reads none of it
     known, pooled = cache.attributes, cache.attributes["pooled_to"]
     if config.encoder_hash not in (None, known["encoder_sha256"]):
         raise CacheError(

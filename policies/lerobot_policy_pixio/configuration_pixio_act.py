@@ -1,5 +1,6 @@
 """Settings of ``pixio_act``: LeRobot's ACT, seeing through a pre-trained encoder."""
 
+import logging
 from dataclasses import dataclass, field
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig
@@ -7,7 +8,8 @@ from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from lerobot.policies.act.configuration_act import ACTConfig
 
 from lerobot_policy_pixio.options import PixioOptions
-from pixio_robot.errors import SettingError
+
+logger = logging.getLogger(__name__)
 
 
 @PreTrainedConfig.register_subclass("pixio_act")
@@ -33,11 +35,8 @@ class PixioACTConfig(PixioOptions, ACTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.optimizer_lr_backbone != ACTConfig.optimizer_lr_backbone:
-            raise SettingError(
-                f"optimizer_lr_backbone={self.optimizer_lr_backbone} has no effect here: the encoder learns at "
-                "optimizer_lr_encoder, where train_encoder says that it learns at all."
-            )
+        if self.optimizer_lr_backbone != ACTConfig.optimizer_lr_backbone:  # which early checkpoints hold
+            logger.warning("optimizer_lr_backbone has no effect: the encoder learns at optimizer_lr_encoder.")
 
     def get_scheduler_preset(self) -> CosineAnnealingWithWarmupSchedulerConfig | None:  # type: ignore[override]
         """Warm-up and cosine, if asked for."""

@@ -16,8 +16,7 @@ EncoderDtype = Literal["float32", "bfloat16"]
 
 def default_grid(patches: PatchRead, side: int) -> int:
     """What an encoder's patches, ``side`` x ``side`` of them, are pooled to if nothing is said (docs/benchmark.md)."""
-    most = side // 2 if patches == "merge" else side
-    return max(1, min(8 if patches in ("average", "none") else 4, most))
+    return max(1, min(4, side // 2) if patches == "merge" else min(8, side))
 
 
 # A dataclass takes the defaults of every base in turn, so that a base above PreTrainedConfig would set those of ACT and
@@ -49,8 +48,8 @@ class PixioOptions(_Base):
     patches: PatchRead = "average"
     """Patches for the policy: pooled by "average", "merge", "attention" or "spatial_softmax", or "none"."""
     grid: int | None = None
-    """Patches become grid x grid tokens per camera. When absent it is 8 for averages and 4 for the other poolings, and
-    never more than there are patches; what it came to is written when a policy is made."""
+    """Patches become grid x grid tokens per camera. When absent it is 8, or 4 where patches are merged, and never more
+    than there are; what it came to is written when a policy is made."""
     standardize: bool = False
     """Standardise tokens, slot by slot, by what training saw there: better where scenes look as they did in training,
     and much worse where lights or cameras change. Else each is normalised by itself."""

@@ -25,6 +25,8 @@ from pixio_robot.errors import SettingError
 
 ELSEWHERE = ("device", "encoder")
 """Settings of where a run goes on, and where its encoder lies then: who that is, its hash in the checkpoint says."""
+INERT = ("optimizer_lr_backbone",)
+"""A setting of LeRobot's that has no effect here."""
 
 
 class RunFolder:
@@ -45,9 +47,8 @@ class RunFolder:
 
     def __init__(self, path: Path, config: PreTrainedConfig, *, whole: bool = True, **settings: Any) -> None:
         self.path = path
-        policy = {
-            name: value for name, value in draccus.encode(config, PreTrainedConfig).items() if name not in ELSEWHERE
-        }
+        told = draccus.encode(config, PreTrainedConfig)
+        policy = {name: value for name, value in told.items() if name not in ELSEWHERE + INERT}
         self._identity = json.loads(json.dumps({"policy": policy, **settings}))
         if not self._file.is_file():
             return
@@ -56,7 +57,7 @@ class RunFolder:
         differing = [
             f"{key} is {repr(found[key]) if key in found else 'not written down'} there, {flat.get(key)!r} here"
             for key in flat | found
-            if key not in ("policy", *ELSEWHERE, *unknown) and found.get(key) != flat.get(key)
+            if key not in ("policy", *ELSEWHERE, *INERT, *unknown) and found.get(key) != flat.get(key)
         ]
         if differing:
             raise SettingError(

@@ -17,7 +17,7 @@ from lerobot_policy_pixio.cached_tokens import cache_settings, check_fit
 from lerobot_policy_pixio.evaluation import EvalOptions, Evaluation
 from lerobot_policy_pixio.frames import DECODER, DatasetFrames, open_dataset
 from lerobot_policy_pixio.options import PixioOptions
-from lerobot_policy_pixio.training import check_run, train, with_features
+from lerobot_policy_pixio.training import check_run, make_policy, train, with_features
 from lerobot_policy_pixio.vision import check_same
 from pixio_robot.cache import FeatureCache, build_cache
 from pixio_robot.checkpoints import load_encoder
@@ -168,6 +168,8 @@ def find_or_build_cache(frames: DatasetFrames, policy: PixioOptions) -> tuple[Pa
 
     Raises:
         CheckpointError: If the encoder is not the one that the policy was trained with.
+        SettingError: If the policy's settings do not go together.
+        DataError: If the data set lacks what the policy needs.
     """
     policy = with_features(policy, frames)
     encoder = load_encoder(policy.encoder, device=policy.device, dtype=getattr(torch, policy.encoder_dtype))
@@ -181,6 +183,7 @@ def find_or_build_cache(frames: DatasetFrames, policy: PixioOptions) -> tuple[Pa
         best = min(fitting, key=lambda cache: (cache.path != path, cache.variants))
         logger.info("Training from the cache %s", best.path)
         return best.path, encoder
+    make_policy(policy, frames, seed=0, encoder=encoder)  # what cannot be made needs no cache
     logger.info("No cache of %s fits: building %s", policy.encoder, path)
     build_cache(path, encoder, frames, **settings)
     return path, encoder

@@ -136,15 +136,12 @@ def train(
 
 
 def check_run(config: PixioOptions, frames: DatasetFrames, folder: Path, *, batch_size: int, seed: int) -> None:
-    """Refuse what ``train`` would refuse, before hours are spent on a cache. Arguments as for ``train``.
+    """Refuse a folder that holds another run, before hours are spent on a cache. Arguments as for ``train``.
 
     Raises:
-        SettingError: If the folder holds another run, or the policy's settings do not go together.
-        DataError: If the data set lacks what the policy needs.
-        CheckpointError: If the encoder is not the one that the policy was trained with.
+        SettingError: If it does.
     """
     RunFolder(Path(folder), config, whole=False, **_settings_of(frames, batch_size=batch_size, seed=seed))
-    make_policy(config, frames, seed=seed)
 
 
 def _settings_of(frames: DatasetFrames, *, batch_size: int, seed: int) -> dict[str, Any]:

@@ -58,14 +58,13 @@ def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[int]
     Raises:
         PixioRobotError: Whatever ``load_encoder`` raises.
     """
-    options = config.options_of(arm)
+    options = arm_options(config, arm)
     match arm:
         case "blind":
             return Sight()
         case "state":
             return Sight(state=True)
         case "cnn":
-            options = CNN_OPTIONS | {"image_size": config.size} | options  # whatever size the data set's pictures are
             side = options["image_size"]
             source = _made(shared / "encoders" / f"cnn-{seed}", lambda: draw_cnn(seed, frames(side)))
         case "random":
@@ -78,6 +77,12 @@ def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[int]
     if sight.encoder and not sight.trained:
         sight.encoder.to(getattr(torch, config.encoder_dtype))
     return sight
+
+
+def arm_options(config: Benchmark, arm: str) -> dict[str, Any]:
+    """Fields of the policy that are an arm's own; the CNN sees ``config.size``, whatever a data set's pictures have."""
+    own = CNN_OPTIONS | {"image_size": config.size} if arm == "cnn" else {}
+    return own | config.options_of(arm)
 
 
 def draw_cnn(seed: int, frames: torch.Tensor) -> Encoder:

@@ -48,6 +48,8 @@ def check_report(config: Benchmark) -> None:
     if not path.exists():
         return
     found, wanted = json.loads(path.read_text()), config.identity
+    if "augmentation" not in found:  # of an earlier version, which did not say; nothing is run here
+        wanted.pop("augmentation", None)
     _refuse_other_first_arm(path.parent, found, wanted)
     arms, tasks, policies = ({*found[key]} & {*wanted[key]} for key in ("arms", "tasks", "policies"))
     shown = {*arms, *CONTROLS} - {*wanted["without"]}

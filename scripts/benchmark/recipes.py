@@ -2,9 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import product
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,14 +10,14 @@ from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.utils.constants import OBS_ENV_STATE, OBS_STATE
 from numpy.typing import NDArray
 from small_policies import small_act, small_diffusion
-from torch import Tensor
 
-from benchmark.arms import Sight, open_sight
+from benchmark.arms import Sight, arm_options, draw_cnn
 from benchmark.configuration_pixio_mlp import PixioMLPConfig
 from benchmark.settings import Benchmark
 from benchmark.tasks import HISTORY
 from lerobot_policy_pixio.options import PixioOptions
 from lerobot_policy_pixio.vision import Eyes
+from pixio_robot import load_encoder
 from pixio_robot.errors import PixioRobotError, SettingError
 
 ACT_CHUNKS = {"aloha": {"chunk_size": 100, "n_action_steps": 50}}
@@ -35,22 +32,21 @@ def check_arms(config: Benchmark) -> None:
         SettingError: There is one; says of which arm.
     """
     features = {"observation.images.camera": PolicyFeature(FeatureType.VISUAL, (3, config.size, config.size))}
-    with TemporaryDirectory() as place:  # for encoders with random weights
-        aside, some = replace(config, folder=place), {"shared": Path(place), "frames": _black}
-        for policy, arm in product(config.policies, config.arm_names):
-            try:
-                sight = open_sight(aside, arm, config.seeds[0], **some)
-                if sight.encoder is not None:
-                    chosen = configure(policy, sight, features, suite="", steps=1, device="cpu")
-                    Eyes(chosen, dim=64, output="tokens", encoder=sight.encoder)
-            except PixioRobotError as error:
-                named = f"arms.{arm}={config.arms[arm]}" if arm in config.arms else f"the arm {arm}"
-                told = f" with options.{arm}={config.options[arm]}" if arm in config.options else ""
-                raise SettingError(f"{named}{told}: {error}") from error
-
-
-def _black(side: int) -> Tensor:
-    return torch.zeros(2, 3, side, side)
+    first = next(iter(config.arms.values()))  # whose sizes random weights have
+    for arm in config.arm_names:
+        if arm in ("blind", "state"):
+            continue
+        try:
+            black = torch.zeros(2, 3, config.size, config.size)
+            encoder = draw_cnn(0, black) if arm == "cnn" else load_encoder(config.arms.get(arm, first))
+            sight = Sight(encoder=encoder, source=config.arms.get(arm, first), options=arm_options(config, arm))
+            for policy in config.policies:
+                chosen = configure(policy, sight, features, suite="", steps=1, device="cpu")
+                Eyes(chosen, dim=64, output="tokens", encoder=encoder)
+        except PixioRobotError as error:
+            named = f"arms.{arm}={config.arms[arm]}" if arm in config.arms else f"the arm {arm}"
+            told = f" with options.{arm}={config.options[arm]}" if arm in config.options else ""
+            raise SettingError(f"{named}{told}: {error}") from error
 
 
 def configure(

@@ -10,6 +10,9 @@ from pixio_robot.cache.layout import TokenFile
 from pixio_robot.errors import CacheError
 from pixio_robot.images import resize
 
+SIZED = 1
+"""Reads of a build before its first chunk: one frame, to know how large it is when encoded."""
+
 
 class Frames:
     """Random frames of two cameras."""
@@ -60,12 +63,12 @@ def test_cached_tokens_are_the_live_ones_in_half_precision(encoder, tmp_path, gr
 def test_a_killed_build_continues_and_ends_the_same(encoder, tmp_path):
     build_cache(tmp_path / "whole", encoder, Frames(), grid=2, chunk=16)
     with pytest.raises(KeyboardInterrupt):
-        build_cache(tmp_path / "killed", encoder, Frames(die_after=7), grid=2, chunk=16)
+        build_cache(tmp_path / "killed", encoder, Frames(die_after=SIZED + 7), grid=2, chunk=16)
     with pytest.raises(CacheError, match="lacks 4 of its chunks"):
         FeatureCache.open(tmp_path / "killed")
     again = Frames()
     build_cache(tmp_path / "killed", encoder, again, grid=2, chunk=16)
-    assert again.reads == 4
+    assert again.reads == SIZED + 4
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
@@ -76,7 +79,7 @@ def test_a_chunk_that_was_written_but_not_marked_is_made_again(encoder, tmp_path
     file.unmark([1])
     source = Frames()
     cache = build_cache(tmp_path / "cache", encoder, source, chunk=16)
-    assert source.reads == 1
+    assert source.reads == SIZED + 1
     assert cache.read("front", [16]).patches.any()
 
 

@@ -21,6 +21,9 @@ from pixio_robot.errors import CacheError, SettingError
 
 CAMERAS = ("front", "wrist")
 
+SIZED = 1
+"""Reads of a build before its first chunk: one frame, to know how large it is when encoded."""
+
 
 class Frames:
     """Random frames of two cameras, and how often they were read."""
@@ -101,7 +104,7 @@ def test_a_file_that_is_cut_short_or_missing_is_refused_and_built_anew(damage, t
     source = Frames()
     cache = build_cache(path, encoder, source, chunk=16)
     assert torch.equal(cache.load("front").patches, whole)
-    assert 0 < source.reads <= 3, "the other camera is whole"
+    assert 0 < source.reads <= SIZED + 3, "the other camera is whole"
 
 
 def test_nan_is_refused_where_it_is_read(encoder, path):
@@ -125,7 +128,7 @@ def test_verification_finds_what_repair_makes_anew(damage, encoder, path):
         FeatureCache.open(path)
     source = Frames()
     assert torch.equal(build_cache(path, encoder, source).load("front").patches, whole)
-    assert source.reads == 1
+    assert source.reads == SIZED + 1
 
 
 def test_a_chunk_is_marked_by_the_checksum_of_its_bytes(path):
@@ -189,13 +192,14 @@ def test_variants_are_of_the_augmented_frames_and_alike_in_all_cameras(encoder, 
         cache.read("front", [0], 3)
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_encoded_and_a_full_one_loses_nothing(
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written_and_a_full_one_loses_nothing(
     encoder, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as small:
         small.setattr(disk, "free_space", lambda path: 10_000)
-        with pytest.raises(CacheError, match=r"needs 0\.\d MB, and its disk has 0\.0 MB free: pool patches"):
+        with pytest.raises(CacheError, match=r"needs 0\.\d MB, and its disk has 0\.0 MB free: keep fewer patches"):
             build_cache(tmp_path / "cache", encoder, Frames(), chunk=16)
+    assert not (tmp_path / "cache").exists()
     write, calls = layout._write_through, []
 
     def fill(*written, **mode):
@@ -210,7 +214,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_encoded_and_a_full_
             build_cache(tmp_path / "cache", encoder, Frames(), chunk=16)
     source = Frames()
     cache = build_cache(tmp_path / "cache", encoder, source, chunk=16)
-    assert 0 < source.reads < 6  # of two cameras' three chunks each
+    assert SIZED < source.reads < SIZED + 6  # of two cameras' three chunks each
     whole = build_cache(tmp_path / "whole", encoder, Frames(), chunk=16)
     for camera in CAMERAS:
         torch.testing.assert_close(cache.load(camera).patches, whole.load(camera).patches, rtol=0, atol=0)

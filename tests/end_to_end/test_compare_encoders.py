@@ -73,5 +73,7 @@ def test_runs_of_equal_compute_are_planned() -> None:
 def test_a_mistaken_arm_is_answered_in_one_line(tmp_path: Path) -> None:
     answer = run("compare_encoders", tmp_path, "pixio", fails=True)
     assert answer.startswith("compare_encoders: 'pixio': an arm is NAME=PATH")
+    for name in ("pixels", "a/b"):
+        assert "has no slash" in run("compare_encoders", tmp_path, f"{name}={tmp_path}", fails=True)
     answer = run("compare_encoders", tmp_path, "pixio@big=somewhere", fails=True)
     assert "such as pixio@192" in answer

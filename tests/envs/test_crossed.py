@@ -45,6 +45,19 @@ def test_a_difference_turns_round_with_its_arms(tables: tuple[np.ndarray, np.nda
     assert one.value == pytest.approx(tables[0].mean() - tables[1].mean())
 
 
+@pytest.mark.parametrize("odd", [1, 2])
+def test_an_interval_does_not_depend_on_the_order_of_scenes_nor_on_what_is_called_success(odd: int) -> None:
+    random, found = np.random.default_rng(0), set()
+    for _ in range(40):
+        table = np.zeros((3, 50), bool)
+        table.flat[random.choice(table.size, odd, replace=False)] = True
+        if len(np.flatnonzero(table.any(axis=0))) < odd or len(np.flatnonzero(table.any(axis=1))) > 1:
+            continue  # of another shape than the others
+        mirrored = pooled(~table)
+        found |= {round(pooled(table).high, 6), round(1 - mirrored.low, 6)}
+    assert len(found) == 1
+
+
 def test_shared_difficulty_of_scenes_falls_out_of_a_difference() -> None:
     hard = np.tile(np.arange(60) % 2 == 0, (3, 1))
     other = hard.copy()

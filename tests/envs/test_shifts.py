@@ -105,19 +105,22 @@ def test_distractors_stand_on_their_ground() -> None:
 
 @pytest.mark.parametrize("suite", TASKS)
 def test_the_two_splits_look_different_everywhere(suite: str) -> None:
-    """Of equal seeds, too: they never share a lamp's strength, a camera's zoom or a pattern."""
-    looks = {}
+    """Of equal seeds, too: they never share a lamp's strength, a camera's zoom or a colour."""
+    looks: dict[str, np.ndarray] = {}
     for split in ("train", "test"):
-        env = make_env(suite, next(iter(TASKS[suite])), size=8, shift="all", split=split)
+        env = make_env(suite, next(iter(TASKS[suite])), size=8, shift="strong", split=split)
         values = []
         for seed in range(6):
             env.reset(seed=seed)
             model = env.simulation.model
-            values.append(model.vis.headlight.diffuse[0])
-        looks[split] = set(np.round(values, 12))
+            color = model.mat_rgba if model.nmat else model.geom_rgba
+            values.append([model.vis.headlight.diffuse[0], model.cam_fovy[0], color[0, 0]])
+        looks[split] = np.round(values, 9)
         assert env.settings["split"] == split
         env.close()
-    assert not looks["train"] & looks["test"]
+    for train, test in zip(looks["train"].T, looks["test"].T, strict=True):
+        assert len(set(train) | set(test)) > 6
+        assert not set(train) & set(test)
 
 
 def test_splits_cut_every_range_into_stripes_that_cover_it_from_end_to_end() -> None:

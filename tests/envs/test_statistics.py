@@ -53,6 +53,11 @@ def test_equal_arms_differ_by_nothing_within_an_interval() -> None:
     assert comparison.high > 0.05
 
 
+def test_episodes_that_broke_off_are_no_failures() -> None:
+    with pytest.raises(SettingError, match=r"broke off.*leave their scenes out"):
+        paired([True, None, True], [True, True, True])  # type: ignore[list-item]
+
+
 def test_arms_of_different_length_are_refused() -> None:
     with pytest.raises(SettingError):
         paired([True, False], [True])

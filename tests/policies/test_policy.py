@@ -387,7 +387,7 @@ def test_bad_inputs_are_refused_with_what_is_there(kind: str, make: Make, make_b
 
 @pytest.mark.parametrize(
     ("patches", "side", "grid"),
-    [("average", 64, 4), ("average", 160, 8), ("merge", 64, 2), ("merge", 160, 4), ("spatial_softmax", 160, 4)],
+    [("average", 64, 4), ("average", 160, 8), ("merge", 64, 2), ("merge", 160, 4), ("spatial_softmax", 160, 8)],
 )
 def test_a_grid_that_is_not_named_settles_on_what_the_encoder_has(
     kind: str, make: Make, patches: Any, side: int, grid: int

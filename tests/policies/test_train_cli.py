@@ -231,6 +231,21 @@ def test_what_a_run_would_refuse_is_refused_before_a_cache_is_built(
     assert not (tmp_path / "walsk").exists()
 
 
+def test_a_blind_policy_may_be_given_a_cache_and_a_rate_without_effect_makes_no_other_run(
+    pixio_train: Callable[..., None], make_dataset: Callable[..., Path], encoder_folder: Path, tmp_path: Path
+) -> None:
+    root = make_dataset(tmp_path / "walks")
+    words = [*ACT, f"--policy.encoder={encoder_folder}", "--policy.device=cpu", "--batch_size=8", "--steps=1"]
+    words += [f"--dataset.root={root}", f"--output_dir={tmp_path / 'run'}"]
+    pixio_train(*words, "--policy.optimizer_lr_backbone=1e-4")
+    pixio_train(*words)
+    known = json.loads((tmp_path / "run" / "checkpoints" / "last" / "pretrained_model" / "config.json").read_text())
+    assert (known["optimizer_lr_backbone"], known["grid"]) == (1e-4, 4)
+    (made,) = find_caches(root)
+    words[-1] = f"--output_dir={tmp_path / 'blind'}"
+    pixio_train(*words, "--policy.blind=true", f"--policy.cache={made}")
+
+
 def test_caches_of_the_hubs_data_sets_lie_outside_its_snapshots(tmp_path: Path) -> None:
     hub = tmp_path / "hub" / "datasets--me--pick--cubes" / "snapshots" / "0123"
     assert cache_folder(hub) == HF_LEROBOT_HOME / "me" / "pick--cubes.pixio_cache"

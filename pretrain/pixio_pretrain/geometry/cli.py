@@ -131,8 +131,9 @@ def train_views(
     settings, config = settings or MultiViewSettings(), config or FitConfig()
     check_device(config.device)
     train, held_out = RgbdSet.read(data / "train"), read_held_out(data)
-    if train.views < 2:
-        raise DataError(f"{train.folder} shows each moment from one camera; several views begin with two.")
+    for one in (train, *held_out.values()):
+        if one.views < 2:
+            raise DataError(f"{one.folder} shows each moment from one camera; several views begin with two.")
     encoder = load_encoder(encoder_name, device=config.device)
     methods: dict[str, Measure] = {"table plane": table_plane}
     if depth is None and settings.alone is not None:
