@@ -20,7 +20,6 @@ def main() -> None:
     parser.add_argument("--render", default="fast", help="fast or full")
     parser.add_argument("--shift", default="none", help="change of looks between episodes: none, mild, strong, ...")
     parser.add_argument("--split", choices=["train", "test"], help="half of the looks to draw from; all if left out")
-    parser.add_argument("--split", choices=["train", "test"], help="half of the looks to draw from; all if left out")
     parser.add_argument("--noise", type=float, default=0.1, help="noise on the executed actions, out of 1")
     parser.add_argument("--first-seed", type=int, default=0, help="where in the demonstration seeds to begin")
     parser.add_argument("--workers", type=int, default=2, help="processes")
