@@ -32,11 +32,7 @@ def main() -> None:
     parser.add_argument("--cameras", nargs="+", help="cameras that look each time; the tasks' own if left out")
     parser.add_argument("--size", type=int, default=128, help="pixels of a side")
     parser.add_argument("--render", default="fast", help="fast or full")
-    parser.add_argument(
-        "--shift",
-        default="strong",
-        help="change of looks between scenes: none, mild, strong, ...",
-    )
+    parser.add_argument("--shift", default="strong", help="change of looks between scenes: none, mild, strong, ...")
     parser.add_argument("--split", choices=["train", "test"], help="half of the looks to draw from; all if left out")
     parser.add_argument("--first-seed", type=int, default=0, help="set beyond another run's scenes for a held-out set")
     parser.add_argument(

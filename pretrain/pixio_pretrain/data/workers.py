@@ -18,7 +18,7 @@ from pixio_robot.errors import ImageError, PixioRobotError
 
 PATIENCE = 100
 """How many draws for one place, for each sample that was found unreadable, until all are taken for unreadable. Were one
-more readable, and drawn as often as each of those, it would be missed with a probability of exp(-100)."""
+more readable, and drawn as often as each of those, it would be missed once in 2 ** 100 times at the most."""
 
 
 class Made(NamedTuple):
