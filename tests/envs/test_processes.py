@@ -1,8 +1,12 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lerobot_env_pixio.processes import run_jobs
+from pixio_robot.errors import RenderError
 
 JOBS = """
 import math
@@ -40,3 +44,8 @@ def test_a_function_of_the_main_script_is_found(tmp_path: Path) -> None:
             [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
         )
         assert done.stdout == "8 18\n", done.stderr
+
+
+def test_a_process_that_dies_is_told_in_the_projects_own_words() -> None:
+    with pytest.raises(RenderError, match=r"One of 1 processes died.*fewer workers"):
+        list(run_jobs(os._exit, [3], workers=1))
