@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pixio_pretrain import train
 from pixio_pretrain.config import RunConfig
-from pixio_pretrain.data import open_source
+from pixio_pretrain.data import Loader, ResidentFrames, open_source
 from pixio_pretrain.data.companions import Companions, accompany
 from pixio_pretrain.data.source import Frames, Subset
 from pixio_pretrain.data.synthetic import Synthetic
@@ -89,6 +90,34 @@ def test_another_camera_looks_at_the_same_moment(films: Path) -> None:
             one, other = read(frames.image(first)), read(frames.image(second))
             assert one[:2] == other[:2]
             assert one[2] != other[2]
+
+
+@pytest.mark.parametrize(("companion", "shared"), [("later", (0, 2)), ("camera", (0, 1))])
+def test_frames_on_the_device_have_companions_too(films: Path, companion: str, shared: tuple[int, ...]) -> None:
+    model = tiny(companion=companion)
+    source = model.prepare(open_source(films))
+    there = ResidentFrames(source, model.batches(crop_scale=0.3), seed=0, device=torch.device("cpu"))
+    loader = Loader(source, model.samples(crop_scale=0.3), batch_size=10, seed=0, resident=there)
+    differing = next(index for index in range(3) if index not in shared)
+    for loaded in islice(loader, 6):
+        batch = loaded.batch
+        ones, others = (((batch[key][:, :, 0, 0].int() - 5) // 20) for key in ("images", "companion"))  # b 3
+        assert torch.equal(ones[:, shared], others[:, shared])
+        assert not (ones[:, differing] == others[:, differing]).any()
+        assert companion == "camera" or (ones[:, 1] < others[:, 1]).all()
+        named = [divmod(int(key.split("/")[1]), CAMERAS) for key in loaded.keys]  # moment counted over all episodes
+        pairs = zip(ones.tolist(), others.tolist(), strict=True)
+        for (row, camera), pair in zip(named, pairs, strict=True):
+            assert [*divmod(row, MOMENTS), camera] in pair
+        assert not torch.equal(batch["noise"], batch["companion_noise"])
+        assert model(**batch).loss.isfinite()
+
+
+def test_a_pair_on_the_device_is_cropped_alike() -> None:
+    images = torch.randint(0, 256, (5, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = tiny(mirror=True).batches(crop_scale=0.3)(images, np.random.default_rng(0), images)
+    assert torch.equal(batch["images"], batch["companion"])
+    assert batch["companion_noise"].shape == batch["noise"].shape
 
 
 def test_a_pair_is_cropped_alike_and_hidden_differently(films: Path) -> None:

@@ -86,8 +86,6 @@ def test_what_cannot_lie_on_a_device_is_refused(tmp_path: Path) -> None:
         Image.new("RGB", (side, 32)).save(tmp_path / "images" / name / "0.png")
     with pytest.raises(DataError, match=r"one size: a/0\.png has 32 x 32 pixels, b/0\.png has 48 x 32"):
         ResidentFrames(open_source(str(tmp_path / "images")), cut, seed=0, device=cpu)
-    with pytest.raises(SettingError, match="companions are cut out on the CPU"):
-        pixio(companion="later", companion_ratio=0.5).batches(crop_scale=0.3)
     with pytest.raises(SettingError, match="pixpro makes its samples on the CPU"):
         create_objective("pixpro", encoder="resnet18").batches(crop_scale=0.3)
     with tarfile.open(tmp_path / "shard.tar", "w") as tar:

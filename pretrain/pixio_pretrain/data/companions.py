@@ -1,13 +1,15 @@
 """Images in pairs: each one comes with another picture of the same scene."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from pixio_pretrain.data.samples import Sample
+from pixio_pretrain.data.samples import Batch, BatchMaker, Sample
 from pixio_pretrain.data.source import Frames, Source
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
 
@@ -69,16 +71,26 @@ class Companions(Frames):
         first, second = self.pair(index, random)
         return make(self.image(first), random, self.image(second))
 
+    def batch(self, indices: Sequence[int], pixels: Tensor, make: BatchMaker, random: np.random.Generator) -> Batch:
+        """Make a batch of some images and of companions drawn by chance."""
+        first, second = torch.from_numpy(self.pairs(indices, random)).to(pixels.device).unbind(1)
+        return make(pixels[first], random, pixels[second])
+
     def pair(self, index: int, random: np.random.Generator) -> tuple[int, int]:
         """Draw the companion of an image; with "later" the two come in the order of time."""
-        rank = int(self._rank[index])
-        first, end = int(self._first[rank]), int(self._end[rank])
+        first, second = self.pairs([index], random)[0].tolist()
+        return first, second
+
+    def pairs(self, indices: Sequence[int], random: np.random.Generator) -> NDArray[np.int64]:
+        """Draw the companion of each of b images: [b 2], as ``pair`` does."""
+        rank = self._rank[np.asarray(indices)]
+        first, end = self._first[rank], self._end[rank]
         if self.companion == "later":
-            first, end = max(first, rank - self.reach), min(end, rank + self.reach + 1)
-        other = int(random.integers(first, end - 1))
+            first, end = np.maximum(first, rank - self.reach), np.minimum(end, rank + self.reach + 1)
+        other = random.integers(first, end - 1)
         other += other >= rank
-        ranks = sorted((rank, other)) if self.companion == "later" else (rank, other)
-        return int(self._order[ranks[0]]), int(self._order[ranks[1]])
+        ranks = np.stack([rank, other], axis=1)
+        return self._order[np.sort(ranks) if self.companion == "later" else ranks]
 
 
 def check_companion(companion: str, reach: int) -> None:

@@ -38,13 +38,13 @@ class ResidentFrames(Dataset[Made]):
                 f"loading.resident=true needs random access, and {source.describe()['kind']} are read in runs: "
                 "leave it out, or train on what scripts/render_frames.py or a folder holds."
             )
-        self._frames, self._cut, self._seed, self._device = source, cut, seed, device
+        self._frames, self._cut, self._seed = source, cut, seed
         self._pixels = _read(source, device)
 
     def __getitem__(self, request: Request) -> Made:
         """Make one batch."""
-        chosen = self._pixels[torch.tensor(request.indices, device=self._device)]
-        batch = self._cut(chosen, generator(self._seed, Purpose.SAMPLE, request.position))
+        random = generator(self._seed, Purpose.SAMPLE, request.position)
+        batch = self._frames.batch(request.indices, self._pixels, self._cut, random)
         return Made(batch, [self._frames.key(index) for index in request.indices], {}, request.after)
 
 

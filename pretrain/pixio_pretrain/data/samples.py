@@ -18,5 +18,5 @@ SampleMaker = Callable[[Image.Image, np.random.Generator], Sample]
 """Crops, augments and draws noise; all chance comes from the generator. Those of objectives that take pairs of images
 have the second one as a third argument; see ``data.companions``."""
 
-BatchMaker = Callable[[Tensor, np.random.Generator], Batch]
-"""The same for a batch of images of one size, uint8 [b 3 h w], on whatever device they are."""
+BatchMaker = Callable[..., Batch]
+"""The same for a batch of images of one size, uint8 [b 3 h w], on whatever device they are, and the generator."""

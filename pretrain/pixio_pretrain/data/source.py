@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from pixio_pretrain.data.samples import Sample
+from pixio_pretrain.data.samples import Batch, BatchMaker, Sample
 from pixio_pretrain.data.skips import Skipped
 from pixio_robot.errors import DataError, ImageError
 
@@ -140,6 +142,10 @@ class Frames(Source):
             ImageError: If it cannot be decoded.
         """
         return make(self.image(index), random)
+
+    def batch(self, indices: Sequence[int], pixels: Tensor, make: BatchMaker, random: np.random.Generator) -> Batch:
+        """Make a batch of some images, where ``pixels`` [n 3 h w], which are those of all of them, lie."""
+        return make(pixels[torch.tensor(indices, device=pixels.device)], random)
 
     def split(self, share: float) -> tuple["Frames", "Frames"]:
         """Hold whole episodes out, see ``split_episodes``."""

@@ -182,9 +182,7 @@ class MaskedAutoencoder(Objective):
         )
 
     def batches(self, *, crop_scale: float) -> BatchMaker:
-        """Crops and noise, where the images lie; errors as for every objective."""
-        if self.config.companion != "none":
-            raise SettingError("loading.resident=true: companions are cut out on the CPU. Leave one of them out.")
+        """Crops and noise, where the images lie."""
         return crop_all_with_noise(
             self.image_size, blocks=self.mask_blocks, crop_scale=crop_scale, mirror=self.config.mirror
         )

@@ -198,16 +198,24 @@ def _crop_with_noise(
 
 
 def crop_all_with_noise(side: int, *, blocks: int, crop_scale: float, mirror: bool = False) -> BatchMaker:
-    """Say how images on a device become crops and noise there; arguments as for ``crop_with_noise``."""
+    """Say how images on a device become crops and noise there; arguments as for ``crop_with_noise``.
 
-    def make(images: Tensor, random: np.random.Generator) -> Batch:
+    Where other images come as well, the same crops are cut out of them: "companion" and "companion_noise".
+    """
+
+    def make(images: Tensor, random: np.random.Generator, others: Tensor | None = None) -> Batch:
         count, (height, width), device = len(images), images.shape[2:], images.device
-        boxes = place_boxes(random.random((count, CHANCES)), (width, height), crop_scale)
-        crops = crop_images(images, torch.from_numpy(boxes).to(device), side)
-        if mirror and crop_scale < 1:
-            flip = torch.from_numpy(random.random(count) < 0.5).to(device)
-            crops = torch.where(flip[:, None, None, None], crops.flip(3), crops)
-        noise = random.random((count, blocks), dtype=np.float32)
-        return {"images": crops, "noise": torch.from_numpy(noise).to(device)}
+        boxes = torch.from_numpy(place_boxes(random.random((count, CHANCES)), (width, height), crop_scale)).to(device)
+        flip = torch.from_numpy(random.random(count) < 0.5).to(device) if mirror and crop_scale < 1 else None
+
+        def cut(pictures: Tensor) -> Tensor:
+            crops = crop_images(pictures, boxes, side)
+            return crops if flip is None else torch.where(flip[:, None, None, None], crops.flip(3), crops)
+
+        def noise() -> Tensor:
+            return torch.from_numpy(random.random((count, blocks), dtype=np.float32)).to(device)
+
+        batch = {"images": cut(images), "noise": noise()}
+        return batch if others is None else batch | {"companion": cut(others), "companion_noise": noise()}
 
     return make
