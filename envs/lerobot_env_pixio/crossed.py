@@ -6,9 +6,11 @@ be drawn. The intervals here answer for both: what if one trained again, and dre
 `pooled` and `paired_pooled` take the table of seeds and scenes apart by analysis of variance (random effects, crossed),
 which gives the variance of its mean and, by Satterthwaite, how many degrees of freedom that estimate has: the spread of
 three seeds, guessed from three seeds, needs a quantile far beyond 1.96. A rate's interval is then Wilson's, for as many
-independent episodes as have that variance, so it never leaves 0 to 1. A hierarchical bootstrap is what the field mostly
-does instead. `coverage` measures both; with the three to five seeds that one can afford, the bootstrap is too narrow
-wherever seeds differ much, because it can only redraw the seeds that there are.
+independent episodes as have that variance, so it never leaves 0 to 1. A difference's is put together from those of its
+two rates (square and add, as Newcombe 1998 does for one seed; Zou and Donner 2008), which holds where an arm hardly
+ever or nearly always succeeds, too. A hierarchical bootstrap is what the field mostly does instead. `coverage`
+measures both; with the three to five seeds that one can afford, the bootstrap is too narrow wherever seeds differ
+much, because it can only redraw the seeds that there are.
 """
 
 from dataclasses import dataclass
@@ -50,13 +52,9 @@ def pooled(successes: ArrayLike) -> PooledRate:
         SettingError: No such table, or one seed only, which cannot tell how seeds differ.
     """
     table = _table(successes)
-    rate, scenes = float(table.mean()), table.shape[1]
-    variance, quantile = spread_of_mean([table])
-    if variance == 0:  # nothing varies: what one seed's scenes say
-        low, high = wilson(round(rate * scenes), scenes)
-    else:
-        low, high = _score_interval(rate, rate * (1 - rate) / variance, quantile)
-    return _result([table], low, high)
+    below, above = _reach(table, spread_of_mean([table])[1])
+    rate = float(table.mean())
+    return _result([table], rate - below, rate + above)
 
 
 def paired_pooled(a: ArrayLike, b: ArrayLike) -> PooledRate:
@@ -79,8 +77,23 @@ def paired_pooled(a: ArrayLike, b: ArrayLike) -> PooledRate:
     if variance == 0:  # nothing varies: what one seed's scenes say
         alone = paired((arms[0][0] > 0).tolist(), (arms[1][0] > 0).tolist())
         return _result(arms, alone.low, alone.high)
-    reach = quantile * variance**0.5
-    return _result(arms, max(difference - reach, -1.0), min(difference + reach, 1.0))
+    one, other = (spread_of_mean([table])[0] for table in arms)
+    phi = float(np.clip((one + other - variance) / 2 / (one * other) ** 0.5, -1, 1)) if one * other else 0.0
+    (down, up), (down_other, up_other) = (_reach(table, quantile) for table in arms)
+    low = difference - (max(down**2 + up_other**2 - 2 * phi * down * up_other, 0)) ** 0.5
+    high = difference + (max(up**2 + down_other**2 - 2 * phi * up * down_other, 0)) ** 0.5
+    return _result(arms, low, high)
+
+
+def _reach(table: NDArray[np.float64], quantile: float) -> tuple[float, float]:
+    """Say how far the limits of a rate lie below and above it, were Student's quantile this one."""
+    rate, scenes = float(table.mean()), table.shape[1]
+    variance, _ = spread_of_mean([table])
+    if variance == 0:  # nothing varies: what one seed's scenes say
+        low, high = wilson(round(rate * scenes), scenes)
+    else:
+        low, high = _score_interval(rate, rate * (1 - rate) / variance, quantile)
+    return rate - low, high - rate
 
 
 def _table(successes: ArrayLike) -> NDArray[np.float64]:

@@ -148,6 +148,31 @@ def test_the_planned_number_of_scenes_has_the_promised_power(correlation: float)
     assert 0.72 < shown / 2000 < 0.84  # the exact test is a little shy of the nominal 0.8
 
 
+def test_a_difference_of_seeds_that_are_all_alike_is_newcombes() -> None:
+    """But for his correction for continuity, and for Student's quantile."""
+    a, b = np.arange(200) < 190, (np.arange(200) % 7 == 0) | (np.arange(200) < 6)
+    many, one = paired_pooled(np.tile(a, (4, 1)), np.tile(b, (4, 1))), paired(list(a), list(b))
+    assert (many.low, many.high) == pytest.approx((one.low, one.high), abs=0.006)
+
+
+def test_a_difference_from_an_arm_that_never_succeeds_reaches_as_far_as_either_may() -> None:
+    never = np.zeros((3, 50), bool)
+    other = never.copy()
+    other[:, 3], other[1, 7] = True, True
+    found, alone = paired_pooled(other, never), pooled(other)
+    reach_of_never = wilson(0, 50)[1]
+    assert found.high == pytest.approx(alone.high)  # a rate below none there is not
+    assert found.value - found.low == pytest.approx(np.hypot(alone.value - alone.low, reach_of_never))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rates", [(0.05, 0.001), (0.97, 0.03)])
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+def test_a_difference_from_nearly_never_holds_the_truth(rates: tuple[float, float], spread: float) -> None:
+    study = Study(seeds=3, scenes=50, rates=rates, seed_spread=spread)
+    assert coverage(INTERVALS["difference"][0], study, of_difference=True) > 0.94
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rates", [(0.5, 0.3), (0.8, 0.6)])
 @pytest.mark.parametrize(("seeds", "spread"), [(3, 0.0), (3, 0.2), (3, 0.5), (5, 0.0), (5, 0.2), (5, 0.5)])
