@@ -109,6 +109,9 @@ class Run:
         return model.to(self.world.device).eval()
 
 
+BEGUN = ("initial_weights_sha256",)
+"""What a run's identity says of weights that it began with, and that it no longer needs when it is taken up again."""
+
 COUNTERS = ("step", "elapsed", "bad_steps", "bad_in_a_row")
 
 
@@ -128,10 +131,12 @@ def start(config: RunConfig, world: World) -> Run:
     model: Objective = config.objective.build()
     model.initialize(torch.Generator().manual_seed(config.seed))
     source, curation, identity = open_data(config)
-    identity |= {f"{name}_sha256": value for name, value in model.origins.items()}
     found = checkpoints(folder_of(config) / "checkpoints")
     facts = read_facts(found[-1]) if found else {}
+    begun = {} if found else model.begin()
+    identity |= {f"{name}_sha256": value for name, value in (*model.origins.items(), *begun.items())}
     if found:
+        identity = {key: value for key, value in facts["identity"].items() if key in BEGUN} | identity
         check_identity(facts["identity"], identity, folder_of(config))
     train, held_out = map(model.prepare, source.split(config.views.held_out))
     if curation:

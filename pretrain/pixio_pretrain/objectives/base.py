@@ -156,6 +156,14 @@ class Objective(nn.Module, ABC):
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Draw fresh weights."""
 
+    def begin(self) -> Mapping[str, str]:
+        """Take over weights from elsewhere that training begins with, if any; done once, before the first step.
+
+        Returns:
+            Their hashes by what they are.
+        """
+        return {}
+
     @abstractmethod
     def samples(self, *, crop_scale: float) -> SampleMaker:
         """Say how an image becomes a sample.

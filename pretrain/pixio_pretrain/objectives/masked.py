@@ -27,6 +27,7 @@ from pixio_pretrain.data.companions import Companion, accompany, check_companion
 from pixio_pretrain.data.samples import Batch, BatchMaker, SampleMaker
 from pixio_pretrain.data.source import Source
 from pixio_pretrain.objectives.base import EncoderConfig, Objective, ObjectiveConfig
+from pixio_pretrain.objectives.initial import take_over
 from pixio_pretrain.objectives.masking import (
     View,
     check_mask,
@@ -55,6 +56,8 @@ class PixioConfig(EncoderConfig, ObjectiveConfig):
         mask_block: Side of the hidden blocks, in patches; must divide the grid. 1 is MAE's masking.
         mask_ratio: Share of the blocks that is hidden.
         mirror: Flip half of the crops left to right.
+        initial_weights: What ``load_encoder`` reads, and whose weights the encoder begins with; the decoder begins
+            fresh, as all does for None. The sizes must be that encoder's, but for that of the images.
         visible_loss: Weight of a visible patch in the loss, where a hidden one has 1.
         companion: What comes with each image: "none"; a "later" one of the same camera; or that of another "camera" at
             the same moment.
@@ -69,6 +72,7 @@ class PixioConfig(EncoderConfig, ObjectiveConfig):
     mask_block: int = 4
     mask_ratio: float = 0.75
     mirror: bool = False
+    initial_weights: str | None = None
     visible_loss: float = 0.0
     companion: str = "none"
     companion_ratio: float = 0.95
@@ -159,6 +163,11 @@ class MaskedAutoencoder(Objective):
             nn.init.normal_(self.decoder_pos_embed, std=0.02, generator=generator)
         if self.config.companion != "none":
             nn.init.normal_(self.decoder_view_embed, std=0.02, generator=generator)
+
+    def begin(self) -> dict[str, str]:
+        """Take over ``config.initial_weights``; errors as for ``take_over``."""
+        name = self.config.initial_weights
+        return {} if name is None else {"initial_weights": take_over(self.vit, self.spec, name)}
 
     @property
     def image_size(self) -> int:
