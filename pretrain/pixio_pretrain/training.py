@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -90,8 +90,13 @@ def _fit(run: Run) -> None:
     began = time.monotonic() - run.elapsed
     gpus = [world.device] if world.device.type == "cuda" else []
     meter = _meter(run)
-    with _logs(run) as logs, _progress(run) as progress, termination() as asked, torch.random.fork_rng(gpus):
-        batches = iter(run.loader)
+    with (
+        _logs(run) as logs,
+        _progress(run) as progress,
+        termination() as asked,
+        torch.random.fork_rng(gpus),
+        closing(iter(run.loader)) as batches,  # an exception that somebody keeps would keep the workers, too
+    ):
         while run.step < config.steps:
             with meter.timing():
                 row = _train_step(run, batches)

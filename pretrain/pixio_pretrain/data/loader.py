@@ -1,7 +1,7 @@
 """Batches without end, from any source, that can be taken up again after any of them."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,7 +101,7 @@ class Loader:
         self._marks = [Mark() for _ in range(max(1, workers))]
         self._next = 0  # the lane, of those of this rank, that gives the next batch
 
-    def __iter__(self) -> Iterator[Loaded]:
+    def __iter__(self) -> Generator[Loaded]:
         """Give batches, from where the last one that was given out ends.
 
         Raises:

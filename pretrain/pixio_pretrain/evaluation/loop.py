@@ -1,8 +1,7 @@
 """The training loop of evaluations: epochs over labelled samples, resumable to the last bit."""
 
-import logging
-import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,21 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from pixio_pretrain.checkpoint import check_identity, checkpoints, load_checkpoint, read_facts, save_checkpoint
-from pixio_pretrain.config import LogConfig
 from pixio_pretrain.data.loader import outlive_termination
-from pixio_pretrain.distributed import World
 from pixio_pretrain.evaluation.chance import seeded
 from pixio_pretrain.evaluation.job import Job
-from pixio_pretrain.heap import keep_freed_memory
-from pixio_pretrain.logs import Logs
 from pixio_pretrain.optim import learning_rate
+from pixio_pretrain.walk import Walk
 from pixio_robot.errors import SettingError, UnknownNameError
-from pixio_robot.runs import termination
-
-logger = logging.getLogger(__name__)
 
 POWER = 0.9
 """Of the polynomial decay in Pixio's dense evaluations."""
@@ -150,41 +141,33 @@ def fit(
             f"task.recipe.batch_size={recipe.batch_size} is more than the {trainee.samples} training samples."
         )
     steps, module = recipe.epochs * per_epoch, trainee.module.to(job.device)
-    if job.device.type == "cpu":
-        keep_freed_memory()
-    gpus = [job.device] if job.device.type == "cuda" else []
-    with termination() as asked, torch.random.fork_rng(gpus):
-        optimizer = trainee.optimizer()
-        facts = _resume(module, optimizer, job, job.identity(data))
-        step, history = facts["step"], facts["history"]
-        batches = _batches(trainee, recipe, job, step)
-        with (
-            Logs(job.folder, LogConfig(trackers=[]), settings=facts["identity"], step=step) as logs,
-            tqdm(total=steps, initial=step, desc=job.folder.parent.name, unit="step") as progress,
-        ):
-            while step < steps:
-                rate = recipe.rate(step, steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group.get("scale", 1.0)
-                loss = _step(trainee, module, optimizer, next(batches), seed=(job.config.seed, step), job=job)
-                step += 1
-                progress.update()
-                epoch, rest = divmod(step, per_epoch)
-                if rest == 0:
-                    logs.write({"step": step, "epoch": epoch, "loss": loss, "lr": rate})
-                    progress.set_postfix(epoch=epoch, loss=f"{loss:.4f}", refresh=False)
-                    if measure and recipe.measure_every and epoch % recipe.measure_every == 0:
-                        module.eval()
-                        history.append({"epoch": epoch, **measure()})
-                stopping = asked.is_set() and step < steps
-                if rest == 0 or stopping:
-                    known = {"identity": facts["identity"], "step": step, "history": history}
-                    place, world = job.folder / "checkpoints", World(device=job.device)
-                    save_checkpoint(place, module, optimizer, step=step, facts=known, own={}, world=world)
-                if stopping:
-                    logger.warning("Terminated at step %d of %d; the same command goes on.", step, steps)
-                    raise SystemExit(128 + signal.SIGTERM)
-        module.eval()
+    optimizer, gpus = trainee.optimizer(), [job.device] if job.device.type == "cuda" else []
+    training = Walk(
+        job.folder,
+        module,
+        optimizer,
+        steps=steps,
+        identity=job.identity(data),
+        fresh={"history": []},
+        name=job.folder.parent.name,
+    )
+    history = training.known["history"]
+    with training, torch.random.fork_rng(gpus), closing(_batches(trainee, recipe, job, training.step)) as batches:
+        while training.goes_on:
+            rate = recipe.rate(training.step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("scale", 1.0)
+            seed = (job.config.seed, training.step)
+            loss = _step(trainee, module, optimizer, next(batches), seed=seed, job=job)
+            training.count()
+            if epoch_ends := training.at(per_epoch):
+                epoch = training.step // per_epoch
+                training.log({"epoch": epoch, "loss": loss, "lr": rate}, epoch=epoch, loss=f"{loss:.4f}")
+                if measure and recipe.measure_every and epoch % recipe.measure_every == 0:
+                    module.eval()
+                    history.append({"epoch": epoch, **measure()})
+            training.settle(save=epoch_ends, known={"history": history})
+    module.eval()
     return {"history": history, "best": _best(history)}
 
 
@@ -200,17 +183,6 @@ def _best(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
             "least_epoch": low["epoch"],
         }
     return found
-
-
-def _resume(module: nn.Module, optimizer: torch.optim.Optimizer, job: Job, identity: dict[str, Any]) -> dict[str, Any]:
-    found = checkpoints(job.folder / "checkpoints")
-    if not found:
-        return {"identity": identity, "step": 0, "history": []}
-    facts = read_facts(found[-1])
-    check_identity(facts["identity"], identity, job.folder)
-    load_checkpoint(found[-1], module, optimizer, rank=0)
-    logger.info("Resuming %s at step %d.", job.folder, facts["step"])
-    return facts
 
 
 def _step(
@@ -251,7 +223,7 @@ class _Samples(Dataset[Any]):
             return self.trainee.sample(place[1])
 
 
-def _batches(trainee: Trainee, recipe: Recipe, job: Job, step: int) -> Iterator[Any]:
+def _batches(trainee: Trainee, recipe: Recipe, job: Job, step: int) -> Generator[Any]:
     """Give batches from a step on; an epoch's last samples that fill no batch are left out."""
     seed, per_epoch = job.config.seed, trainee.samples // recipe.batch_size
 
@@ -270,7 +242,7 @@ def _batches(trainee: Trainee, recipe: Recipe, job: Job, step: int) -> Iterator[
         pin_memory=job.device.type == "cuda",
         worker_init_fn=outlive_termination,
     )
-    return iter(loader)
+    yield from loader
 
 
 class _Places:

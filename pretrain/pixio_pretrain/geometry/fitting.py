@@ -1,7 +1,5 @@
 """The training loop of whatever is small and learns from a frozen encoder: resumable to the last bit."""
 
-import logging
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,20 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from pixio_pretrain.checkpoint import check_identity, checkpoints, load_checkpoint, read_facts, save_checkpoint
-from pixio_pretrain.config import LogConfig
-from pixio_pretrain.distributed import World
 from pixio_pretrain.geometry.sets import Rows
-from pixio_pretrain.heap import keep_freed_memory
-from pixio_pretrain.logs import Logs
 from pixio_pretrain.optim import OptimizerConfig, learning_rate, make_optimizer
 from pixio_pretrain.precision import autocast, resolve
+from pixio_pretrain.walk import Walk
 from pixio_robot.errors import SettingError
-from pixio_robot.runs import alone, termination
-
-logger = logging.getLogger(__name__)
+from pixio_robot.runs import alone
 
 INCIDENTAL = ("device", "checkpoint_every", "log_every")
 """Settings that do not decide a result."""
@@ -96,10 +87,7 @@ def fit(task: Task, config: FitConfig, folder: Path, *, identity: dict[str, Any]
         SettingError: Another process trains there, or the loss is no longer finite.
         SystemExit: With 143, after SIGTERM.
     """
-    world = World(device=torch.device(config.device))
     identity = identity | {f"fit.{name}": value for name, value in asdict(config).items() if name not in INCIDENTAL}
-    if config.device == "cpu":
-        keep_freed_memory()
     refusal = SettingError(f"Another process trains in {folder}. Wait for it, or choose another folder.")
     with alone(folder / ".lock", refusal):
         module = task.module.to(config.device)
@@ -107,36 +95,23 @@ def fit(task: Task, config: FitConfig, folder: Path, *, identity: dict[str, Any]
             module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         settings = OptimizerConfig(base_lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.999))
         optimizer = make_optimizer(module, settings)
-        found = checkpoints(folder / "checkpoints")
-        step, spent = 0, 0.0
-        if found:
-            facts = read_facts(found[-1])
-            check_identity(facts["identity"], identity, folder)
-            load_checkpoint(found[-1], module, optimizer, rank=0)
-            step, spent = facts["step"], facts["cpu_s"]
-            logger.info("Resuming %s at step %d of %d.", folder, step, config.steps)
-        clock = _clock(spent)
-        with (
-            termination() as asked,
-            Logs(folder, LogConfig(trackers=[]), settings=identity, step=step) as logs,
-            tqdm(total=config.steps, initial=step, desc=folder.name, unit="step") as progress,
-        ):
-            while step < config.steps:
-                row = _step(task, module, optimizer, config, step)
-                step += 1
-                progress.update()
-                if step % config.log_every == 0 or step == config.steps:
-                    logs.write({"step": step, **row, "cpu_s": round(clock(), 1)})
-                    progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-                stopping = asked.is_set() and step < config.steps
-                if stopping or step % config.checkpoint_every == 0 or step == config.steps:
-                    done = {"identity": identity, "step": step, "cpu_s": clock()}
-                    save_checkpoint(
-                        folder / "checkpoints", module, optimizer, step=step, facts=done, own={}, world=world
-                    )
-                if stopping:
-                    logger.warning("Terminated at step %d of %d; the same command goes on.", step, config.steps)
-                    raise SystemExit(128 + signal.SIGTERM)
+        training = Walk(
+            folder,
+            module,
+            optimizer,
+            steps=config.steps,
+            identity=identity,
+            fresh={"cpu_s": 0.0},
+            name=folder.name,
+        )
+        with training:
+            clock = _clock(training.known["cpu_s"])
+            while training.goes_on:
+                row = _step(task, module, optimizer, config, training.step)
+                training.count()
+                if training.at(config.log_every):
+                    training.log({**row, "cpu_s": round(clock(), 1)}, loss=f"{row['loss']:.4f}")
+                training.settle(save=training.at(config.checkpoint_every), known={"cpu_s": clock()})
         module.eval()
         return clock()
 
