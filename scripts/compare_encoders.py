@@ -81,6 +81,7 @@ class Trial:
     truth: probe.Truth
     train: np.ndarray
     held_out: np.ndarray
+    episodes: int | None
     grid: int
     most_depth: int
 
@@ -88,10 +89,25 @@ class Trial:
     def digest(self) -> str:
         """Hash of frames, answers, split and sizes."""
         facts = [self.frames.describe(), len(self.held_out), self.grid, self.most_depth]
+        facts += [self.episodes] if self.episodes else []
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
         for array in (self.frames.episodes, self.held_out, *self.truth.world.values()):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+
+def few(frames: Frames, rows: np.ndarray, count: int) -> np.ndarray:
+    """Keep those of some rows that belong to the first episodes of each task, so many of them.
+
+    Raises:
+        DataError: There are fewer.
+    """
+    episodes = frames.episodes[rows]
+    tasks = np.zeros(len(rows), int) if frames.tasks is None else frames.tasks[rows]
+    by_task = [np.unique(episodes[tasks == task]) for task in np.unique(tasks)]
+    if not 1 <= count <= (most := min(map(len, by_task))):
+        raise DataError(f"--episodes {count}: there are {most} to learn from in the task that has fewest.")
+    return rows[np.isin(episodes, np.concatenate([one[:count] for one in by_task]))]
 
 
 def file_stem(arm: str, seed: int) -> str:
@@ -215,7 +231,7 @@ def write_results(folder: Path, trial: Trial, records: list[probe.ProbeRecord], 
         "# Encoders compared by linear probes",
         f"`{shlex.join(['scripts/compare_encoders.py', *sys.argv[1:]])}`",
         f"{datetime.now(UTC).date().isoformat()}, {machine_name(options.device)}, torch {torch.__version__}.",
-        f"{len(trial.frames)} frames, {len(trial.held_out)} of them held out in whole episodes. {READING}",
+        f"Learned from {len(trial.train)} frames, measured on {len(trial.held_out)} of other episodes. {READING}",
         f"Grid of averaged patches: {options.grid} x {options.grid}.",
         probe.to_markdown(comparison),
         *pictures,
@@ -237,6 +253,9 @@ def main() -> None:
         "--held-out", type=float, default=0.25, help="share of the episodes to measure on (default: 0.25)"
     )
     parser.add_argument(
+        "--episodes", type=int, help="episodes of each task to learn from, as of so many demonstrations (default: all)"
+    )
+    parser.add_argument(
         "--grid", type=int, default=4, help="side of the grid that positions are read from (default: 4)"
     )
     parser.add_argument(
@@ -253,8 +272,10 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     arms, frames = parse_arms(options.arms), open_frames(options.store)
     train, held_out = split_episodes(frames.episodes, options.held_out)
+    if options.episodes is not None:
+        train = few(frames, train, options.episodes)
     truth = probe.Truth.read(options.store)
-    sizes = {"grid": options.grid, "most_depth": options.depth_frames}
+    sizes = {"episodes": options.episodes, "grid": options.grid, "most_depth": options.depth_frames}
     trial = Trial(frames=frames, truth=truth, train=train, held_out=held_out, **sizes)
     records, candidates = [], list(list_candidates(arms, options))  # what cannot be read is found before all work
     for one in tqdm(candidates, desc="measure", unit="encoder"):

@@ -56,6 +56,12 @@ def test_encoders_are_compared_once_and_arms_can_be_added(tmp_path: Path) -> Non
     assert all((tmp_path / "out" / picture).is_file() for picture in re.findall(r"\]\((.*\.png)\)", page))
     assert "nan" not in page
 
+    few = ["--episodes", "3", "--folder", str(tmp_path / "few")]
+    run("compare_encoders", tmp_path / "set", pixio, *few)
+    assert "Learned from 6 frames, measured on 4 " in (tmp_path / "few" / "results.md").read_text()
+    answer = run("compare_encoders", tmp_path / "set", pixio, "--episodes", "7", *few[2:], fails=True)
+    assert "--episodes 7: there are 6 to learn from" in answer
+
     answer = run("compare_encoders", tmp_path / "set", pixio, "--grid", "2", *folder, fails=True)
     assert "is of another encoder or other frames" in answer
 
