@@ -52,8 +52,8 @@ def pooled(successes: ArrayLike) -> PooledRate:
         SettingError: No such table, or one seed only, which cannot tell how seeds differ.
     """
     table = _table(successes)
-    below, above = _reach(table, spread_of_mean([table])[1])
     rate = float(table.mean())
+    below, above = _reach(table, *spread_of_mean([table]))
     return _result([table], rate - below, rate + above)
 
 
@@ -79,16 +79,15 @@ def paired_pooled(a: ArrayLike, b: ArrayLike) -> PooledRate:
         return _result(arms, alone.low, alone.high)
     one, other = (spread_of_mean([table])[0] for table in arms)
     phi = float(np.clip((one + other - variance) / 2 / (one * other) ** 0.5, -1, 1)) if one * other else 0.0
-    (down, up), (down_other, up_other) = (_reach(table, quantile) for table in arms)
+    (down, up), (down_other, up_other) = _reach(arms[0], one, quantile), _reach(arms[1], other, quantile)
     low = difference - (max(down**2 + up_other**2 - 2 * phi * down * up_other, 0)) ** 0.5
     high = difference + (max(up**2 + down_other**2 - 2 * phi * up * down_other, 0)) ** 0.5
     return _result(arms, low, high)
 
 
-def _reach(table: NDArray[np.float64], quantile: float) -> tuple[float, float]:
-    """Say how far the limits of a rate lie below and above it, were Student's quantile this one."""
+def _reach(table: NDArray[np.float64], variance: float, quantile: float) -> tuple[float, float]:
+    """Say how far the limits of a rate lie below and above it, by its variance and Student's quantile."""
     rate, scenes = float(table.mean()), table.shape[1]
-    variance, _ = spread_of_mean([table])
     if variance == 0:  # nothing varies: what one seed's scenes say
         low, high = wilson(round(rate * scenes), scenes)
     else:

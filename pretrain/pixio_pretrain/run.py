@@ -109,9 +109,6 @@ class Run:
         return model.to(self.world.device).eval()
 
 
-BEGUN = ("initial_weights_sha256",)
-"""What a run's identity says of weights that it began with, and that it no longer needs when it is taken up again."""
-
 COUNTERS = ("step", "elapsed", "bad_steps", "bad_in_a_row")
 
 
@@ -136,7 +133,8 @@ def start(config: RunConfig, world: World) -> Run:
     begun = {} if found else model.begin()
     identity |= {f"{name}_sha256": value for name, value in (*model.origins.items(), *begun.items())}
     if found:
-        identity = {key: value for key, value in facts["identity"].items() if key in BEGUN} | identity
+        hashes = {key: value for key, value in facts["identity"].items() if key.endswith("_sha256")}
+        identity = hashes | identity  # weights that it began with are needed no more
         check_identity(facts["identity"], identity, folder_of(config))
     train, held_out = map(model.prepare, source.split(config.views.held_out))
     if curation:

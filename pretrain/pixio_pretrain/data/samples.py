@@ -19,4 +19,5 @@ SampleMaker = Callable[[Image.Image, np.random.Generator], Sample]
 have the second one as a third argument; see ``data.companions``."""
 
 BatchMaker = Callable[..., Batch]
-"""The same for a batch of images of one size, uint8 [b 3 h w], on whatever device they are, and the generator."""
+"""The same for a batch of images of one size, uint8 [b 3 h w], on whatever device they are, a generator and, as a third
+argument, the second ones of pairs."""
