@@ -20,7 +20,7 @@ SCENES = {"evaluation": seeds.EVALUATION, "development": seeds.DEVELOPMENT}
 READ_OUT = ("image_size", "classes", "patches", "grid", "standardize")
 """Options that random weights take over from the first arm, which they are the control of."""
 
-SIGHT_OPTIONS = (*READ_OUT, "train_encoder", "train_blocks", "lora_rank", "optimizer_lr_encoder")
+SIGHT_OPTIONS = (*READ_OUT, "train_encoder", "train_blocks", "lora_rank", "optimizer_lr_encoder", "use_amp")
 """Fields of a policy in which arms may differ; see ``PixioOptions``."""
 
 INCIDENTAL = ("folder", "tier", "note", "videos", "save_every", "workers", "threads", "device", "report_only", "worker")
