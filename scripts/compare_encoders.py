@@ -14,7 +14,8 @@ An arm is a name and its encoders, one per training seed; a run's folder stands 
 
 NAME@SIDE=PATH shows that arm the frames at SIDE pixels, rather than at the size that its encoder was trained at.
 Beside the arms stand the same sizes with random weights, as often as they were trained (or --draws), the bare pixels,
-and the mean of the training answers. The folder comes to hold records (one JSON object per line), predictions, pictures
+each thing's exact place in the picture (what is left for more scenes or cameras, however well an encoder sees), and the
+mean of the training answers. The folder comes to hold records (one JSON object per line), predictions, pictures
 and results.md, whose tables are computed from the records alone. An encoder that has been measured is not measured
 again, so a killed comparison continues, and arms can be added.
 """
@@ -43,6 +44,10 @@ from pixio_robot.drafts import write_whole
 from pixio_robot.errors import DataError, SettingError, told_on_one_line
 from pixio_robot.machine import machine_name
 
+PIXELS = "pixels"
+TAKEN = (PIXELS, probe.EXACT, probe.BASELINE)
+"""Arms that are always there."""
+
 TRAINING = ("steps", "batch_size", "seed")
 """Settings of a run that the table of encoders tells."""
 
@@ -59,11 +64,11 @@ READING = (
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One encoder of an arm, or a baseline without one."""
+    """One encoder of an arm, or a baseline without one; without a look it is told the exact places."""
 
     arm: str
     seed: int
-    look: probe.Look
+    look: probe.Look | None
     encoder: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -120,10 +125,10 @@ def parse_arms(words: list[str]) -> dict[str, list[Path]]:
     arms: dict[str, list[Path]] = {}
     for word in words:
         name, _, paths = word.partition("=")
-        if not name or not paths or name in arms or "/" in name or name in ("pixels", probe.BASELINE):
+        if not name or not paths or name in arms or "/" in name or name in TAKEN:
             raise SettingError(
                 f"{word!r}: an arm is NAME=PATH or NAME=PATH,PATH,PATH. Each name is given once, has no slash, and is "
-                f"none of pixels and {probe.BASELINE}, which are there anyway."
+                f"none of {', '.join(TAKEN)}, which are there anyway."
             )
         _, at, side = name.partition("@")
         if at and not side.isdecimal():
@@ -150,7 +155,8 @@ def list_candidates(arms: dict[str, list[Path]], options: argparse.Namespace) ->
             encoder = like.redrawn(seed).to(options.device)
             facts = {"weights": encoder.provenance["weights"]}
             yield candidate(f"random {tell_apart(spec, sizes)}", seed, encoder, facts, options)
-    yield Candidate(arm="pixels", seed=0, look=probe.PIXELS)
+    yield Candidate(arm=PIXELS, seed=0, look=probe.PIXELS)
+    yield Candidate(arm=probe.EXACT, seed=0, look=None)
     yield Candidate(arm=probe.BASELINE, seed=0, look=probe.NOTHING)
 
 
@@ -187,9 +193,11 @@ def measure(candidate: Candidate, trial: Trial, folder: Path) -> list[probe.Prob
         if {(record.encoder, record.store) for record in records} != {(candidate.encoder, trial.digest)}:
             raise DataError(f"{path} is of another encoder or other frames. Choose another folder, or remove the file.")
         return records
-    found = probe.probe_geometry(
-        candidate.look, trial.frames, trial.truth, trial.train, trial.held_out, most_depth=trial.most_depth
-    )
+    asked = trial.frames, trial.truth, trial.train, trial.held_out
+    if candidate.look is None:
+        found = probe.probe_exact(*asked)
+    else:
+        found = probe.probe_geometry(candidate.look, *asked, most_depth=trial.most_depth)
     facts = {"arm": candidate.arm, "seed": candidate.seed, "encoder": candidate.encoder, "store": trial.digest}
     records = [
         probe.ProbeRecord(**facts, training=candidate.training, measurement=measurement)

@@ -24,10 +24,11 @@ AXES = (("right", "#d1242f"), ("down", "#1a7f37"), ("forward", "#1f6feb"))
 
 def draw_depth(file: Path, frames: Frames, truth: Truth, camera: str, predictions: Predictions) -> None:
     """Draw held-out frames, their true depth, and what was read from each arm, in the same colours."""
-    rows = next(iter(predictions.values()))[f"{camera}/shown"].astype(int)
+    told = {arm: found for arm, found in predictions.items() if f"{camera}/depth" in found}
+    rows = next(iter(told.values()))[f"{camera}/shown"].astype(int)
     sky = truth.depth[rows] > FARTHEST
     low, high = np.quantile(truth.depth[rows][~sky], (0.01, 0.95))
-    maps = {"truth": truth.depth[rows], **{arm: found[f"{camera}/depth"] for arm, found in predictions.items()}}
+    maps = {"truth": truth.depth[rows], **{arm: found[f"{camera}/depth"] for arm, found in told.items()}}
     shown = {name: np.where(sky, np.nan, depth) for name, depth in maps.items()}
     figure, grid = _beside_frames(frames, rows, shown, room=0.4, vmin=low, vmax=high, cmap="turbo_r")
     figure.colorbar(grid[0, 1].images[0], ax=grid, label="metres; sky is white", shrink=0.6)

@@ -67,7 +67,7 @@ class ManipulationEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._shift = VisualShift(self.simulation, self.cameras, shift, split) if shift else None
         self._task = task
         self.max_episode_steps = self._max_episode_steps = max_episode_steps  # LeRobot reads the underscored one
-        self._steps, self._earned = 0, 0.0
+        self._steps, self._earned, self._passed = 0, 0.0, 0
         self.action_size = len(self.simulation.action_low)
         self.task, self.task_description = task.name, task.description  # LeRobot asks for both
         self.render_mode = "rgb_array"
@@ -107,7 +107,7 @@ class ManipulationEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         super().reset(seed=seed, options=options)
         if seed is None:
             seed = int(self.np_random.integers(2**31))
-        self._steps, self._earned = 0, 0.0
+        self._steps, self._earned, self._passed = 0, 0.0, 0
         self.simulation.reset(seed)
         if self._shift:
             self._shift.redraw(seed)
@@ -150,9 +150,16 @@ class ManipulationEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         """Take one action [a] without looking; give reward and success."""
         reward, success = self.simulation.step(action)
         self._steps, self._earned = self._steps + 1, self._earned + reward
+        self._passed = max(self._passed, self.simulation.passed())
         if self._task.target_reward is not None:
             success = self._earned >= self._task.target_reward * self._steps
         return reward, success
+
+    @property
+    def milestone(self) -> str | None:
+        """The furthest of the task's milestones that this episode passed, "" before the first; None if it has none."""
+        known = self._task.milestones
+        return ("", *known)[min(self._passed, len(known))] if known else None
 
     def observe(self) -> Observation:
         """Look through every camera, and at the state where that is asked for."""

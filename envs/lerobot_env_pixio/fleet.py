@@ -59,6 +59,7 @@ class Outcome:
         success: Whether the task was solved; None if the episode broke off.
         total_reward: Sum of the rewards.
         steps: Steps that were taken.
+        milestone: The furthest of the task's milestones that was passed; see ``EpisodeRecord``.
         error: Why it broke off.
         actions: What was done, float32 [t a]; None if it broke off.
     """
@@ -66,6 +67,7 @@ class Outcome:
     success: bool | None
     total_reward: float
     steps: int
+    milestone: str | None = None
     error: str | None = None
     actions: NDArray[np.float32] | None = None
 
@@ -218,6 +220,7 @@ class _Slot:
                 success=info["is_success"],
                 total_reward=self.total_reward,
                 steps=len(self.actions),
+                milestone=self.env.milestone,
                 actions=self.actions,
             )
         return observation

@@ -21,6 +21,8 @@ from lerobot_env_pixio.simulation import Ground
 
 _CORNER2_POSITION = (0.75, 0.075, 0.7)  # metres; where LeRobot puts it, closer to the table than Meta-World does
 _UPSIDE_DOWN = ("corner", "corner2", "corner3")
+_OBJECT = slice(4, 7)  # the object's place among what is observed
+_MOVED, _LIFTED = 0.02, 0.03  # metres; objects tilt and settle by less
 _HALF_TURN = np.array([0.0, 0.0, 0.0, 1.0])  # quaternion: 180 degrees about the optical axis
 
 
@@ -62,11 +64,17 @@ class MetaWorldSimulation:
         self._env.seed(seed)
         self._observation, _ = self._env.reset()
         self._expert = ENV_POLICY_MAP[self._task]()
+        self._start = self._observation[_OBJECT].copy()
 
     def step(self, action: NDArray[np.float32]) -> tuple[float, bool]:
         """Move the hand by up to 1 cm along x, y, z and drive the fingers (action [4]); give reward and success."""
         self._observation, reward, _, _, info = self._env.step(action)
         return float(reward), bool(info["success"])
+
+    def passed(self) -> int:
+        """Count milestones: 1 if the object is elsewhere than it started from, 2 if it is higher."""
+        way = self._observation[_OBJECT] - self._start
+        return 2 if way[2] > _LIFTED else int(np.linalg.norm(way) > _MOVED)
 
     def position(self) -> NDArray[np.float32]:
         """Give the hand's x, y, z in metres, and the gripper's opening from 0 to 1: [4]."""

@@ -31,6 +31,8 @@ class EpisodeRecord:
         versions: Versions of the packages that decide how an episode goes.
         error: Why the episode broke off: the simulator's fault and no failure of the policy. None if it did not.
         video: The file that shows it, or None.
+        milestone: The furthest of the task's milestones that was passed, "" before the first; None if the task has
+            none, the episode broke off, or the record is of before there were any.
     """
 
     suite: str
@@ -46,6 +48,7 @@ class EpisodeRecord:
     versions: dict[str, str]
     error: str | None = None
     video: str | None = None
+    milestone: str | None = None
 
 
 def write_records(path: str | Path, records: Iterable[EpisodeRecord]) -> None:

@@ -95,6 +95,7 @@ def rollout(
             success=played[seed].success,
             total_reward=played[seed].total_reward,
             steps=played[seed].steps,
+            milestone=played[seed].milestone,
             error=played[seed].error,
             video=films.get(seed),
         )

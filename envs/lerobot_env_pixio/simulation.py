@@ -63,6 +63,10 @@ class Simulation(Protocol):
         """Take one action [a]; give reward and success."""
         ...
 
+    def passed(self) -> int:
+        """Count how many of the task's milestones, the first ones, stand passed now."""
+        ...
+
     def position(self) -> NDArray[np.float32]:
         """Give what the robot knows of itself [a]."""
         ...

@@ -21,6 +21,8 @@ class Task:
         axes: How many numbers an action has, and a position.
         target_reward: None where a task can be solved, which ends the episode. Where it can only be done well all the
             time, the mean reward per step from which on an episode counts as a success when its time is up.
+        milestones: What lies on the way to success, in its order, as far as the suite tells: records say how far an
+            episode came.
     """
 
     suite: str
@@ -32,6 +34,7 @@ class Task:
     cameras: tuple[str, ...]
     axes: int
     target_reward: float | None = None
+    milestones: tuple[str, ...] = ()
 
     @property
     def gym_id(self) -> str:
@@ -102,6 +105,35 @@ _SLOW = {
 }
 """Time limits where the expert needs longer than elsewhere, in steps."""
 
+_LIFTED = (
+    "assembly-v3",
+    "basketball-v3",
+    "bin-picking-v3",
+    "disassemble-v3",
+    "peg-insert-side-v3",
+    "pick-out-of-hole-v3",
+    "pick-place-v3",
+    "pick-place-wall-v3",
+    "shelf-place-v3",
+    "stick-pull-v3",
+)
+_MOVED = (
+    "coffee-pull-v3",
+    "coffee-push-v3",
+    "peg-unplug-side-v3",
+    "plate-slide-back-side-v3",
+    "plate-slide-back-v3",
+    "plate-slide-side-v3",
+    "plate-slide-v3",
+    "push-back-v3",
+    "push-v3",
+    "push-wall-v3",
+    "soccer-v3",
+    "sweep-into-v3",
+)
+_MILESTONES = dict.fromkeys(_LIFTED, ("moved", "lifted")) | dict.fromkeys(_MOVED, ("moved",))
+"""What happens to the object on the way, where it lies still by itself and its place is observed."""
+
 _ADROIT = {
     "door": ("Unlatch the door and pull it open", 28),
     "hammer": ("Take the hammer and drive the nail into the board", 26),
@@ -122,9 +154,13 @@ _CONTROL_SUITE = {
 """Sentence, steps per second, camera, how many joints, target reward."""
 
 _ALOHA = {
-    "insertion": "Insert the peg into the socket",
-    "transfer-cube": "Pick up the cube with the right arm and hand it over to the left",
+    "insertion": ("Insert the peg into the socket", ("touched", "lifted", "peg at the socket")),
+    "transfer-cube": (
+        "Pick up the cube with the right arm and hand it over to the left",
+        ("touched", "lifted", "met by the left hand"),
+    ),
 }
+"""Sentence, and what the library's rewards of 1, 2 and 3 stand for."""
 
 TASKS: dict[str, dict[str, Task]] = {
     "metaworld": {
@@ -137,6 +173,7 @@ TASKS: dict[str, dict[str, Task]] = {
             fps=80,
             cameras=("corner2", "gripperPOV"),
             axes=4,
+            milestones=_MILESTONES.get(name, ()),
         )
         for name, description in _META_WORLD.items()
     },
@@ -177,8 +214,9 @@ TASKS: dict[str, dict[str, Task]] = {
             fps=50,
             cameras=("top", "left_wrist", "right_wrist"),
             axes=14,
+            milestones=milestones,
         )
-        for name, description in _ALOHA.items()
+        for name, (description, milestones) in _ALOHA.items()
     },
 }
 """Suite, then task name, to the task."""

@@ -1,7 +1,7 @@
 """The page's figures."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from benchmark.estimates import Estimate, over_tasks
 from benchmark.looks import Looks
 from benchmark.results import Panel
+
+SUCCESS = "#2da44e"
 
 
 def rates_svg(panel: Panel, looks: Looks) -> str:
@@ -23,6 +25,34 @@ def rates_svg(panel: Panel, looks: Looks) -> str:
             _draw(axis, height, found, looks[arm].color, hollow=number > 0)
     _label(axis, [looks[arm].label for arm in arms], "success on held-out scenes, %", limits=(-2, 102))
     return _to_svg(figure)
+
+
+def ends_svg(panel: Panel, looks: Looks) -> str:
+    """Every arm's episodes as one bar per condition: successes, then failures by how far they came."""
+    arms = [arm for arm in panel.cells if all(scores[arm].ends for scores in panel.scores.values())]
+    if not arms or not panel.scores:
+        return ""
+    figure = Figure(figsize=(8, 0.36 * len(arms) + 1.3), layout="constrained")
+    axes = figure.subplots(1, len(panel.scores), sharey=True, squeeze=False)[0]
+    for axis, (condition, scores) in zip(axes, panel.scores.items(), strict=True):
+        _stack(axis, [scores[arm].ends for arm in reversed(arms)])
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set(title=f"{condition} scenes", xlabel="episodes, %", xlim=(0, 100))
+    axes[0].set_yticks(range(len(arms)), [looks[arm].label for arm in reversed(arms)])
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+    return _to_svg(figure)
+
+
+def _stack(axis: Axes, rows: Sequence[Mapping[str, int]]) -> None:
+    names = list(rows[0])
+    failures = [str(0.35 + 0.5 * number / max(1, len(names) - 2)) for number in range(len(names) - 1)]  # greys
+    for row, ends in enumerate(rows):
+        left, total = 0.0, sum(ends.values())
+        for (name, count), color in zip(ends.items(), [SUCCESS, *failures], strict=True):
+            width = 100 * count / total
+            axis.barh(row, width, left=left, height=0.7, color=color, label=None if row else name)
+            left += width
 
 
 def differences_svg(panels: Sequence[Panel], condition: str, arms: tuple[str, str]) -> str:

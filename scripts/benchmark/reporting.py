@@ -12,7 +12,7 @@ import jinja2
 import rich
 
 from benchmark.cells import PATCHES, PRETRAINING, count_done, plan_cells
-from benchmark.figures import differences_svg, losses_svg, rates_svg
+from benchmark.figures import differences_svg, ends_svg, losses_svg, rates_svg
 from benchmark.looks import Looks, find_looks
 from benchmark.results import FilledCell, Panel, make_panels
 from benchmark.settings import CLEAN, CONTROLS, Benchmark, counted, task_name
@@ -165,8 +165,8 @@ def _pictures(panel: Panel, looks: Looks) -> dict[str, Any]:
         for arm, cells in panel.cells.items()
         if (path := cells[0].home / PATCHES).is_file()
     ]
-    rates = rates_svg(panel, looks) if panel.scores else ""
-    return {"rates_svg": rates, "losses_svg": losses_svg(panel, looks), "films": films, "patches": patches}
+    drawn = {"rates_svg": rates_svg(panel, looks) if panel.scores else "", "ends_svg": ends_svg(panel, looks)}
+    return drawn | {"losses_svg": losses_svg(panel, looks), "films": films, "patches": patches}
 
 
 def _pretraining(panels: Sequence[Panel], looks: Looks) -> list[dict[str, str]]:

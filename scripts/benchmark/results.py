@@ -34,12 +34,14 @@ class Score:
         rate: Over seeds and scenes.
         against: The difference to other arms, paired over scenes; by the other arm's name.
         p_values: Exact McNemar test against the same arms, one per training seed that both have.
+        ends: How many episodes of all seeds succeeded, or else how far they came; see ``count_ends``.
     """
 
     successes: Table
     rate: Estimate
     against: Mapping[str, Estimate]
     p_values: Mapping[str, Sequence[float]]
+    ends: Mapping[str, int]
 
     @property
     def counts(self) -> str:
@@ -173,15 +175,44 @@ def make_panel(
         task=task,
         policy=policy,
         cells=cells,
-        scores={name: {arm: _score(arm, table, references, cells) for arm in table} for name, table in tables.items()},
+        scores={
+            name: {
+                arm: _score(arm, table, references, cells, count_ends(task, _played(cells[arm], name, scenes)))
+                for arm in table
+            }
+            for name, table in tables.items()
+        },
         kept={name: _kept(clean, table, references[0]) for name, table in shifted.items()},
         scenes=len(scenes),
         notes=notes,
     )
 
 
+def count_ends(task: Task, records: Sequence[EpisodeRecord]) -> dict[str, int]:
+    """Count episodes that succeeded and, of those that failed, how far they came: the furthest first.
+
+    Empty if the task has no milestones, or some record is of before there were any.
+    """
+    if not task.milestones or any(record.milestone is None for record in records):
+        return {}
+    names = {"": f"failed, not {task.milestones[0]}"} | {name: f"failed, {name}" for name in task.milestones}
+    ends = dict.fromkeys(["success", *reversed(names.values())], 0)
+    for record in records:
+        ends["success" if record.success else names[str(record.milestone)]] += 1
+    return ends
+
+
+def _played(cells: Sequence[FilledCell], condition: str, scenes: Sequence[int]) -> list[EpisodeRecord]:
+    wanted = set(scenes)
+    return [record for one in cells for record in one.records[condition] if record.env_seed in wanted]
+
+
 def _score(
-    arm: str, tables: Mapping[str, Table], references: Sequence[str], cells: Mapping[str, Sequence[FilledCell]]
+    arm: str,
+    tables: Mapping[str, Table],
+    references: Sequence[str],
+    cells: Mapping[str, Sequence[FilledCell]],
+    ends: Mapping[str, int],
 ) -> Score:
     mine = dict(zip((one.cell.seed for one in cells[arm]), tables[arm], strict=True))
     against, p_values = {}, {}
@@ -192,7 +223,7 @@ def _score(
         theirs = dict(zip((one.cell.seed for one in cells[other]), tables[other], strict=True))
         both = [seed for seed in mine if seed in theirs]
         p_values[other] = [paired(mine[seed].tolist(), theirs[seed].tolist()).p_value for seed in both]
-    return Score(successes=tables[arm], rate=rate_of(tables[arm]), against=against, p_values=p_values)
+    return Score(successes=tables[arm], rate=rate_of(tables[arm]), against=against, p_values=p_values, ends=ends)
 
 
 def _successes(records: Sequence[EpisodeRecord], scenes: Sequence[int]) -> list[bool]:

@@ -58,7 +58,7 @@ def points(found: Estimate | None) -> str:
 
 
 def score_grids(panel: Panel, looks: Looks, first: str) -> list[Grid]:
-    """One table per condition, and one of what is kept under the shifts."""
+    """Two tables per condition, rates and how far episodes came, and one of what is kept under the shifts."""
     references = [name for name in (first, "random") if name in panel.cells]
     grids = []
     for condition, scores in panel.scores.items():
@@ -76,6 +76,12 @@ def score_grids(panel: Panel, looks: Looks, first: str) -> list[Grid]:
         columns = ["arm", "successes", "by training seed", "rate, 95 %", *(f"less {name}" for name in references)]
         columns += [f"McNemar p against {name}, by seed" for name in references[-1:]]
         grids.append(Grid(title=f"{condition.capitalize()} scenes", columns=columns, rows=rows))
+    for condition, scores in panel.scores.items():
+        told = {looks[arm].label: score.ends for arm, score in scores.items() if score.ends}
+        if told:
+            columns = ["arm", *next(iter(told.values()))]
+            rows = [[label, *map(str, ends.values())] for label, ends in told.items()]
+            grids.append(Grid(title=f"How far episodes came, {condition} scenes", columns=columns, rows=rows))
     if panel.kept:
         rows = [[looks[arm].label] for arm in panel.cells]
         for row, arm in zip(rows, panel.cells, strict=True):

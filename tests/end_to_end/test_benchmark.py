@@ -8,6 +8,8 @@ import shlex
 import sys
 from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -391,6 +393,24 @@ def test_the_report_draws_every_encoder_against_the_first(make_config: Any) -> N
     html = page.read_text()
     for drawn in ("pixio less random", "mae less pixio", "cnn less pixio"):
         assert f"{drawn}, clean scenes" in html
+
+
+def test_the_report_tells_how_far_failures_came_if_all_records_do(make_config: Any) -> None:
+    config = make_config(tasks=["metaworld/pick-place-v3"], arms={"pixio": "shipped:pixio_vitt16"}, seeds=[0])
+    fill(config, rates=RATES)
+    page = reporting.write_report(config, command="")
+    assert page is not None
+    assert "How far episodes came" not in page.read_text()
+    for cell in plan_cells(config):
+        for path in cell_folder(config.folder, cell).glob("records_*.jsonl"):
+            ways = cycle(["", "lifted", "moved", "lifted"])
+            write_records(path, [replace(one, milestone=next(ways)) for one in read_records(path)])
+    assert reporting.write_report(config, command="") == page
+    text = (page.parent / "results.md").read_text()
+    assert "**How far episodes came, clean scenes**" in text
+    assert "| arm | success | failed, lifted | failed, moved | failed, not moved |" in text
+    assert "| Blind: its own pose only | 0 | 10 | 5 | 5 |" in text
+    assert page.read_text().count("How far episodes came. A failure") == 1
 
 
 def test_a_report_of_less_is_written_and_one_of_other_settings_is_not(make_config: Any, tmp_path: Path) -> None:

@@ -10,13 +10,15 @@ from lerobot_env_pixio.expert_table import measure_experts, write_table
 def succeed(simulation: Any, seed: int) -> tuple[int, int, float]:
     """Play the expert: steps to the library's full reward and to our success, and the seconds between."""
     simulation.reset(seed)
-    touched = None
+    touched, passed = None, {0}
     for step in range(500):
         reward, success = simulation.step(simulation.expert_action())
+        passed.add(simulation.passed())
         if reward == 4 and touched is None:
             touched = step
         if success:
             assert touched is not None
+            assert {0, 1, 2} < passed  # milestones, one after the other
             return touched, step, (step - touched) / 50
     raise AssertionError("the expert failed")
 

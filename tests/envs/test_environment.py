@@ -32,6 +32,35 @@ def test_the_table_of_tasks_is_metaworlds() -> None:
     assert list(TASKS["metaworld"]) == sorted(ALL_V3_ENVIRONMENTS)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("pick-place-v3", "push-v3") else pytest.mark.slow)
+        for name, task in TASKS["metaworld"].items()
+        if task.milestones
+    ],
+)
+def test_an_expert_passes_the_milestones_in_their_order_and_a_robot_at_rest_none(name: str) -> None:
+    env = make_env("metaworld", name, size=16)
+    env.simulation.reset(3)
+    for _ in range(60):
+        env.act(env.simulation.rest)
+    assert env.milestone == ""
+    told, success = [env.milestone], False
+    while not success:
+        _, success = env.act(env.simulation.expert_action())
+        told.append(env.milestone)
+    assert list(dict.fromkeys(told)) == ["", *TASKS["metaworld"][name].milestones]
+    env.reset(seed=4)
+    assert env.milestone == ""
+
+
+def test_a_task_without_milestones_says_so() -> None:
+    env = make_env("metaworld", "button-press-topdown", size=16)
+    env.reset(seed=0)
+    assert env.milestone is None
+
+
 def test_gymnasium_accepts_the_environment(env: ManipulationEnv) -> None:
     check_env(env, skip_render_check=True)
 

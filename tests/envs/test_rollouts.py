@@ -150,6 +150,17 @@ def stand(observation: Observation) -> np.ndarray:
     return np.zeros((len(observation["agent_pos"]), 2, 4))
 
 
+def test_records_say_how_far_an_episode_came(tmp_path: Path) -> None:
+    lift = partial(make_env, "metaworld", "pick-place", size=16, max_episode_steps=4)
+    (played,) = rollout(stand, lift, seeds=[7])
+    assert (played.success, played.milestone) == (False, "")
+    press = partial(make_env, "metaworld", "button-press", size=16, max_episode_steps=4)
+    (unsaid,) = rollout(stand, press, seeds=[7])
+    assert unsaid.milestone is None
+    write_records(tmp_path / "records.jsonl", [played, unsaid])
+    assert read_records(tmp_path / "records.jsonl") == [played, unsaid]
+
+
 def test_what_the_environment_does_wrong_is_no_failure_of_the_policy(faulty: ModuleType) -> None:
     records = rollout(stand, faulty.make, seeds=range(6), workers=2, slots=4, patience=5)
     errors = {record.env_seed: record.error for record in records if record.error}

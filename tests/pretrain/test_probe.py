@@ -175,6 +175,23 @@ def test_who_sees_the_answers_reads_them_and_who_sees_nothing_answers_the_mean(t
     assert oracle.predictions["left/features"].shape == (6, CELLS, CELLS, 3)
 
 
+def test_the_exact_place_tells_all_but_how_far_along_the_ray(trial: Trial) -> None:
+    frames, truth, train, held_out = trial
+    found = probe.probe_exact(frames, truth, train, held_out)
+    assert {one.features for one in found.measurements} == {"grid", "fine grid"}
+    assert {one.target for one in found.measurements} == {"hand", "object"}
+    assert max(max(one.values) for one in found.measurements) < 1e-3  # all stand one metre before the camera
+
+    eye, far = truth.cam2world[:, :3, 3], np.random.default_rng(0).uniform(1, 3, size=(len(frames), 1))
+    world = {name: (eye + far * (place - eye)).astype(np.float32) for name, place in truth.world.items()}
+    deep = replace(truth, world=world)
+    rows = np.arange(len(frames))
+    np.testing.assert_allclose(deep.place("object", rows), truth.place("object", rows), atol=1e-4)
+    found = probe.probe_exact(frames, deep, train, held_out)
+    off = np.mean([one.values for one in found.measurements if one.metric == "distance" and one.task == "push"])
+    assert 0.3 < off < 0.9  # metres, of a distance that is anywhere from 1 to 3 and rather 2
+
+
 def test_a_camera_that_holds_the_hand_is_not_asked_for_it(trial: Trial) -> None:
     frames, truth, *rows = trial
     held = truth.world["hand"].copy()

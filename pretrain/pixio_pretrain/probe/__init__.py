@@ -6,15 +6,16 @@ fits read-outs (``ridge``, ``depth``, ``keypoints``) to the ``truth`` beside a f
 run's model card. ``evaluation.simulator`` takes ``ridge``, ``depth``, ``labels`` and ``resampling``.
 """
 
-from pixio_pretrain.probe.geometry import GeometryProbe, Measurement, probe_geometry
+from pixio_pretrain.probe.geometry import GeometryProbe, Measurement, probe_exact, probe_geometry
 from pixio_pretrain.probe.looks import NOTHING, PIXELS, Look
 from pixio_pretrain.probe.records import ProbeRecord, read_records, write_records
-from pixio_pretrain.probe.table import BASELINE, Comparison, to_markdown
+from pixio_pretrain.probe.table import BASELINE, EXACT, Comparison, to_markdown
 from pixio_pretrain.probe.task import ProbeResult, class_features, probe_task
 from pixio_pretrain.probe.truth import Truth
 
 __all__ = [
     "BASELINE",
+    "EXACT",
     "NOTHING",
     "PIXELS",
     "Comparison",
@@ -25,6 +26,7 @@ __all__ = [
     "ProbeResult",
     "Truth",
     "class_features",
+    "probe_exact",
     "probe_geometry",
     "probe_task",
     "read_records",

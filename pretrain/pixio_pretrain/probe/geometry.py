@@ -128,6 +128,54 @@ def probe_geometry(
     return found
 
 
+def probe_exact(frames: Frames, truth: Truth, train: Rows, held_out: Rows) -> GeometryProbe:
+    """Read positions from the exact places of hand, object and goal in the picture, each from its own two numbers.
+
+    What a perfect eye leaves to learn: where one camera's picture and so many scenes end, whatever the encoder.
+
+    Args:
+        frames: Frames that know their tasks.
+        truth: The answers, for the same rows.
+        train: Rows to fit on.
+        held_out: Rows to measure on, of other episodes.
+    """
+    assert frames.tasks is not None, "probe_geometry is asked first"
+    found = GeometryProbe()
+    for number, camera in enumerate(truth.cameras):
+        rows = [kind[truth.camera[kind] == number] for kind in (train, held_out)]
+        for task in np.unique(frames.tasks[rows[1]]):
+            fitted, asked = (kind[frames.tasks[kind] == task] for kind in rows)
+            for target in truth.world:
+                places = tuple(torch.from_numpy(truth.place(target, kind)) for kind in (fitted, asked))
+                facts = {"camera": camera, "task": frames.task_names[int(task)], "target": target}
+                for features in ("grid", "fine grid"):  # beside which it stands in the tables
+                    _measure(found, facts | {"features": features}, places, frames, truth, fitted, asked)
+    return found
+
+
+def _measure(
+    found: GeometryProbe,
+    facts: dict[str, str],
+    features: tuple[Tensor, ...],
+    frames: Frames,
+    truth: Truth,
+    train: Rows,
+    held_out: Rows,
+) -> None:
+    """Fit to the features of training frames, and note how far off the position of held-out ones is."""
+    camera, task, target = facts["camera"], facts["task"], facts["target"]
+    answers = torch.from_numpy(truth.position(target, train))
+    if answers.std(dim=0).norm() < STILL:
+        return  # a camera on the hand always has the hand at the same place
+    read_out = fit_best(features[0], answers, frames.episodes[train])
+    predicted = read_out(features[1])
+    squared = (predicted - torch.from_numpy(truth.position(target, held_out))).square().sum(dim=1)
+    errors = {"distance": squared.sqrt(), "squared distance": squared}
+    found.add(errors, frames.episodes[held_out], ridge=read_out.ridge, **facts)
+    if facts["features"] == "grid":
+        found.predictions[f"{camera}/{task}/{target}"] = predicted.numpy()
+
+
 @dataclass(frozen=True, slots=True)
 class _CameraProbe:
     """One look, at the frames of one camera."""
@@ -176,19 +224,10 @@ class _CameraProbe:
     def measure_positions(
         self, facts: dict[str, str], features: tuple[Tensor, Tensor], train: Rows, held_out: Rows
     ) -> None:
-        """Fit to the features of training frames, and note how far off the positions of held-out ones are."""
+        """Read every position from these features."""
         for target in self.truth.world:
-            answers = torch.from_numpy(self.truth.position(target, train))
-            if answers.std(dim=0).norm() < STILL:
-                continue  # a camera on the hand always has the hand at the same place
-            read_out = fit_best(features[0], answers, self.frames.episodes[train])
-            predicted = read_out(features[1])
-            squared = (predicted - torch.from_numpy(self.truth.position(target, held_out))).square().sum(dim=1)
-            errors = {"distance": squared.sqrt(), "squared distance": squared}
             where = {"camera": self.camera, "target": target, **facts}
-            self.found.add(errors, self.frames.episodes[held_out], ridge=read_out.ridge, **where)
-            if facts["features"] == "grid":
-                self.found.predictions[f"{self.camera}/{facts['task']}/{target}"] = predicted.numpy()
+            _measure(self.found, where, features, self.frames, self.truth, train, held_out)
 
 
 def _spread(rows: Rows, most: int) -> Rows:

@@ -65,3 +65,11 @@ class Truth:
         """
         rotation, origin = self.cam2world[rows, :3, :3], self.cam2world[rows, :3, 3]
         return np.einsum("nij,ni->nj", rotation, self.world[name][rows] - origin)
+
+    def place(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Give places [m 2] in the picture: to the right and down of its middle, as shares of the focal length.
+
+        What is behind the camera, or more than 45 degrees off its axis, is at the edge: at 1 or -1.
+        """
+        position = self.position(name, rows)
+        return np.clip(position[:, :2] / np.maximum(position[:, 2:], 1e-6), -1, 1)
