@@ -14,10 +14,10 @@ An arm is a name and its encoders, one per training seed; a run's folder stands 
 
 NAME@SIDE=PATH shows that arm the frames at SIDE pixels, rather than at the size that its encoder was trained at.
 Beside the arms stand the same sizes with random weights, as often as they were trained (or --draws), the bare pixels,
-each thing's exact place in the picture (what is left for more scenes or cameras, however well an encoder sees), and the
-mean of the training answers. The folder comes to hold records (one JSON object per line), predictions, pictures
-and results.md, whose tables are computed from the records alone. An encoder that has been measured is not measured
-again, so a killed comparison continues, and arms can be added.
+the places of 64 colours, each thing's exact place in the picture (what is left for more scenes or cameras, however well
+an encoder sees), and the mean of the training answers. The folder comes to hold records (one JSON object per line),
+predictions, pictures and results.md, whose tables are computed from the records alone. An encoder that has been
+measured is not measured again, so a killed comparison continues, and arms can be added.
 """
 
 import argparse
@@ -45,7 +45,8 @@ from pixio_robot.errors import DataError, SettingError, told_on_one_line
 from pixio_robot.machine import machine_name
 
 PIXELS = "pixels"
-TAKEN = (PIXELS, probe.EXACT, probe.BASELINE)
+TOLD = {"colours": probe.color_places, "exact place": probe.exact_places}
+TAKEN = (PIXELS, *TOLD, probe.BASELINE)
 """Arms that are always there."""
 
 TRAINING = ("steps", "batch_size", "seed")
@@ -64,7 +65,7 @@ READING = (
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One encoder of an arm, or a baseline without one; without a look it is told the exact places."""
+    """One encoder of an arm, or a baseline without one."""
 
     arm: str
     seed: int
@@ -156,7 +157,7 @@ def list_candidates(arms: dict[str, list[Path]], options: argparse.Namespace) ->
             facts = {"weights": encoder.provenance["weights"]}
             yield candidate(f"random {tell_apart(spec, sizes)}", seed, encoder, facts, options)
     yield Candidate(arm=PIXELS, seed=0, look=probe.PIXELS)
-    yield Candidate(arm=probe.EXACT, seed=0, look=None)
+    yield from (Candidate(arm=name, seed=0, look=None) for name in TOLD)
     yield Candidate(arm=probe.BASELINE, seed=0, look=probe.NOTHING)
 
 
@@ -194,10 +195,10 @@ def measure(candidate: Candidate, trial: Trial, folder: Path) -> list[probe.Prob
             raise DataError(f"{path} is of another encoder or other frames. Choose another folder, or remove the file.")
         return records
     asked = trial.frames, trial.truth, trial.train, trial.held_out
-    if candidate.look is None:
-        found = probe.probe_exact(*asked)
-    else:
+    if candidate.look:
         found = probe.probe_geometry(candidate.look, *asked, most_depth=trial.most_depth)
+    else:
+        found = probe.probe_told(TOLD[candidate.arm], *asked)
     facts = {"arm": candidate.arm, "seed": candidate.seed, "encoder": candidate.encoder, "store": trial.digest}
     records = [
         probe.ProbeRecord(**facts, training=candidate.training, measurement=measurement)

@@ -17,10 +17,13 @@ from pixio_pretrain.probe.depth import depth_errors
 from pixio_pretrain.probe.resampling import interval, resampled_means
 from pixio_pretrain.probe.ridge import RIDGES, fit, fit_best
 from pixio_pretrain.probe.table import POSITIONS
+from pixio_pretrain.probe.told import SIDE as PALETTE_SIDE
+from pixio_pretrain.probe.told import Palette
 from pixio_robot import Tokens, create_encoder
 from pixio_robot.errors import DataError, SettingError
 
 EPISODES, SIDE, CELLS = 60, 32, 8
+SIDE_PIXELS = PALETTE_SIDE**2
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +180,7 @@ def test_who_sees_the_answers_reads_them_and_who_sees_nothing_answers_the_mean(t
 
 def test_the_exact_place_tells_all_but_how_far_along_the_ray(trial: Trial) -> None:
     frames, truth, train, held_out = trial
-    found = probe.probe_exact(frames, truth, train, held_out)
+    found = probe.probe_told(probe.exact_places, frames, truth, train, held_out)
     assert {one.features for one in found.measurements} == {"grid", "fine grid"}
     assert {one.target for one in found.measurements} == {"hand", "object"}
     assert max(max(one.values) for one in found.measurements) < 1e-3  # all stand one metre before the camera
@@ -187,9 +190,24 @@ def test_the_exact_place_tells_all_but_how_far_along_the_ray(trial: Trial) -> No
     deep = replace(truth, world=world)
     rows = np.arange(len(frames))
     np.testing.assert_allclose(deep.place("object", rows), truth.place("object", rows), atol=1e-4)
-    found = probe.probe_exact(frames, deep, train, held_out)
+    found = probe.probe_told(probe.exact_places, frames, deep, train, held_out)
     off = np.mean([one.values for one in found.measurements if one.metric == "distance" and one.task == "push"])
     assert 0.3 < off < 0.9  # metres, of a distance that is anywhere from 1 to 3 and rather 2
+
+
+def test_colours_are_found_where_they_are_and_count_what_there_is_of_them(trial: Trial) -> None:
+    frames, truth, train, held_out = trial
+    found = probe.probe_told(probe.color_places, frames, truth, train, held_out)
+    off = [one.values for one in found.measurements if one.metric == "distance" and one.features == "grid"]
+    nothing = probe.probe_geometry(probe.NOTHING, frames, truth, train, held_out).measurements
+    blind = [one.values for one in nothing if one.metric == "distance" and one.features == "grid"]
+    assert np.mean(np.concatenate(off)) < 0.15 * np.mean(np.concatenate(blind))  # now and then, one hides the other
+
+    white = np.full((3, SIDE_PIXELS, 3), 255, np.uint8)
+    alike = Palette.learn(white)
+    assert torch.equal(alike(white), torch.zeros(3, 3))  # nothing comes or goes
+    assert alike(0 * white)[0, 2] == pytest.approx(np.log1p(SIDE_PIXELS))
+    assert alike(0 * white)[0, :2] == pytest.approx(0, abs=1e-4)
 
 
 def test_a_camera_that_holds_the_hand_is_not_asked_for_it(trial: Trial) -> None:

@@ -128,32 +128,7 @@ def probe_geometry(
     return found
 
 
-def probe_exact(frames: Frames, truth: Truth, train: Rows, held_out: Rows) -> GeometryProbe:
-    """Read positions from the exact places of hand, object and goal in the picture, each from its own two numbers.
-
-    What a perfect eye leaves to learn: where one camera's picture and so many scenes end, whatever the encoder.
-
-    Args:
-        frames: Frames that know their tasks.
-        truth: The answers, for the same rows.
-        train: Rows to fit on.
-        held_out: Rows to measure on, of other episodes.
-    """
-    assert frames.tasks is not None, "probe_geometry is asked first"
-    found = GeometryProbe()
-    for number, camera in enumerate(truth.cameras):
-        rows = [kind[truth.camera[kind] == number] for kind in (train, held_out)]
-        for task in np.unique(frames.tasks[rows[1]]):
-            fitted, asked = (kind[frames.tasks[kind] == task] for kind in rows)
-            for target in truth.world:
-                places = tuple(torch.from_numpy(truth.place(target, kind)) for kind in (fitted, asked))
-                facts = {"camera": camera, "task": frames.task_names[int(task)], "target": target}
-                for features in ("grid", "fine grid"):  # beside which it stands in the tables
-                    _measure(found, facts | {"features": features}, places, frames, truth, fitted, asked)
-    return found
-
-
-def _measure(
+def measure_position(
     found: GeometryProbe,
     facts: dict[str, str],
     features: tuple[Tensor, ...],
@@ -162,7 +137,17 @@ def _measure(
     train: Rows,
     held_out: Rows,
 ) -> None:
-    """Fit to the features of training frames, and note how far off the position of held-out ones is."""
+    """Fit a position to the features of training frames, and note how far off that of held-out ones is.
+
+    Args:
+        found: Where to note it.
+        facts: "camera", "task", "target" and "features" of the measurement.
+        features: Those of training frames [n f] and of held-out ones [m f].
+        frames: Frames that know their episodes.
+        truth: The answers, for the same rows.
+        train: Rows [n].
+        held_out: Rows [m].
+    """
     camera, task, target = facts["camera"], facts["task"], facts["target"]
     answers = torch.from_numpy(truth.position(target, train))
     if answers.std(dim=0).norm() < STILL:
@@ -227,7 +212,7 @@ class _CameraProbe:
         """Read every position from these features."""
         for target in self.truth.world:
             where = {"camera": self.camera, "target": target, **facts}
-            _measure(self.found, where, features, self.frames, self.truth, train, held_out)
+            measure_position(self.found, where, features, self.frames, self.truth, train, held_out)
 
 
 def _spread(rows: Rows, most: int) -> Rows:

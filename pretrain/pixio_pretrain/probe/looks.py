@@ -43,13 +43,8 @@ class Look:
     ) -> Iterator[tuple[NDArray[np.int64], Tokens]]:
         """Look at whole frames, a batch at a time: their rows, and their tokens in float32 on the CPU."""
         for chunk in np.array_split(rows, -(-len(rows) // batch_size)):
-            seen = self.see(torch.cat([self._read(frames, row) for row in chunk]))
+            seen = self.see(torch.cat([picture(frames, row, self.side) for row in chunk]))
             yield chunk, seen.map(lambda part: part.float().cpu())
-
-    def _read(self, frames: Frames, row: int) -> Tensor:
-        """Read a frame and resize it, since those of joined sources differ in size: uint8 [1 3 side side]."""
-        image = torch.from_numpy(np.array(frames.image(row))).permute(2, 0, 1)[None]
-        return resize(image, (self.side, self.side))
 
     def features(self, tokens: Tokens) -> dict[str, Tensor]:
         """Make vectors of tokens, by name, each [b f].
@@ -66,6 +61,12 @@ class Look:
         if tokens.classes.shape[1]:
             found["classes"] = tokens.classes.mean(dim=1)
         return found
+
+
+def picture(frames: Frames, row: int, side: int) -> Tensor:
+    """Read a frame and resize it, since those of joined sources differ in size: uint8 [1 3 side side]."""
+    image = torch.from_numpy(np.array(frames.image(row))).permute(2, 0, 1)[None]
+    return resize(image, (side, side))
 
 
 def _pixels(images: Tensor) -> Tokens:

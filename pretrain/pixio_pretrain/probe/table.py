@@ -15,8 +15,6 @@ from pixio_robot.errors import DataError
 
 BASELINE = "training mean"
 """The arm that looks at nothing: what R2 is measured against."""
-EXACT = "exact place"
-"""The arm that is told where in the picture each thing is."""
 
 
 @dataclass(frozen=True, slots=True)
