@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from filelock import FileLock
 from transformers import ResNetConfig, ResNetModel
 
+from benchmark.palette import PICTURES, colors_named, learn_palette
 from benchmark.settings import Benchmark
 from pixio_robot import Encoder, load_encoder
 from pixio_robot.foreign import wrap_model
@@ -44,15 +46,22 @@ class Sight:
         return self.options.get("train_encoder", "frozen") != "frozen"
 
 
-def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[int], torch.Tensor], shared: Path) -> Sight:
+class Pictures(Protocol):
+    """Gives some pictures of a task's demonstrations."""
+
+    def __call__(self, side: int, count: int, *, spread: bool) -> list[torch.Tensor]:
+        """Of each camera, so many, evenly spread or from the middle: uint8 [n 3 side side]."""
+        ...
+
+
+def open_sight(config: Benchmark, arm: str, seed: int, *, pictures: Pictures, shared: Path) -> Sight:
     """Give an arm its encoder, making it where it has to be made.
 
     Args:
         config: The settings.
         arm: An encoder's name among them, or a control.
         seed: Training seed, which random weights are drawn from.
-        frames: Gives some of the task's frames at so many pixels of a side, uint8 [n 3 side side], for the batch
-            statistics of a fresh CNN.
+        pictures: For the batch statistics of a fresh CNN, and for a palette.
         shared: The task's own folder, where the encoders that are made for it go.
 
     Raises:
@@ -66,13 +75,18 @@ def open_sight(config: Benchmark, arm: str, seed: int, *, frames: Callable[[int]
             return Sight(state=True)
         case "cnn":
             side = options["image_size"]
-            source = _made(shared / "encoders" / f"cnn-{seed}", lambda: draw_cnn(seed, frames(side)))
+            middle = partial(pictures, side, CALIBRATION, spread=False)
+            source = _made(shared / "encoders" / f"cnn-{seed}", lambda: draw_cnn(seed, torch.cat(middle())))
         case "random":
             first = next(iter(config.arms.values()))
             place = Path(config.folder) / "encoders" / f"random-{seed}"
             source = _made(place, lambda: load_encoder(first).redrawn(seed))
         case _:
             source = config.arms[arm]
+            if count := colors_named(source):
+                side = options.get("image_size", config.size)
+                spread = partial(pictures, side, PICTURES, spread=True)
+                source = _made(shared / "encoders" / f"colors-{count}-{side}", lambda: learn_palette(spread(), count))
     sight = Sight(encoder=load_encoder(source), source=source, options=options)
     if sight.encoder and not sight.trained:
         sight.encoder.to(getattr(torch, config.encoder_dtype))

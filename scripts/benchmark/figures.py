@@ -29,12 +29,13 @@ def rates_svg(panel: Panel, looks: Looks) -> str:
 
 def ends_svg(panel: Panel, looks: Looks) -> str:
     """Every arm's episodes as one bar per condition: successes, then failures by how far they came."""
-    arms = [arm for arm in panel.cells if all(scores[arm].ends for scores in panel.scores.values())]
-    if not arms or not panel.scores:
+    told = {condition: scores for condition, scores in panel.scores.items() if any(one.ends for one in scores.values())}
+    arms = [arm for arm in panel.cells if all(scores[arm].ends for scores in told.values())]
+    if not arms or not told:
         return ""
     figure = Figure(figsize=(8, 0.36 * len(arms) + 1.3), layout="constrained")
-    axes = figure.subplots(1, len(panel.scores), sharey=True, squeeze=False)[0]
-    for axis, (condition, scores) in zip(axes, panel.scores.items(), strict=True):
+    axes = figure.subplots(1, len(told), sharey=True, squeeze=False)[0]
+    for axis, (condition, scores) in zip(axes, told.items(), strict=True):
         _stack(axis, [scores[arm].ends for arm in reversed(arms)])
         axis.spines[["top", "right"]].set_visible(False)
         axis.set(title=f"{condition} scenes", xlabel="episodes, %", xlim=(0, 100))

@@ -15,7 +15,7 @@ from filelock import FileLock
 from lerobot.utils.constants import ACTION, PRETRAINED_MODEL_DIR
 
 from benchmark.acting import open_actor
-from benchmark.arms import CALIBRATION, Sight, open_sight
+from benchmark.arms import Sight, open_sight
 from benchmark.cells import PATCHES, PRETRAINING, Cell, finish
 from benchmark.pictures import copy_picture, draw_patches
 from benchmark.recipes import configure, soften
@@ -96,13 +96,15 @@ def fill_cell(cell: Cell, home: Path, *, config: Benchmark) -> None:
 
 
 def _open_sight(cell: Cell, frames: DatasetFrames, config: Benchmark) -> Sight:
-    def some_frames(side: int) -> torch.Tensor:
-        count = min(CALIBRATION, len(frames))
+    def pictures(side: int, count: int, *, spread: bool) -> list[torch.Tensor]:
+        count = min(count, len(frames))
         start = (len(frames) - count) // 2
-        read = (frames.read(camera, start, start + count) for camera in frames.cameras)
-        return torch.cat([resize(pictures, (side, side)) for pictures in read])
+        rows = torch.linspace(0, len(frames) - 1, count).long().tolist()
+        spans = [(row, row + 1) for row in rows] if spread else [(start, start + count)]
+        read = (torch.cat([frames.read(camera, *span) for span in spans]) for camera in frames.cameras)
+        return [resize(some, (side, side)) for some in read]
 
-    return open_sight(config, cell.arm, cell.seed, frames=some_frames, shared=shared_folder(config, cell.task))
+    return open_sight(config, cell.arm, cell.seed, pictures=pictures, shared=shared_folder(config, cell.task))
 
 
 def _configure(cell: Cell, frames: DatasetFrames, sight: Sight, config: Benchmark) -> PixioOptions:

@@ -13,6 +13,7 @@ from small_policies import small_act, small_diffusion
 
 from benchmark.arms import Sight, arm_options, draw_cnn
 from benchmark.configuration_pixio_mlp import PixioMLPConfig
+from benchmark.palette import colors_named, learn_palette
 from benchmark.settings import Benchmark
 from benchmark.tasks import HISTORY
 from lerobot_policy_pixio.options import PixioOptions
@@ -37,9 +38,12 @@ def check_arms(config: Benchmark) -> None:
         if arm in ("blind", "state"):
             continue
         try:
-            black = torch.zeros(2, 3, config.size, config.size)
-            encoder = draw_cnn(0, black) if arm == "cnn" else load_encoder(config.arms.get(arm, first))
-            sight = Sight(encoder=encoder, source=config.arms.get(arm, first), options=arm_options(config, arm))
+            black, source = torch.zeros(2, 3, config.size, config.size, dtype=torch.uint8), config.arms.get(arm, first)
+            if count := colors_named(source):
+                encoder = learn_palette([black], count)
+            else:
+                encoder = draw_cnn(0, black) if arm == "cnn" else load_encoder(source)
+            sight = Sight(encoder=encoder, source=source, options=arm_options(config, arm))
             for policy in config.policies:
                 chosen = configure(policy, sight, features, suite="", steps=1, device="cpu")
                 Eyes(chosen, dim=64, output="tokens", encoder=encoder)

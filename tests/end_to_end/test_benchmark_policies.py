@@ -80,7 +80,7 @@ def pixio(tmp_path_factory: pytest.TempPathFactory) -> Sight:
     folder = tmp_path_factory.mktemp("encoders") / "tiny"
     create_encoder("pixio_vitt16", seed=0, width=32, depth=2, heads=2, image_size=SIDE).save_pretrained(folder)
     return open_sight(
-        config({"pixio": str(folder)}, folder), "pixio", 0, frames=lambda _: torch.empty(0), shared=folder
+        config({"pixio": str(folder)}, folder), "pixio", 0, pictures=lambda *_, **__: [torch.empty(0)], shared=folder
     )
 
 
@@ -208,7 +208,9 @@ def test_the_three_frame_policy_says_who_remembers_frames_for_it(frames: Dataset
 def test_the_cnn_learns_from_decoded_frames_and_a_killed_training_ends_the_same(
     policy: str, frames: DatasetFrames, tmp_path: Path
 ) -> None:
-    sight = open_sight(config({}, tmp_path), "cnn", 3, frames=lambda _: frames.read(CAMERA, 0, 16), shared=tmp_path)
+    sight = open_sight(
+        config({}, tmp_path), "cnn", 3, pictures=lambda *_, **__: [frames.read(CAMERA, 0, 16)], shared=tmp_path
+    )
     assert sight.trained
     chosen, seen = settings(policy, sight, frames), {"variants": 1, "augment": ImageAugmentation()}
     pixels = decode_frames(frames, tmp_path / "frames", **seen)
@@ -249,9 +251,10 @@ def test_an_arm_has_options_of_its_own_and_a_tuned_encoder_begins_as_it_was_trai
     options |= {"tuned": {"train_encoder": "last_blocks", "train_blocks": 1, "optimizer_lr_encoder": 1e-3}}
     made = config(arms, tmp_path, options=options, encoder_dtype="bfloat16")
     keys, tuned = (
-        open_sight(made, arm, 0, frames=lambda _: torch.empty(0), shared=tmp_path) for arm in ("keys", "tuned")
+        open_sight(made, arm, 0, pictures=lambda *_, **__: [torch.empty(0)], shared=tmp_path)
+        for arm in ("keys", "tuned")
     )
-    control = open_sight(made, "random", 0, frames=lambda _: torch.empty(0), shared=tmp_path)
+    control = open_sight(made, "random", 0, pictures=lambda *_, **__: [torch.empty(0)], shared=tmp_path)
     assert control.options == options["keys"]  # random weights are read as the arm that they are the control of
     assert keys.encoder is not None
     assert tuned.encoder is not None
@@ -305,7 +308,9 @@ def test_options_that_do_not_fit_an_arm_are_refused_before_anything_is_run(
 
 
 def test_live_batches_show_the_frames_of_their_rows(frames: DatasetFrames, tmp_path: Path) -> None:
-    sight = open_sight(config({}, tmp_path), "cnn", 0, frames=lambda _: frames.read(CAMERA, 0, 16), shared=tmp_path)
+    sight = open_sight(
+        config({}, tmp_path), "cnn", 0, pictures=lambda *_, **__: [frames.read(CAMERA, 0, 16)], shared=tmp_path
+    )
     policy = make_policy(settings("mlp", sight, frames), frames, seed=0, encoder=sight.encoder)
     pixels = decode_frames(frames, tmp_path / "frames")
     live = Demonstrations(frames, policy, make_processors(policy, frames)[0], pixels=pixels)
@@ -320,7 +325,9 @@ def test_frozen_encoders_compute_in_the_type_that_is_asked_for_and_keep_their_na
     found = {}
     for settings.encoder_dtype in ("float32", "bfloat16"):
         for arm in ("pixio", "random", "cnn"):
-            sight = open_sight(settings, arm, 0, frames=lambda _: torch.zeros(8, 3, SIDE, SIDE).byte(), shared=tmp_path)
+            sight = open_sight(
+                settings, arm, 0, pictures=lambda *_, **__: [torch.zeros(8, 3, SIDE, SIDE).byte()], shared=tmp_path
+            )
             assert sight.encoder is not None
             found[arm, settings.encoder_dtype] = sight.encoder
             wanted = "float32" if arm == "cnn" else settings.encoder_dtype  # it is trained
@@ -335,6 +342,53 @@ def test_a_fresh_cnn_follows_its_seed_and_its_statistics_are_those_of_the_frames
     means = {name: value for name, value in first.backbone.state_dict().items() if name.endswith("running_mean")}
     assert means
     assert all((value != 0).any() for value in means.values())
+
+
+def test_a_palette_says_where_colours_are_and_is_an_encoder_like_any_other(
+    frames: DatasetFrames, tmp_path: Path
+) -> None:
+    def show(row: int, column: int, *, background: int) -> torch.Tensor:
+        picture = torch.full((3, SIDE, SIDE), background, dtype=torch.uint8)
+        picture[:, row : row + 4, column : column + 4] = torch.tensor([250, 10, 10]).view(3, 1, 1)
+        return picture
+
+    where = [(8 * number, 60 - 8 * number) for number in range(8)]
+    shown = [torch.stack([show(*place, background=grey) for place in where]) for grey in (90, 160)]  # two cameras
+    made = config({"colours": "colors:2"}, tmp_path)
+    sight = open_sight(made, "colours", 0, pictures=lambda *_, **__: shown, shared=tmp_path)
+    assert sight.encoder is not None
+    assert not sight.trained
+    for camera in shown:
+        tokens = sight.encoder(camera)
+        assert tokens.patches.shape == (8, 1, 6)
+        red = tokens.patches[:, 0, :4].unflatten(1, (2, 2)).abs().sum(dim=2).argmax(dim=1)  # the other is nowhere
+        found = tokens.patches[torch.arange(8), 0, :4].unflatten(1, (2, 2))[torch.arange(8), red]
+        wanted = torch.tensor(
+            [[2 * (column + 1.5) / (SIDE - 1) - 1, 2 * (row + 1.5) / (SIDE - 1) - 1] for row, column in where]
+        )
+        torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
+    again = open_sight(made, "colours", 1, pictures=lambda *_, **__: [], shared=tmp_path)  # every seed has the same
+    assert again.encoder is not None
+    assert again.encoder.fingerprint == sight.encoder.fingerprint
+    with pytest.raises(SettingError, match="reads pictures of 64 x 64"):
+        sight.encoder(torch.zeros(1, 3, 2 * SIDE, 2 * SIDE))
+
+    chosen = replace(settings("diffusion", sight, frames), standardize=True)
+    assert chosen.grid == 1
+    facts = cache_settings(chosen, sight.encoder, frames)
+    build_cache(tmp_path / "cache", sight.encoder, frames, **facts)
+    train(chosen, frames, tmp_path / "cache", tmp_path / "run", steps=2, batch_size=4, seed=0, encoder=sight.encoder)
+    assert (
+        open_actor("diffusion", tmp_path / "run" / MODEL, device="cpu").policy.eyes.encoder.spec.family
+        == "pixio_palette"
+    )
+
+
+def test_a_palette_without_a_number_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    for wrong in ("colors:", "colors:many", "colors:0"):
+        with pytest.raises(SettingError, match=rf"arms\.mine={wrong}.*such as colors:64"):
+            check_arms(config({"mine": wrong}, tmp_path, without=["random", "cnn", "blind", "state"]))
+    check_arms(config({"mine": "colors:8"}, tmp_path, without=["random", "cnn", "blind", "state"]))
 
 
 def test_act_plans_farther_where_control_is_finer(frames: DatasetFrames) -> None:
