@@ -2,9 +2,9 @@
 
 A library without a command. ``scripts/compare_encoders.py`` calls all of it: ``looks`` encodes frames, ``geometry``
 fits read-outs (``ridge``, ``depth``, ``keypoints``) to the ``truth`` beside a frame store and measures them, ``told``
-does so without an encoder,
-``records`` keeps that, and ``table`` writes it with intervals (``resampling``). ``task`` gives the one number of a
-run's model card. ``evaluation.simulator`` takes ``ridge``, ``depth``, ``labels`` and ``resampling``.
+does so without an encoder, ``records`` keeps that, and ``table`` writes it with intervals (``resampling``). ``task``
+gives the one number of a run's model card. ``evaluation.simulator`` takes ``ridge``, ``depth``, ``labels`` and
+``resampling``, and ``scripts/benchmark`` the ``palette``.
 """
 
 from pixio_pretrain.probe.geometry import GeometryProbe, Measurement, probe_geometry
