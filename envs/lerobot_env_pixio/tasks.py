@@ -131,7 +131,10 @@ _MOVED = (
     "soccer-v3",
     "sweep-into-v3",
 )
-_MILESTONES = dict.fromkeys(_LIFTED, ("moved", "lifted")) | dict.fromkeys(_MOVED, ("moved",))
+_MILESTONES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_LIFTED, ("moved", "lifted")),
+    **dict.fromkeys(_MOVED, ("moved",)),
+}
 """What happens to the object on the way, where it lies still by itself and its place is observed."""
 
 _ADROIT = {

@@ -63,7 +63,7 @@ def _foreground(
     pixels: NDArray[np.uint8], background: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Give the colours [m 3] of those pixels that differ from the background, and their places [m 2] from -1 to 1."""
-    colors = pixels.astype(np.float32) / 255
+    colors = pixels.astype(np.float32) / np.float32(255)
     rows = np.flatnonzero(np.square(colors - background).sum(axis=1) > _FOREGROUND**2)
     side = math.isqrt(len(pixels))
     down, right = np.divmod(rows, side)

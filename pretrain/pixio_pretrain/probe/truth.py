@@ -72,4 +72,4 @@ class Truth:
         What is behind the camera, or more than 45 degrees off its axis, is at the edge: at 1 or -1.
         """
         position = self.position(name, rows)
-        return np.clip(position[:, :2] / np.maximum(position[:, 2:], 1e-6), -1, 1)
+        return np.clip(position[:, :2] / np.maximum(position[:, 2:], 1e-6), -1, 1).astype(np.float32)
