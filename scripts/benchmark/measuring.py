@@ -99,9 +99,9 @@ def _open_sight(cell: Cell, frames: DatasetFrames, config: Benchmark) -> Sight:
     def pictures(side: int, count: int, *, spread: bool) -> list[torch.Tensor]:
         count = min(count, len(frames))
         start = (len(frames) - count) // 2
-        rows = torch.linspace(0, len(frames) - 1, count).long().tolist()
-        spans = [(row, row + 1) for row in rows] if spread else [(start, start + count)]
-        read = (torch.cat([frames.read(camera, *span) for span in spans]) for camera in frames.cameras)
+        rows = torch.linspace(0, len(frames) - 1, count).long().tolist() if spread else [start]
+        length = 1 if spread else count
+        read = (torch.cat([frames.read(camera, row, row + length) for row in rows]) for camera in frames.cameras)
         return [resize(some, (side, side)) for some in read]
 
     return open_sight(config, cell.arm, cell.seed, pictures=pictures, shared=shared_folder(config, cell.task))

@@ -1,7 +1,8 @@
 """Eyes without any learning of shapes: where the colours of the demonstrations are. ``arms.NAME=colors:64``.
 
 A frozen encoder that knows one task's cameras, things and lights, and nothing else. What it solves asks for places, and
-not for an encoder that has seen much; under a shift it shows what having seen much is worth.
+not for an encoder that has seen much; under a shift it shows what having seen much is worth. ``load_encoder`` reads its
+folder where this module is imported: such a policy acts in the benchmark alone.
 """
 
 from collections.abc import Sequence
