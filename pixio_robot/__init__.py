@@ -4,6 +4,7 @@ A map:
 
 - An encoder: ``checkpoints`` reads and writes one (``layouts``, and ``foreign`` for what transformers runs);
   ``encoder`` is what comes out, of ``nn`` and ``stems``; ``images`` go in, ``tokens`` come out.
+- Another encoder, of small convolutions: ``descriptors`` of every second pixel, and ``keypoints`` read from them.
 - What is made of tokens: ``adapter`` for a policy, ``geometry`` for depth, points and several views of a scene.
 - What keeps them: ``cache``, on disk. What carries the pass elsewhere: ``export``, as ONNX.
 - Underneath: ``errors``, ``drafts`` (files are whole or not there), ``runs`` (locks, and how to stop), ``hashes`` and
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pixio_robot.geometry.depth import DepthModel, load_depth
     from pixio_robot.geometry.multiview import MultiViewModel, load_multiview
     from pixio_robot.geometry.perception import Perception
+    from pixio_robot.keypoints import learn_keypoints
     from pixio_robot.tokens import Tokens
 
 # Public names by module, imported on first use: a simulator that only raises our errors need not load PyTorch.
@@ -34,6 +36,7 @@ _HOMES = {
     "geometry.depth": ("DepthModel", "load_depth"),
     "geometry.multiview": ("MultiViewModel", "load_multiview"),
     "geometry.perception": ("Perception",),
+    "keypoints": ("learn_keypoints",),
     "tokens": ("Tokens",),
 }
 _LAZY = {name: home for home, names in _HOMES.items() for name in names}
@@ -52,6 +55,7 @@ __all__ = [
     "VisualFeatureAdapter",
     "build_cache",
     "create_encoder",
+    "learn_keypoints",
     "load_depth",
     "load_encoder",
     "load_multiview",

@@ -213,7 +213,7 @@ def _read_folder(folder: Path, provenance: Mapping[str, Any]) -> Encoder:
         spec = spec_of(config)
     except (KeyError, SettingError) as error:
         raise CheckpointError(f"{config_file} does not describe an encoder of type {kind!r}: {error}") from error
-    return _build(spec, to_meta_layout(read_weights(folder)), facts, source=folder)
+    return _build(spec, to_meta_layout(read_weights(folder), spec.family), facts, source=folder)
 
 
 def _facts(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixio_robot.descriptors import WIDTH, DescriptorNet, KeypointNet
 from pixio_robot.errors import SettingError, UnknownNameError
 from pixio_robot.hashes import weights_sha256
 from pixio_robot.images import check_images, normalize
@@ -23,7 +24,7 @@ class EncoderSpec:
     """The sizes of an encoder: everything needed to build it, nothing about its weights.
 
     Attributes:
-        family: Kind of network: "pixio", "mae", or a key of ``foreign.READERS``.
+        family: Kind of network: "pixio", "mae", "descriptors", "keypoints", or a key of ``foreign.READERS``.
         width: Token width d.
         depth: Number of transformer blocks, or stages of a convolutional network.
         heads: Attention heads per block; must divide the width. 1 where there are none.
@@ -87,6 +88,19 @@ ENCODERS: dict[str, EncoderSpec] = {
     "mae_vitt16": EncoderSpec(width=192, depth=12, heads=3, **_MAE),
 }
 
+DESCRIPTORS = EncoderSpec(
+    family="descriptors", width=WIDTH, depth=1, heads=1, patch_size=2, image_size=128, class_tokens=0
+)
+"""The encoder that keypoints are learnt from; see ``descriptors``."""
+
+BUILDERS: dict[str, Callable[[EncoderSpec], Backbone]] = {
+    "pixio": lambda spec: VisionTransformer(**asdict(spec)),
+    "mae": lambda spec: VisionTransformer(**asdict(spec)),
+    "descriptors": lambda spec: DescriptorNet(spec.width),
+    "keypoints": lambda spec: KeypointNet(spec.width, spec.image_size),
+}
+"""The families that are built here, from their sizes."""
+
 
 class Encoder(nn.Module):
     """A frozen encoder.
@@ -120,9 +134,9 @@ class Encoder(nn.Module):
         self.spec = spec
         self.provenance = dict(provenance or {})
         self.source = ""
-        if backbone is None and spec.family not in ("pixio", "mae"):
+        if backbone is None and spec.family not in BUILDERS:
             raise SettingError(f"Encoders of family {spec.family!r} are not built from sizes; load one.")
-        self.backbone: Backbone = VisionTransformer(**asdict(spec)) if backbone is None else backbone
+        self.backbone: Backbone = BUILDERS[spec.family](spec) if backbone is None else backbone
         self.requires_grad_(False)
         self.eval()
         self._fingerprint: str | None = None

@@ -1,4 +1,6 @@
-"""Hugging Face's layouts of the families that we build ourselves, Pixio and MAE: configurations and key names.
+"""How the families that we build ourselves are written: configurations and key names.
+
+Pixio and MAE have Hugging Face's layouts. Descriptors and keypoints, which transformers does not have, keep their names.
 
 Inside the library, weights carry Meta's key names; every other spelling is renamed on the way in.
 """
@@ -17,8 +19,11 @@ from pixio_robot.nn import NORM_EPS
 CONV_TYPE = "pixio_conv"
 """Our own model type for Pixio with a stem of convolutions, which transformers does not have."""
 
-MODEL_TYPES = {"pixio": "pixio", CONV_TYPE: "pixio", "vit_mae": "mae"}
-"""Hugging Face's model types, and our families."""
+PLAIN = {"pixio_descriptors": "descriptors", "pixio_keypoints": "keypoints"}
+"""Our own model types of families whose weights are written as they are, and the families."""
+
+MODEL_TYPES = {"pixio": "pixio", CONV_TYPE: "pixio", "vit_mae": "mae", **PLAIN}
+"""Model types, and our families."""
 
 # Hugging Face's spelling -> Meta's. transformers renamed its modules more than once; files keep any of these names.
 _RENAMES = [
@@ -65,6 +70,9 @@ def spec_of(config: Mapping[str, Any]) -> EncoderSpec:
         SettingError: If the sizes do not fit together, or the network is of another kind.
     """
     family = MODEL_TYPES[config["model_type"]]
+    if family in PLAIN.values():
+        sizes = {"width": config["hidden_size"], "patch_size": config["patch_size"], "image_size": config["image_size"]}
+        return EncoderSpec(family=family, depth=1, heads=1, class_tokens=0, **sizes)
     if config.get("hidden_act", "gelu") != "gelu" or config.get("layer_norm_eps", NORM_EPS) > NORM_EPS:
         told = f"hidden_act={config.get('hidden_act')!r}, layer_norm_eps={config.get('layer_norm_eps')!r}"
         raise SettingError(f"A network of another kind ({told}); these compute with 'gelu' and {NORM_EPS}.")
@@ -89,6 +97,10 @@ def spec_of(config: Mapping[str, Any]) -> EncoderSpec:
 
 def config_of(spec: EncoderSpec) -> dict[str, Any]:
     """Write the sizes as a ``config.json`` of transformers; the inverse of ``spec_of``."""
+    for kind, family in PLAIN.items():
+        if spec.family == family:
+            sizes = {"hidden_size": spec.width, "patch_size": spec.patch_size, "image_size": spec.image_size}
+            return {"model_type": kind, **sizes}
     config = {
         "hidden_size": spec.width,
         "num_hidden_layers": spec.depth,
@@ -121,8 +133,10 @@ def _rename(key: str, renames: list[tuple[str, str]]) -> str:
     return key
 
 
-def to_meta_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_meta_layout(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     """Rename Hugging Face's keys, and fuse query, key and value."""
+    if family in PLAIN.values():
+        return dict(state)
     renamed = {_rename(key, _RENAMES): value for key, value in state.items()}
     for key in [key for key in renamed if ".attn.query." in key]:
         parts = [key.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
@@ -133,6 +147,8 @@ def to_meta_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def to_hub_layout(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     """Split the fused projection, and rename Meta's keys as the files on the hub spell them."""
+    if family in PLAIN.values():
+        return dict(state)
     split: dict[str, Tensor] = {}
     for key, value in state.items():
         if ".attn.qkv." in key:

@@ -6,6 +6,12 @@ calibration. That makes a set to probe encoders with, which wants many scenes an
 
     scripts/render_frames.py outputs/probe --truth --tasks pick-place door-open --shift none --first-seed 100000 \
         --episodes-per-task 2000 --frames-per-episode 2 --stride 20 50
+
+With --looks 3 every moment is seen three times, as it is and in two other lights and colours: a set to learn
+descriptors from.
+
+    scripts/render_frames.py outputs/frames_looks --looks 3 --shift looks --episodes-per-task 40 --frames-per-episode 6 \
+        --stride 6 14 --cameras corner2 corner3 gripperPOV
 """
 
 import argparse
@@ -39,6 +45,7 @@ def main() -> None:
         "--stride", type=int, nargs=2, default=[4, 8], metavar=("FEWEST", "MOST"), help="steps between pictures"
     )
     parser.add_argument("--truth", action="store_true", help="store positions, depth and calibration, too")
+    parser.add_argument("--looks", type=int, default=1, help="pictures of each moment, but the first in other looks")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     args = parser.parse_args()
 

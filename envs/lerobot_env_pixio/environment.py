@@ -161,6 +161,19 @@ class ManipulationEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         known = self._task.milestones
         return ("", *known)[min(self._passed, len(known))] if known else None
 
+    def change_looks(self, seed: int | None) -> None:
+        """Change how the scene looks in the midst of an episode, as another one would; None gives it its own looks.
+
+        Raises:
+            SettingError: There is no shift to draw from.
+        """
+        if self._shift is None:
+            raise SettingError("shift=None draws no looks: name a shift, such as shift='looks'.")
+        if seed is None:
+            self._shift.restore()
+        else:
+            self._shift.redraw(seed)
+
     def observe(self) -> Observation:
         """Look through every camera, and at the state where that is asked for."""
         pixels = {name: self.cameras.color(name) for name in self.cameras.names}

@@ -4,6 +4,9 @@ They are a zarr v3 group with one row per picture: ``frames`` uint8 [n h w 3], `
 [n] and ``camera`` int8 [n], the last two being indices into the attributes ``tasks`` and ``cameras``. One chunk is one
 episode. Rows whose episode is -1 are still to be rendered; the attribute ``complete`` says that there are none.
 
+With several looks, every camera sees each moment several times: first as the scene is (``look`` int8 [n] is 0), then in
+other lights and colours (1, 2, ...). Nothing else differs, so that a pixel of one shows what it shows in the others.
+
 On request the exact answers stand beside them, float32: ``hand``, ``object``, ``goal`` [n 3], ``depth`` [n g g],
 ``intrinsics`` [n 3 3] and ``cam2world`` [n 4 4]; units and axes are in each array's attributes (see `truth`).
 """
@@ -11,7 +14,7 @@ On request the exact answers stand beside them, float32: ``hand``, ``object``, `
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 from lerobot_env_pixio.environment import ManipulationEnv, make_env
 from lerobot_env_pixio.provenance import package_versions
 from lerobot_env_pixio.scene_sets import Column, Notes, Render, ScenePlan, render_set
+from lerobot_env_pixio.shifts import SHIFTS, ShiftLevel
 from lerobot_env_pixio.suites import find_suite
 from lerobot_env_pixio.tasks import find_tasks
 from lerobot_env_pixio.truth import MEANINGS, Oracle, answer_shapes
@@ -47,12 +51,15 @@ class _Settings:
     stride: list[int]
     truth: bool
     split: str | None
+    looks: int
 
     def columns(self) -> dict[str, Column]:
         """Name the arrays."""
         found = {"frames": Column(shape=(*self.size, 3), dtype="uint8", fill=0)}
         for name, dtype in (("episode", "int32"), ("task", "int16"), ("camera", "int8")):
             found[name] = Column(dtype=dtype, compressed=False)
+        if self.looks > 1:
+            found["look"] = Column(dtype="int8", compressed=False)
         for name, shape in answer_shapes(*self.size).items() if self.truth else ():
             found[name] = Column(shape=shape, dtype="float32", fill=np.nan, meaning=MEANINGS[name])
         return found
@@ -90,6 +97,7 @@ def render_frames(
     stride: tuple[int, int] = (4, 8),
     truth: bool = False,
     split: str | None = None,
+    looks: int = 1,
     workers: int = 2,
 ) -> Path:
     """Render pre-training pictures into a zarr group; a killed run is taken up where it stopped.
@@ -109,6 +117,8 @@ def render_frames(
             100 ms. Pictures that are to differ want more.
         truth: Store the exact answers, too: positions, depth and calibration; Meta-World only.
         split: "train", "test" or None: the looks that the shift draws from.
+        looks: How often every camera sees each moment: in the scene's own looks, and in as many others as there are
+            more. Of a shift that changes nothing but lights and colours: "looks", "lights" or "colors".
         workers: Processes.
 
     Returns:
@@ -122,8 +132,14 @@ def render_frames(
     folder = Path(folder)
     rows = find_tasks(suite, "all" if tasks is None else tasks)
     names = [row.name for row in rows]
-    if min(episodes_per_task, frames_per_episode, workers) < 1 or not names:
-        raise SettingError("Tasks, episodes_per_task, frames_per_episode and workers must be at least 1.")
+    if min(episodes_per_task, frames_per_episode, looks, workers) < 1 or not names:
+        raise SettingError("Tasks, episodes_per_task, frames_per_episode, looks and workers must be at least 1.")
+    if looks > 1 and not _keeps_places(shift):
+        known = ", ".join(level for level in SHIFTS if _keeps_places(level))
+        raise SettingError(
+            f"looks={looks} with shift={shift!r}: looks of one moment differ in lights and colours alone, so that every "
+            f"pixel stays where it is. Take one of {known}."
+        )
     longest = max(stride) * (frames_per_episode - 1) + _WANDER
     horizon = min(row.horizon for row in rows)
     if not 1 <= stride[0] <= stride[1] or longest > horizon:
@@ -149,12 +165,13 @@ def render_frames(
         stride=list(stride),
         truth=truth,
         split=split,
+        looks=looks,
     )
     plan = ScenePlan(
         folder=folder,
         tasks=names,
         scenes=episodes_per_task,
-        rows=frames_per_episode * len(settings.cameras),
+        rows=frames_per_episode * looks * len(settings.cameras),
         first_seed=first_seed,
         unit="episode",
         columns=settings.columns(),
@@ -169,13 +186,13 @@ def render_frames(
 def _render_episode(
     env: ManipulationEnv, oracle: Oracle | None, settings: _Settings, seed: int
 ) -> dict[str, NDArray[Any]]:
-    """Play one episode, first wandering, then with a noisy expert if there is one: each array [frames*cameras ...]."""
+    """Play one episode, first wandering, then with a noisy expert if there is one: each array [rows ...]."""
     random = np.random.default_rng([seed, 2])
     stride, wander = int(random.integers(settings.stride[0], settings.stride[1] + 1)), int(random.integers(_WANDER))
     noise, drift = random.uniform(*_NOISE), np.zeros(env.action_size)
     simulation, has_expert = env.simulation, find_suite(settings.suite).has_expert
     env.reset(seed=seed)
-    looks: list[dict[str, NDArray[Any]]] = []
+    seen: list[dict[str, NDArray[Any]]] = []
     for step in range(wander + (settings.frames_per_episode - 1) * stride + 1):
         # Smooth: white noise would keep the robot in place.
         drift = 0.9 * drift + random.normal(scale=0.4, size=env.action_size)
@@ -184,8 +201,22 @@ def _render_episode(
         else:
             action = simulation.expert_action() + noise * simulation.noise * drift
         if step >= wander and (step - wander) % stride == 0:
-            pictures = np.stack(list(env.observe()["pixels"].values()))
-            camera = np.arange(len(pictures))
-            looks.append({"frames": pictures, "camera": camera, **(oracle.answer() if oracle else {})})
+            for look in range(settings.looks):
+                if settings.looks > 1:
+                    env.change_looks(int(random.integers(2**31)) if look else None)
+                seen.append(_look(env, oracle, look if settings.looks > 1 else None))
         env.act(np.clip(action, simulation.action_low, simulation.action_high).astype(np.float32))
-    return {name: np.concatenate([look[name] for look in looks]) for name in looks[0]}
+    return {name: np.concatenate([one[name] for one in seen]) for name in seen[0]}
+
+
+def _look(env: ManipulationEnv, oracle: Oracle | None, look: int | None) -> dict[str, NDArray[Any]]:
+    """Look through all cameras: each array [cameras ...]."""
+    pictures = np.stack(list(env.observe()["pixels"].values()))
+    seen = {"frames": pictures, "camera": np.arange(len(pictures)), **(oracle.answer() if oracle else {})}
+    return seen if look is None else seen | {"look": np.full(len(pictures), look)}
+
+
+def _keeps_places(shift: str | None) -> bool:
+    """Whether a shift changes lights and colours, and nothing else."""
+    level = SHIFTS.get(shift or "")
+    return level is not None and replace(level, light=0.0, lamp=0.0, color=0.0) == ShiftLevel()

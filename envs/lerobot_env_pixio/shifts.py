@@ -1,7 +1,8 @@
 """Visual changes of a scene, redrawn for every episode; the physics stay.
 
 Levels "mild" and "strong" change lights, colours and cameras. The others change one thing each, as far as "strong"
-would where it has a say; "all" is "strong" with new textures and distractors on top.
+would where it has a say, or two ("looks": lights and colours); "all" is "strong" with new textures and distractors on
+top.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -49,6 +50,7 @@ class ShiftLevel:
 SHIFTS = {
     "mild": ShiftLevel(light=0.3, lamp=0.3, color=0.15, camera=0.02, angle=1.5, zoom=0.02),
     "strong": ShiftLevel(light=0.7, lamp=1.0, color=0.6, camera=0.08, angle=6.0, zoom=0.1),
+    "looks": ShiftLevel(light=0.7, lamp=1.0, color=0.6),
     "lights": ShiftLevel(light=0.7, lamp=1.0),
     "colors": ShiftLevel(color=0.6),
     "cameras": ShiftLevel(camera=0.08, angle=6.0, zoom=0.1),
@@ -108,13 +110,19 @@ class VisualShift:
             self._cameras.distractors[:] = place(self._simulation.grounds, draws)
         mujoco.mj_forward(self._model, self._simulation.data)  # poses of lamps and cameras are computed there
 
+    def restore(self) -> None:
+        """Give the scene its own lights, colours and cameras back; textures and distractors stay."""
+        for name, values in self._base.items():
+            getattr(self._model, name)[:] = values
+        self._model.vis.headlight.diffuse = self._headlight
+        mujoco.mj_forward(self._model, self._simulation.data)
+
     def _draws(self, aspect: str, random: np.random.Generator) -> Draws:
         return Draws(random, self._splits[aspect])
 
     def _change_values(self, random: np.random.Generator) -> None:
         model, level, lamps = self._model, self._level, self._draws("lights", random)
-        for name, values in self._base.items():
-            getattr(model, name)[:] = values
+        self.restore()
         strength = lamps.uniform(1 - level.light, 1 + level.light, size=(model.nlight + 1, 1))
         model.light_diffuse[:] *= strength[1:]
         model.vis.headlight.diffuse = self._headlight * strength[0]

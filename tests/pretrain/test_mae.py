@@ -59,8 +59,8 @@ def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
     decoder = {key.removeprefix("decoder."): value for key, value in state.items() if key.startswith("decoder.")}
     layers = {key.removeprefix("decoder_"): value for key, value in decoder.items() if "_layers." in key}
     ours = {key: value for key, value in decoder.items() if "_layers." not in key}
-    ours |= {f"vit.{key}": value for key, value in to_meta_layout(encoder).items()}
-    return ours | {f"decoder_{key}": value for key, value in to_meta_layout(layers).items()}
+    ours |= {f"vit.{key}": value for key, value in to_meta_layout(encoder, "mae").items()}
+    return ours | {f"decoder_{key}": value for key, value in to_meta_layout(layers, "mae").items()}
 
 
 @torch.no_grad()

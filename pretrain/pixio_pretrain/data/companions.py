@@ -39,9 +39,10 @@ class Companions(Frames):
             )
         self.frames, self.companion, self.reach = frames, companion, reach
         shared, own = (places.camera, places.moment) if companion == "later" else (places.moment, places.camera)
-        self._order = np.lexsort((own, shared, frames.episodes))  # companions lie side by side
+        look = np.zeros_like(own) if places.look is None else places.look
+        self._order = np.lexsort((own, shared, look, frames.episodes))  # companions lie side by side
         self._rank = np.argsort(self._order)
-        groups = np.stack([frames.episodes, shared], axis=1)[self._order]
+        groups = np.stack([frames.episodes, look, shared], axis=1)[self._order]
         first = np.flatnonzero(np.r_[True, (groups[1:] != groups[:-1]).any(axis=1)])
         sizes = np.diff(np.r_[first, len(self._order)])
         if sizes.min() < 2:

@@ -90,10 +90,12 @@ class Places(NamedTuple):
     Attributes:
         moment: Number of its point in time, [n].
         camera: Number of its camera, [n].
+        look: Number of its lights and colours, [n], 0 being the scene's own; None where each moment was seen in one.
     """
 
     moment: NDArray[np.integer[Any]]
     camera: NDArray[np.integer[Any]]
+    look: NDArray[np.integer[Any]] | None = None
 
 
 class Frames(Source):
@@ -189,7 +191,7 @@ class Subset(Frames):
     def places(self) -> Places | None:
         """When and by which camera each image was taken."""
         places = self.frames.places
-        return None if places is None else Places(places.moment[self.indices], places.camera[self.indices])
+        return places and Places(*(part if part is None else part[self.indices] for part in places))
 
     def __len__(self) -> int:
         """Number of images."""

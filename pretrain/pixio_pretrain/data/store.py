@@ -28,7 +28,7 @@ CHUNKS = 32
 
 
 class FrameStore(Frames):
-    """A zarr v3 group: ``frames`` uint8 [n h w 3], ``episode`` [n] and, where known, ``task`` [n] and ``camera`` [n].
+    """A zarr v3 group: ``frames`` uint8 [n h w 3], ``episode`` [n] and, where known, ``task`` [n], ``camera`` [n] and ``look`` [n].
 
     The rows of an episode are in the order of time. The key is "episode/row". Pixels are read into memory if they fit
     into half of what is free; those of a larger store come chunk by chunk, which costs the decoding of a chunk for a
@@ -49,6 +49,7 @@ class FrameStore(Frames):
         self._episodes = np.asarray(arrays["episode"][:])
         self._tasks = np.asarray(arrays["task"][:], dtype=np.int64) if "task" in arrays else None
         self._cameras = np.asarray(arrays["camera"][:]) if "camera" in arrays else None
+        self._looks = np.asarray(arrays["look"][:]) if "look" in arrays else None
         limit = _room() if in_memory is None else in_memory
         if frames.nbytes > limit:
             logger.warning(
@@ -77,15 +78,16 @@ class FrameStore(Frames):
 
     @property
     def places(self) -> Places | None:
-        """When and by which camera each frame was taken: moments count the frames of one camera in its episode."""
+        """When and by which camera each frame was taken: moments count what one camera saw in its episode."""
         if self._cameras is None:
             return None
-        order = np.lexsort((np.arange(len(self)), self._cameras, self._episodes))
-        shot = np.stack([self._episodes, self._cameras], axis=1)[order]
+        looks = np.zeros_like(self._cameras) if self._looks is None else self._looks
+        order = np.lexsort((np.arange(len(self)), looks, self._cameras, self._episodes))
+        shot = np.stack([self._episodes, self._cameras, looks], axis=1)[order]
         first = np.flatnonzero(np.r_[True, (shot[1:] != shot[:-1]).any(axis=1)])
         moment = np.empty(len(self), dtype=np.int64)
         moment[order] = np.arange(len(self)) - np.repeat(first, np.diff(np.r_[first, len(self)]))
-        return Places(moment, self._cameras)
+        return Places(moment, self._cameras, self._looks)
 
     def key(self, index: int) -> str:
         """Episode and row of one frame."""

@@ -6,6 +6,7 @@ A row here and a file beside it are all that a new objective needs; its config n
 - ``masked`` (Pixio) and ``mae`` rebuild hidden ``patches``; ``masking`` hides them.
 - ``pixpro`` and ``pixcontrast`` share ``pixelwise``: two ``branches`` of ``backbones`` look at two views, whose
   ``cells`` meet; ``propagation`` is PixPro's, ``matches`` draws.
+- ``descriptors`` knows points of things again in other looks.
 - ``distill`` learns from a teacher.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from pixio_pretrain.objectives.base import Objective, ObjectiveConfig
+from pixio_pretrain.objectives.descriptors import DescriptorsConfig
 from pixio_pretrain.objectives.distill import DistillConfig
 from pixio_pretrain.objectives.mae import MaeConfig
 from pixio_pretrain.objectives.masked import PixioConfig
@@ -23,6 +25,7 @@ from pixio_pretrain.objectives.pixpro import PixProConfig
 from pixio_robot.errors import UnknownNameError
 
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
+    "descriptors": DescriptorsConfig,
     "distill": DistillConfig,
     "mae": MaeConfig,
     "pixcontrast": PixContrastConfig,

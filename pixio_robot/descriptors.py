@@ -1,0 +1,131 @@
+"""Dense descriptors, and keypoints read from them: where in a picture the things are that a few demonstrations show.
+
+A small convolutional network says of every second pixel what is seen there, so that one thing has one descriptor
+wherever it is and whatever light falls on it (dense object nets, arXiv 1806.08756). Reference descriptors then find
+their likes in any picture, and the mean place of these is a keypoint (arXiv 1909.06933, section III-B).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixio_robot.errors import ImageError, SettingError
+from pixio_robot.images import PixelStatistics
+from pixio_robot.nn import Backbone
+from pixio_robot.tokens import Tokens
+
+WIDTH = 24
+"""Numbers of a descriptor."""
+
+NUMBERS = 3
+"""Of each keypoint: to the right and down, from -1 to 1, and the cosine of the best match."""
+
+_FINE, _COARSE, _GROUPS = 32, 64, 4  # channels at half and at a quarter of the resolution; groups of each norm
+_HALVES = PixelStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class _Residual(nn.Module):
+    """x + convolutions of x: [b d h w] -> [b d h w]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(_GROUPS, width)
+        self.spatial = nn.Conv2d(width, width, 3, padding=1)
+        self.mix = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(F.gelu(self.spatial(self.norm(x))))
+
+
+class DescriptorNet(Backbone):
+    """Normalised images to unit descriptors, one for each 2 x 2 pixels.
+
+    What it sees of a picture at once is some 30 pixels wide: enough to tell things apart, and too little to tell where
+    in the picture they are, which is for keypoints to say.
+
+    Args:
+        width: Numbers of a descriptor.
+    """
+
+    statistics = _HALVES
+
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, _FINE, 5, stride=2, padding=2)
+        self.fine = _Residual(_FINE)
+        self.down = nn.Conv2d(_FINE, _COARSE, 3, stride=2, padding=1)
+        self.coarse = nn.Sequential(_Residual(_COARSE), _Residual(_COARSE))
+        self.up = nn.Conv2d(_COARSE, _FINE, 1)
+        self.join = _Residual(_FINE)
+        self.out = nn.Conv2d(_FINE, width, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Describe normalised images: [b 3 h w] -> [b width h/2 w/2], float32, of length 1 each."""
+        fine = self.fine(F.gelu(self.stem(images)))
+        coarse = self.up(self.coarse(F.gelu(self.down(fine))))
+        x = self.join(fine + F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False))
+        return F.normalize(self.out(x).float(), dim=1)
+
+    def tokens_after(self, images: Tensor, blocks: Sequence[int], *, norm: bool) -> list[Tokens]:
+        """Describe normalised images; see ``Backbone``."""
+        del norm
+        maps = self(images)
+        patches = rearrange(maps, "b d h w -> b (h w) d").to(images.dtype)
+        return [Tokens(patches[:, :0], patches, (maps.shape[2], maps.shape[3])) for _ in blocks]
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Draw convolutions from He's normal; norms and biases start at 1 and 0."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, generator=generator)
+                nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+            elif isinstance(layer, nn.GroupNorm):
+                layer.reset_parameters()
+
+
+class KeypointNet(Backbone):
+    """Where the likes of some references are: one token, the whole picture.
+
+    Args:
+        width: ``NUMBERS`` times as many keypoints k.
+        side: Pixels of a side of its pictures.
+
+    Attributes:
+        net: Describes pictures.
+        references: [k d], descriptors of length 1.
+    """
+
+    statistics = _HALVES
+    temperature = 0.05
+    """Divides the cosines before the softmax over all places."""
+
+    def __init__(self, width: int, side: int) -> None:
+        super().__init__()
+        if width % NUMBERS:
+            raise SettingError(f"Keypoints have {NUMBERS} numbers each, which do not divide a width of {width}.")
+        self.side = side
+        self.net = DescriptorNet()
+        self.references = nn.Parameter(torch.zeros(width // NUMBERS, WIDTH))
+
+    def tokens_after(self, images: Tensor, blocks: Sequence[int], *, norm: bool) -> list[Tokens]:
+        """Find the references in normalised images: patches [b 1 3k], x and y of every keypoint, then all cosines."""
+        del norm
+        if images.shape[-2:] != (self.side, self.side):
+            raise ImageError(f"These keypoints are of pictures of {self.side} x {self.side} pixels.")
+        maps = self.net(images)
+        alike = torch.einsum("bdhw,kd->bkhw", maps, self.references.float()).flatten(2)
+        sides = [torch.linspace(-1, 1, side, device=maps.device) for side in maps.shape[2:]]
+        places = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flip(-1).flatten(0, 1)  # n 2, right and down
+        means = (alike / self.temperature).softmax(dim=-1) @ places  # b k 2
+        found = torch.cat([means.flatten(1), alike.amax(dim=-1)], dim=1).unsqueeze(1).to(images.dtype)
+        return [Tokens(found[:, :0], found, (1, 1)) for _ in blocks]
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Draw the network and the references, which then mean nothing."""
+        self.net.initialize(generator)
+        self.references.copy_(F.normalize(torch.randn(self.references.shape, generator=generator), dim=1))
