@@ -119,7 +119,7 @@ class KeypointNet(Backbone):
         maps = self.net(images)
         alike = torch.einsum("bdhw,kd->bkhw", maps, self.references.float()).flatten(2)
         sides = [torch.linspace(-1, 1, side, device=maps.device) for side in maps.shape[2:]]
-        places = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flip(-1).flatten(0, 1)  # n 2, right and down
+        places = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flip(-1).flatten(0, 1)  # n 2
         means = (alike / self.temperature).softmax(dim=-1) @ places  # b k 2
         found = torch.cat([means.flatten(1), alike.amax(dim=-1)], dim=1).unsqueeze(1).to(images.dtype)
         return [Tokens(found[:, :0], found, (1, 1)) for _ in blocks]

@@ -45,7 +45,7 @@ def learn_keypoints(encoder: Encoder, pictures: Sequence[Tensor], *, count: int 
     if not isinstance(net, DescriptorNet):
         raise SettingError(
             f"Keypoints are learnt from descriptors, and {encoder.provenance.get('name', 'this encoder')} is of family "
-            f"{encoder.spec.family!r}: take 'shipped:descriptors', or train some (pixio-pretrain run=descriptors_metaworld)."
+            f"{encoder.spec.family!r}: take 'shipped:descriptors', or train some (run=descriptors_metaworld)."
         )
     if not pictures or min(map(len, pictures)) < 2:
         raise SettingError("Keypoints are learnt from at least two pictures of every camera, better some hundred.")

@@ -10,7 +10,7 @@ calibration. That makes a set to probe encoders with, which wants many scenes an
 With --looks 3 every moment is seen three times, as it is and in two other lights and colours: a set to learn
 descriptors from.
 
-    scripts/render_frames.py outputs/frames_looks --looks 3 --shift looks --episodes-per-task 40 --frames-per-episode 6 \
+    scripts/render_frames.py outputs/looks --looks 3 --shift looks --episodes-per-task 30 --frames-per-episode 6 \
         --stride 6 14 --cameras corner2 corner3 gripperPOV
 """
 

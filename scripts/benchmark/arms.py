@@ -1,6 +1,6 @@
 """The arms: what a policy sees through. Any encoder, and four controls that say what an encoder's result is worth."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,9 +10,10 @@ import torch
 from filelock import FileLock
 from transformers import ResNetConfig, ResNetModel
 
+from benchmark.keypoints import keypoints_named, open_descriptors
 from benchmark.palette import PICTURES, colors_named, learn_palette
 from benchmark.settings import Benchmark
-from pixio_robot import Encoder, load_encoder
+from pixio_robot import Encoder, learn_keypoints, load_encoder
 from pixio_robot.foreign import wrap_model
 from pixio_robot.images import normalize
 
@@ -61,7 +62,7 @@ def open_sight(config: Benchmark, arm: str, seed: int, *, pictures: Pictures, sh
         config: The settings.
         arm: An encoder's name among them, or a control.
         seed: Training seed, which random weights are drawn from.
-        pictures: For the batch statistics of a fresh CNN, and for a palette.
+        pictures: For the batch statistics of a fresh CNN, and for whatever is learnt from them.
         shared: The task's own folder, where the encoders that are made for it go.
 
     Raises:
@@ -83,14 +84,33 @@ def open_sight(config: Benchmark, arm: str, seed: int, *, pictures: Pictures, sh
             source = _made(place, lambda: load_encoder(first).redrawn(seed))
         case _:
             source = config.arms[arm]
-            if count := colors_named(source):
-                side = options.get("image_size", config.size)
+            if learnt := find_learner(source, seed):
+                side, (name, learn) = options.get("image_size", config.size), learnt
                 spread = partial(pictures, side, PICTURES, spread=True)
-                source = _made(shared / "encoders" / f"colors-{count}-{side}", lambda: learn_palette(spread(), count))
+                source = _made(shared / "encoders" / f"{name}-{side}", lambda: learn(spread()))
     sight = Sight(encoder=load_encoder(source), source=source, options=options)
     if sight.encoder and not sight.trained:
         sight.encoder.to(getattr(torch, config.encoder_dtype))
     return sight
+
+
+def find_learner(source: str, seed: int) -> tuple[str, Callable[[Sequence[torch.Tensor]], Encoder]] | None:
+    """Find how an encoder is made of pictures of each camera, where a source says so, and a name for what comes out.
+
+    Args:
+        source: "colors:K" or "keypoints:K@ENCODER"; anything else is for ``load_encoder``.
+        seed: Training seed, which random weights are drawn from.
+
+    Raises:
+        PixioRobotError: The source is misspelt, or its encoder cannot be read.
+    """
+    if count := colors_named(source):
+        return f"colors-{count}", partial(learn_palette, count=count)
+    if named := keypoints_named(source):
+        count, descriptors = named[0], open_descriptors(named[1], seed)
+        name = f"keypoints-{count}-{descriptors.fingerprint[:12]}"
+        return name, partial(learn_keypoints, descriptors, count=count)
+    return None
 
 
 def arm_options(config: Benchmark, arm: str) -> dict[str, Any]:

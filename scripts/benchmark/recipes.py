@@ -11,9 +11,8 @@ from lerobot.utils.constants import OBS_ENV_STATE, OBS_STATE
 from numpy.typing import NDArray
 from small_policies import small_act, small_diffusion
 
-from benchmark.arms import Sight, arm_options, draw_cnn
+from benchmark.arms import Sight, arm_options, draw_cnn, find_learner
 from benchmark.configuration_pixio_mlp import PixioMLPConfig
-from benchmark.palette import colors_named, learn_palette
 from benchmark.settings import Benchmark
 from benchmark.tasks import HISTORY
 from lerobot_policy_pixio.options import PixioOptions
@@ -39,8 +38,8 @@ def check_arms(config: Benchmark) -> None:
             continue
         try:
             black, source = torch.zeros(2, 3, config.size, config.size, dtype=torch.uint8), config.arms.get(arm, first)
-            if count := colors_named(source):
-                encoder = learn_palette([black], count)
+            if learnt := find_learner(source, 0):
+                encoder = learnt[1]([black])
             else:
                 encoder = draw_cnn(0, black) if arm == "cnn" else load_encoder(source)
             sight = Sight(encoder=encoder, source=source, options=arm_options(config, arm))

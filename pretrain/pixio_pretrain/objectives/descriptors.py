@@ -1,8 +1,8 @@
 """Dense descriptors (arXiv 1806.08756): a point of one view is known again in another, among that view's other points.
 
 The contrastive form is PixContrast's (arXiv 2011.10043, equation 1), with one positive for each point and chosen points
-in place of all cells. Points are those of things that move, small ones as often as large ones; of the rest they are only
-told apart, so that descriptors are spent on what a policy acts on.
+in place of all cells. Points are those of things that move, small ones as often as large ones; from the rest they are
+only told apart, so that descriptors are spent on what a policy acts on.
 """
 
 import copy
@@ -93,7 +93,7 @@ class Descriptors(Objective):
         config: All settings.
     """
 
-    loss_meaning = "minus the logarithm of the softmax of a point's cosines with all points of the other view, at its twin"
+    loss_meaning = "minus the logarithm of the softmax of a point's cosines with the other view's points, at its twin"
     picture_meaning: ClassVar[str] = (
         "First view, its descriptors, second view, its descriptors; colours are the three directions in which the "
         "descriptors of all of them differ most:"
