@@ -1,6 +1,6 @@
 """How the families that we build ourselves are written: configurations and key names.
 
-Pixio and MAE have Hugging Face's layouts; descriptors and keypoints, which transformers does not have, keep their names.
+Pixio and MAE have Hugging Face's layouts; descriptors and keypoints, which transformers lacks, keep their own names.
 
 Inside the library, weights carry Meta's key names; every other spelling is renamed on the way in.
 """

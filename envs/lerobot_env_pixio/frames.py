@@ -137,8 +137,8 @@ def render_frames(
     if looks > 1 and not _keeps_places(shift):
         known = ", ".join(level for level in SHIFTS if _keeps_places(level))
         raise SettingError(
-            f"looks={looks} with shift={shift!r}: looks of a moment differ in lights and colours alone, so that every pixel "
-            f"stays where it is. Take one of {known}."
+            f"looks={looks} with shift={shift!r}: looks of a moment differ in lights and colours alone, so that every "
+            f"pixel stays where it is. Take one of {known}."
         )
     longest = max(stride) * (frames_per_episode - 1) + _WANDER
     horizon = min(row.horizon for row in rows)

@@ -28,7 +28,7 @@ CHUNKS = 32
 
 
 class FrameStore(Frames):
-    """A zarr v3 group: ``frames`` uint8 [n h w 3], ``episode`` [n] and, where known, ``task``, ``camera``, ``look`` [n].
+    """A zarr v3 group: ``frames`` uint8 [n h w 3], ``episode`` [n] and, where known, ``task``, ``camera``, ``look``.
 
     The rows of an episode are in the order of time. The key is "episode/row". Pixels are read into memory if they fit
     into half of what is free; those of a larger store come chunk by chunk, which costs the decoding of a chunk for a

@@ -1,0 +1,123 @@
+"""Descriptors of every second pixel, and keypoints learnt from a few pictures."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixio_robot import Encoder, create_encoder, learn_keypoints, load_encoder
+from pixio_robot.descriptors import WIDTH, KeypointNet
+from pixio_robot.encoder import DESCRIPTORS
+from pixio_robot.errors import CheckpointError, ImageError, SettingError
+
+SIDE, THING = 128, 10
+RED = torch.tensor([220, 20, 20], dtype=torch.uint8)[:, None, None]
+
+
+@pytest.fixture(scope="module")
+def descriptors() -> Encoder:
+    encoder = Encoder(DESCRIPTORS, provenance={"name": "untrained", "licence": "apache-2.0"})
+    encoder.backbone.initialize(torch.Generator().manual_seed(0))
+    return encoder
+
+
+def scenes(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A red square somewhere on a fixed ground: pictures, and the square's middle from -1 to 1, right and down."""
+    chance = torch.Generator().manual_seed(seed)
+    ground = torch.randint(90, 130, (3, SIDE // 16, SIDE // 16), generator=torch.Generator().manual_seed(9))
+    ground = ground.repeat_interleave(16, 1).repeat_interleave(16, 2).to(torch.uint8)
+    pictures, corners = ground.repeat(count, 1, 1, 1), torch.randint(SIDE - THING, (count, 2), generator=chance)
+    for picture, (left, top) in zip(pictures, corners.tolist(), strict=True):
+        picture[:, top : top + THING, left : left + THING] = torch.tensor([220, 20, 20], dtype=torch.uint8)[
+            :, None, None
+        ]
+    return pictures, (corners + THING / 2) / SIDE * 2 - 1
+
+
+def test_descriptors_have_length_one_and_move_with_what_they_describe(descriptors: Encoder) -> None:
+    chance = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, SIDE, SIDE), generator=chance).to(torch.uint8)
+    tokens, moved = descriptors(image), descriptors(image.roll((8, 4), dims=(2, 3)))
+    assert tokens.grid == (SIDE // 2, SIDE // 2)
+    assert tokens.classes.shape == (1, 0, WIDTH)
+    torch.testing.assert_close(tokens.patches.norm(dim=-1), torch.ones(1, tokens.patches.shape[1]))
+    maps, there = (one.patches.view(64, 64, WIDTH) for one in (tokens, moved))
+    inside = slice(20, 44)
+    torch.testing.assert_close(there[24:48, 22:46], maps[inside, inside], atol=0.05, rtol=0)  # norms see all
+    assert (there[inside, inside] - maps[inside, inside]).abs().mean() > 0.1
+
+
+def test_some_keypoint_is_where_the_only_thing_is_that_moves(descriptors: Encoder) -> None:
+    keypoints = learn_keypoints(descriptors, [scenes(24, seed=0)[0]], count=16)
+    pictures, places = scenes(40, seed=1)
+    tokens = keypoints(pictures)
+    assert tokens.grid == (1, 1)
+    assert tokens.patches.shape == (40, 1, 3 * 16)
+    found = tokens.patches[:, 0, :32].unflatten(1, (16, 2))
+    errors = (found - places[:, None]).norm(dim=-1).median(dim=0).values  # of each keypoint
+    assert errors.min() < 0.25  # 16 pixels, without any training
+    assert (places - places.mean(dim=0)).norm(dim=1).median() > 0.5  # a keypoint that stays would be this far off
+
+
+def test_a_keypoint_is_the_mean_place_of_what_is_like_its_reference(descriptors: Encoder) -> None:
+    pictures, _ = scenes(3, seed=2)
+    keypoints = learn_keypoints(descriptors, [pictures], count=5)
+    net = keypoints.backbone
+    assert isinstance(net, KeypointNet)
+    patches = descriptors(pictures).patches  # 3 4096 d
+    torch.testing.assert_close(net.references.norm(dim=1), torch.ones(5))
+    for picture, described in zip(keypoints(pictures).patches[:, 0], patches, strict=True):
+        for number, reference in enumerate(net.references):
+            alike = described @ reference
+            weights = (alike / 0.05).exp() / (alike / 0.05).exp().sum()
+            steps = torch.linspace(-1, 1, 64)
+            right, down = (weights.view(64, 64).sum(dim=side) @ steps for side in (0, 1))
+            expected = torch.stack([right, down, alike.max()])
+            torch.testing.assert_close(picture[[2 * number, 2 * number + 1, 10 + number]], expected, atol=1e-4, rtol=0)
+
+
+def test_references_differ_as_much_as_can_be_and_cameras_share_them(descriptors: Encoder) -> None:
+    one, other = scenes(6, seed=3)[0], scenes(5, seed=4)[0].flip(1)  # a blue thing
+    keypoints = learn_keypoints(descriptors, [one, other], count=8)
+    net = keypoints.backbone
+    assert isinstance(net, KeypointNet)
+    assert keypoints.provenance["pictures"] == [6, 5]
+    assert keypoints.provenance["licence"] == "apache-2.0"
+    chosen = torch.pdist(net.references.detach())
+    patches = descriptors(one).patches.flatten(0, 1)
+    by_chance = torch.pdist(patches[torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:8]])
+    assert chosen.min() > by_chance.min()
+    again = learn_keypoints(descriptors, [one, other], count=8)
+    assert again.fingerprint == keypoints.fingerprint
+
+
+def test_descriptors_and_keypoints_come_back_as_they_were_written(descriptors: Encoder, tmp_path: Path) -> None:
+    pictures, _ = scenes(4, seed=5)
+    for name, encoder in (("d", descriptors), ("k", learn_keypoints(descriptors, [pictures], count=7))):
+        encoder.save_pretrained(tmp_path / name)
+        read = load_encoder(tmp_path / name)
+        assert read.spec == encoder.spec
+        assert read.fingerprint == encoder.fingerprint
+        torch.testing.assert_close(read(pictures).patches, encoder(pictures).patches, rtol=0, atol=0)
+        drawn = read.redrawn(3)
+        assert drawn.fingerprint != read.fingerprint
+        assert drawn(pictures).patches.isfinite().all()
+    (tmp_path / "k" / "model.safetensors").write_bytes((tmp_path / "d" / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="does not hold the weights"):
+        load_encoder(tmp_path / "k")
+
+
+def test_what_keypoints_cannot_be_learnt_from_is_refused(descriptors: Encoder) -> None:
+    pictures, _ = scenes(2, seed=6)
+    with pytest.raises(SettingError, match="family 'pixio': take 'shipped:descriptors'"):
+        learn_keypoints(create_encoder("pixio_vitt16", seed=0, image_size=64), [pictures])
+    for few in ([], [pictures, pictures[:1]]):
+        with pytest.raises(SettingError, match="at least two pictures of every camera"):
+            learn_keypoints(descriptors, few)
+    with pytest.raises(SettingError, match=r"count=5000: .* 1 to \d+ keypoints"):
+        learn_keypoints(descriptors, [pictures], count=5000)
+    keypoints = learn_keypoints(descriptors, [pictures], count=4)
+    with pytest.raises(ImageError, match="128 x 128 pixels"):
+        keypoints(F.pad(pictures, (0, SIDE, 0, SIDE)))
