@@ -36,6 +36,7 @@ from lerobot_policy_pixio.training import make_policy, make_processors, train
 from pixio_robot import build_cache, create_encoder
 from pixio_robot.checkpoints import SHIPPED
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
+from pixio_robot.images import resize
 
 SIDE, STATE = 64, 7
 CAMERA = "observation.images.top"
@@ -433,3 +434,41 @@ def test_the_mean_of_class_tokens_is_read_where_there_are_some_and_patches_where
         policy.predict_action_chunk({"observation.state": torch.ones(1, 3, 3), CAMERA: pictures[None]})
         expected = torch.cat([torch.ones(3), feature[1] - feature[0], feature[2] - feature[1], feature[2]])
         torch.testing.assert_close(read[0][0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_keypoints_are_learnt_from_the_demonstrations_and_are_an_encoder_like_any_other(
+    frames: DatasetFrames, tmp_path: Path
+) -> None:
+    shown = [torch.randint(0, 256, (4, 3, SIDE, SIDE)).to(torch.uint8) for _ in range(2)]  # of two cameras
+    asked: list[tuple[int, bool]] = []
+
+    def pictures(side: int, count: int, *, spread: bool) -> list[torch.Tensor]:
+        asked.append((side, spread))
+        return [one[:count] for one in shown]
+
+    made = config({"mine": "keypoints:6@random"}, tmp_path)
+    sights = [open_sight(made, "mine", seed, pictures=pictures, shared=tmp_path) for seed in (0, 1, 0)]
+    first, other, again = (sight.encoder for sight in sights)
+    assert first is not None
+    assert other is not None
+    assert again is not None
+    assert first.fingerprint == again.fingerprint != other.fingerprint  # each training seed draws its own
+    assert asked == [(made.size, True)] * 2  # the third one is read
+    tokens = first(resize(shown[0], (128, 128)))
+    assert tokens.patches.shape == (4, 1, 18)
+    chosen = settings("diffusion", sights[0], frames)
+    assert chosen.grid == 1
+    build_cache(tmp_path / "cache", first, frames, **cache_settings(chosen, first, frames))
+    train(chosen, frames, tmp_path / "cache", tmp_path / "run", steps=2, batch_size=4, seed=0, encoder=first)
+    actor = open_actor("diffusion", tmp_path / "run" / MODEL, device="cpu")
+    assert actor.policy.eyes.encoder.spec.family == "keypoints"
+
+
+def test_misspelt_keypoints_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    others = ["random", "cnn", "blind", "state"]
+    for wrong in ("keypoints:8", "keypoints:0@random", "keypoints:many@random", "keypoints:@random"):
+        with pytest.raises(SettingError, match=rf"arms\.mine={wrong}.*such as keypoints:128@shipped:descriptors"):
+            check_arms(config({"mine": wrong}, tmp_path, without=others))
+    with pytest.raises(SettingError, match="family 'pixio'"):
+        check_arms(config({"mine": "keypoints:8@shipped:pixio_vitt16"}, tmp_path, without=others))
+    check_arms(config({"mine": "keypoints:8@random"}, tmp_path, without=others))

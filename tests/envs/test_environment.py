@@ -209,3 +209,24 @@ def test_a_shift_changes_the_looks_by_seed_and_never_the_physics(env: Manipulati
     assert np.abs(other[2].astype(int) - first[2]).mean() > 3
     for one, two in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_looks_change_in_the_midst_of_an_episode_and_come_back(env: ManipulationEnv, actions: np.ndarray) -> None:
+    shifted = make_env("metaworld", "pick-place-v3", size=(48, 64), shift="strong")
+    for each in (env, shifted):
+        each.reset(seed=5)
+        each.act(actions[0])
+    own, drawn = env.observe()["pixels"], shifted.observe()["pixels"]
+    shifted.change_looks(6)
+    other = shifted.observe()["pixels"]
+    shifted.change_looks(5)
+    again = shifted.observe()["pixels"]
+    shifted.change_looks(None)
+    back = shifted.observe()["pixels"]
+    shifted.close()
+    for camera, picture in own.items():
+        np.testing.assert_array_equal(back[camera], picture)
+        np.testing.assert_array_equal(again[camera], drawn[camera])
+        assert (other[camera] != drawn[camera]).mean() > 0.3
+    with pytest.raises(SettingError, match="name a shift, such as shift='looks'"):
+        env.change_looks(None)

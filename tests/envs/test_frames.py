@@ -167,3 +167,31 @@ def test_an_episode_that_would_outlast_the_simulator_is_refused(tmp_path: Path) 
         render_frames(tmp_path / "a", frames_per_episode=9, stride=(2, 60))
     with pytest.raises(SettingError, match="rise from at least 1"):
         render_frames(tmp_path / "a", stride=(8, 4))
+
+
+def test_looks_of_a_moment_differ_in_lights_and_colours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scene_sets, "run_jobs", here)
+    settings = SETTINGS | {"tasks": ["reach"], "frames_per_episode": 2, "size": 48}
+    looked: Any = zarr.open_group(render_frames(tmp_path / "looks", looks=3, shift="looks", **settings), mode="r")
+    plain: Any = zarr.open_group(render_frames(tmp_path / "plain", shift=None, **settings), mode="r")
+    assert "look" not in plain
+    np.testing.assert_array_equal(looked["look"][:], np.tile(np.repeat([0, 1, 2], 2), 4))
+    np.testing.assert_array_equal(looked["camera"][:], np.tile([0, 1], 12))
+    scenes = looked["frames"][:].reshape(2, 2, 3, 2, 48, 48, 3).astype(int)  # episode, moment, look, camera
+    first = plain["frames"][:].reshape(2, 2, 2, 48, 48, 3)[:, 0]
+    np.testing.assert_array_equal(scenes[:, 0, 0], first)  # a scene's own looks are those without a shift
+    for number in (1, 2):
+        assert np.abs(scenes[:, :, number] - scenes[:, :, 0]).mean(axis=(-3, -2, -1)).min() > 1
+    assert np.abs(scenes[:, :, 1] - scenes[:, :, 2]).mean(axis=(-3, -2, -1)).min() > 1
+    # Edges stay: where neighbours differ much in one look, something ends there in another.
+    edges = np.abs(np.diff(scenes, axis=-2)).max(axis=-1) > 40
+    both = (edges[:, :, 0] & edges[:, :, 1]).sum() / edges[:, :, 0].sum()
+    turned = (edges[:, :, 0] & np.flip(edges[:, :, 1], axis=-1)).sum() / edges[:, :, 0].sum()
+    assert both > 2 * turned
+
+
+@pytest.mark.parametrize("shift", [None, "strong", "cameras", "all", "textures"])
+def test_looks_between_which_pixels_would_move_are_refused(shift: str | None, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"looks=2 with shift=.*Take one of looks, lights, colors"):
+        render_frames(tmp_path / "set", looks=2, shift=shift, **SETTINGS)
+    assert not (tmp_path / "set").exists()
