@@ -216,7 +216,8 @@ class VisualFeatureAdapter(nn.Module):
             raise SettingError("classes='none' and patches='none' leave the policy blind: keep one of them.")
         self.length = steps * cameras * slots
 
-        inner = dim if output == "tokens" else max(8, dim // 8)
+        # Side by side, many slots would make a wide vector; few of them need not be narrow.
+        inner = dim if output == "tokens" else max(8, dim // min(8, slots))
         patch_slots = {"average": grid**2, "merge": 4 * grid**2, "none": 1}.get(patches, patch_count)
         if standardize and patch_slots is None:
             raise SettingError(

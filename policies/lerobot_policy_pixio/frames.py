@@ -148,6 +148,11 @@ class DatasetFrames:
         ]
         return torch.cat(runs)
 
+    def spread(self, camera: str, count: int) -> Tensor:
+        """Read so many frames of one camera, or all if there are fewer, evenly spread: uint8 [n 3 h w]."""
+        rows = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
+        return torch.cat([self.read(camera, row, row + 1) for row in rows])
+
     def resize_to(self, side: int) -> tuple[int, int] | None:
         """The ``size`` of a cache whose encoder sees ``side`` pixels a side: None if every camera gives that."""
         shapes = {tuple(self.dataset.features[camera]["shape"][:2]) for camera in self.cameras}

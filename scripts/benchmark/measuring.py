@@ -99,10 +99,9 @@ def _open_sight(cell: Cell, frames: DatasetFrames, config: Benchmark) -> Sight:
     def pictures(side: int, count: int, *, spread: bool) -> list[torch.Tensor]:
         count = min(count, len(frames))
         start = (len(frames) - count) // 2
-        rows = torch.linspace(0, len(frames) - 1, count).long().tolist() if spread else [start]
-        length = 1 if spread else count
-        read = (torch.cat([frames.read(camera, row, row + length) for row in rows]) for camera in frames.cameras)
-        return [resize(some, (side, side)) for some in read]
+        middle = partial(frames.read, start=start, stop=start + count)
+        read = partial(frames.spread, count=count) if spread else middle
+        return [resize(read(camera), (side, side)) for camera in frames.cameras]
 
     return open_sight(config, cell.arm, cell.seed, pictures=pictures, shared=shared_folder(config, cell.task))
 

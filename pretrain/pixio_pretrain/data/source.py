@@ -191,7 +191,10 @@ class Subset(Frames):
     def places(self) -> Places | None:
         """When and by which camera each image was taken."""
         places = self.frames.places
-        return places and Places(*(part if part is None else part[self.indices] for part in places))
+        if places is None:
+            return None
+        look = None if places.look is None else places.look[self.indices]
+        return Places(places.moment[self.indices], places.camera[self.indices], look)
 
     def __len__(self) -> int:
         """Number of images."""

@@ -76,7 +76,8 @@ def _draw(
     moving: NDArray[np.bool_], random: np.random.Generator, points: int, share: float
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
     """Draw pixels [p]; say which of them are on things, and what the things are [h w]."""
-    labels, _ = ndimage.label(moving)
+    labels = np.zeros(moving.shape, np.int32)
+    ndimage.label(moving, output=labels)
     flat = labels.ravel()
     sizes = np.bincount(flat)
     large = np.flatnonzero(sizes >= _LEAST)
