@@ -100,7 +100,7 @@ class KeypointNet(Backbone):
     """
 
     statistics = _HALVES
-    temperature = 0.05
+    temperature = 0.02
     """Divides the cosines before the softmax over all places."""
 
     def __init__(self, width: int, side: int) -> None:

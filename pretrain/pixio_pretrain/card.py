@@ -20,6 +20,7 @@ from pixio_pretrain.probe import probe_task
 from pixio_pretrain.run import Run
 from pixio_robot.encoder import Encoder
 from pixio_robot.errors import DataError
+from pixio_robot.layouts import PLAIN
 from pixio_robot.machine import device_name
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ SHORT = 6
 
 CARD = """---
 license: {licence}
-library_name: transformers
+library_name: {library}
 pipeline_tag: image-feature-extraction
 tags: [{kind}, robotics]
 ---
@@ -69,8 +70,8 @@ tokens = load_encoder("<this folder>")(images)  # uint8 or float [0, 1], [b 3 h 
 ![Loss](loss_curve.png)
 {picture}"""
 
-PLAIN = "transformers reads the same folder."
-STEM = "transformers does not read this folder: convolutions before the mask are ours."
+THEIRS = "transformers reads the same folder."
+OURS = "transformers does not read this folder: its convolutions are ours."
 
 PROBE = """
 Which of {classes} tasks a frame shows, read linearly from the mean class token ({frames} frames, {episodes} episodes,
@@ -134,11 +135,13 @@ def write_encoders(run: Run, model: Objective, encoders: Mapping[str, Encoder], 
 
 
 def _describe(encoder: Encoder) -> dict[str, Any]:
+    ours = encoder.spec.stem != "patch" or encoder.spec.family in PLAIN.values()
     return {
         "name": encoder.provenance["name"],
         "sizes": ", ".join(f"{key} {value}" for key, value in asdict(encoder.spec).items()),
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()) / 1e6,
-        "transformers": PLAIN if encoder.spec.stem == "patch" else STEM,
+        "library": "pixio-robot" if ours else "transformers",
+        "transformers": OURS if ours else THEIRS,
     }
 
 

@@ -71,7 +71,7 @@ def test_a_keypoint_is_the_mean_place_of_what_is_like_its_reference(descriptors:
     for picture, described in zip(keypoints(pictures).patches[:, 0], patches, strict=True):
         for number, reference in enumerate(net.references):
             alike = described @ reference
-            weights = (alike / 0.05).exp() / (alike / 0.05).exp().sum()
+            weights = (alike / 0.02).exp() / (alike / 0.02).exp().sum()
             steps = torch.linspace(-1, 1, 64)
             right, down = (weights.view(64, 64).sum(dim=side) @ steps for side in (0, 1))
             expected = torch.stack([right, down, alike.max()])

@@ -255,7 +255,10 @@ def test_a_run_writes_descriptors_with_a_card_and_a_picture(squares: Path, tmp_p
     assert encoder.spec.family == "descriptors"
     assert encoder.spec.image_size == SIDE
     assert isinstance(encoder.backbone, DescriptorNet)
-    assert "all points alike" in (tmp_path / "run" / "encoder" / "README.md").read_text()
+    card = (tmp_path / "run" / "encoder" / "README.md").read_text()
+    assert "all points alike" in card
+    assert "library_name: pixio-robot" in card
+    assert "transformers does not read this folder" in card
     assert (tmp_path / "run" / "encoder" / "picture.png").is_file()
 
 
