@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
+from huggingface_hub.utils import tqdm
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from pixio_robot.descriptors import NUMBERS, DescriptorNet, KeypointNet
 from pixio_robot.encoder import Encoder, EncoderSpec
@@ -50,7 +50,9 @@ def learn_keypoints(encoder: Encoder, pictures: Sequence[Tensor], *, count: int 
     if not pictures or min(map(len, pictures)) < 2:
         raise SettingError("Keypoints are learnt from at least two pictures of every camera, better some hundred.")
     chance = torch.Generator().manual_seed(seed)
-    samples = [_moving(encoder, resize(one, (side, side)), chance) for one in tqdm(pictures, "learn", unit="camera")]
+    samples = [
+        _moving(encoder, resize(one, (side, side)), chance) for one in tqdm(pictures, desc="keypoints", unit="camera")
+    ]
     seen = torch.cat(samples)
     if not 1 <= count <= len(seen):
         raise SettingError(f"count={count}: from these pictures, 1 to {len(seen)} keypoints can be learnt.")

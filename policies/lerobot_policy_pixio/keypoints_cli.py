@@ -58,7 +58,7 @@ def draw_keypoints(encoder: Encoder, pictures: Sequence[Tensor]) -> Image.Image:
         moving = places.std(dim=0).norm(dim=1).topk(min(DRAWN, count)).indices.tolist() if len(chosen) > 1 else []
         row = Image.new("RGB", (len(chosen) * side * ENLARGED, side * ENLARGED))
         for number, (picture, there) in enumerate(zip(chosen, places.cpu(), strict=True)):
-            image = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((side * ENLARGED,) * 2)
+            image = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((side * ENLARGED, side * ENLARGED))
             draw = ImageDraw.Draw(image)
             for keypoint in moving:
                 x, y = ((there[keypoint] + 1) / 2 * side * ENLARGED).tolist()
