@@ -14,10 +14,11 @@ An arm is a name and its encoders, one per training seed; a run's folder stands 
 
 NAME@SIDE=PATH shows that arm the frames at SIDE pixels, rather than at the size that its encoder was trained at.
 Beside the arms stand the same sizes with random weights, as often as they were trained (or --draws), the bare pixels,
-the places of 64 colours, each thing's exact place in the picture (what is left for more scenes or cameras, however well
-an encoder sees), and the mean of the training answers. The folder comes to hold records (one JSON object per line),
-predictions, pictures and results.md, whose tables are computed from the records alone. An encoder that has been
-measured is not measured again, so a killed comparison continues, and arms can be added.
+the places of 64 colours, 128 keypoints of the descriptors that ship, each thing's exact place in the picture (what is
+left for more scenes or cameras, however well an encoder sees), and the mean of the training answers. The folder comes
+to hold records (one JSON object per line), predictions, pictures and results.md, whose tables are computed from the
+records alone. An encoder that has been measured is not measured again, so a killed comparison continues, and arms can
+be added.
 """
 
 import argparse
@@ -45,7 +46,7 @@ from pixio_robot.errors import DataError, SettingError, told_on_one_line
 from pixio_robot.machine import machine_name
 
 PIXELS = "pixels"
-TOLD = {"colours": probe.color_places, "exact place": probe.exact_places}
+TOLD = {"colours": probe.color_places, "keypoints": probe.keypoint_places, "exact place": probe.exact_places}
 TAKEN = (PIXELS, *TOLD, probe.BASELINE)
 """Arms that are always there."""
 

@@ -178,6 +178,8 @@ def render_frames(
         open_task=settings.open_task,
     )
     made_by = {**asdict(settings), "versions": package_versions(suite)}
+    if looks == 1:
+        del made_by["looks"]  # a set of before there were any is one without
     group = render_set(plan, made_by=made_by, workers=workers)
     logger.info("%d pictures in %s", group["frames"].shape[0], folder)
     return folder

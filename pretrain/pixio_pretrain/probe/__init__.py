@@ -12,7 +12,7 @@ from pixio_pretrain.probe.looks import NOTHING, PIXELS, Look
 from pixio_pretrain.probe.records import ProbeRecord, read_records, write_records
 from pixio_pretrain.probe.table import BASELINE, Comparison, to_markdown
 from pixio_pretrain.probe.task import ProbeResult, class_features, probe_task
-from pixio_pretrain.probe.told import color_places, exact_places, probe_told
+from pixio_pretrain.probe.told import color_places, exact_places, keypoint_places, probe_told
 from pixio_pretrain.probe.truth import Truth
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "class_features",
     "color_places",
     "exact_places",
+    "keypoint_places",
     "probe_geometry",
     "probe_task",
     "probe_told",
