@@ -36,9 +36,7 @@ def test_encoders_are_compared_once_and_arms_can_be_added(tmp_path: Path) -> Non
     pixio, mae = (f"{name}={tmp_path}/{name}0,{tmp_path}/{name}1" for name in ("pixio", "mae"))
     run("compare_encoders", tmp_path / "set", pixio, *folder)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "records").iterdir()}
-    assert (
-        len(before) == 9
-    )  # two of the arm, two with random weights, pixels, the training mean, and three that are told
+    assert len(before) == 9  # the arm's two, two with random weights, pixels, the mean, and three that are told
 
     sizes = {"width": 24, "depth": 1, "heads": 2, "image_size": 32, "patch_size": 8}
     create_encoder("pixio_vitt16", seed=0, **sizes).save_pretrained(tmp_path / "small")
@@ -51,7 +49,7 @@ def test_encoders_are_compared_once_and_arms_can_be_added(tmp_path: Path) -> Non
     run("compare_encoders", tmp_path / "set", pixio, mae, others[0], *folder)
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "records").iterdir()}
     assert before.items() < after.items()
-    assert len(after) == 13
+    assert len(after) == 14
     page = (tmp_path / "out" / "results.md").read_text()
     assert page.count("| pixio − mae | ") == 2  # cameras
     assert page.count("| random mae 24x1 | ") >= 2
