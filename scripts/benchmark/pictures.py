@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 
 from lerobot_policy_pixio.frames import DatasetFrames
 from lerobot_policy_pixio.vision import Eyes
-from pixio_pretrain.probe.components import component_colors
+from pixio_pretrain.components import component_colors
 from pixio_robot.checkpoints import SHIPPED
 from pixio_robot.drafts import draft_of
 from pixio_robot.images import resize

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from pixio_pretrain import probe
+from pixio_pretrain.components import component_colors
 from pixio_pretrain.data import Frames, open_frames, split_episodes
-from pixio_pretrain.probe.components import component_colors
 from pixio_pretrain.probe.depth import depth_errors
 from pixio_pretrain.probe.palette import Palette
 from pixio_pretrain.probe.resampling import interval, resampled_means

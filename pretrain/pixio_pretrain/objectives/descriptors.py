@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixio_pretrain.components import component_colors
 from pixio_pretrain.data.looks import look_twice
 from pixio_pretrain.data.samples import Batch, SampleMaker
 from pixio_pretrain.data.source import Source
 from pixio_pretrain.data.warps import make_warped_pair
 from pixio_pretrain.objectives.base import Objective, ObjectiveConfig
 from pixio_pretrain.objectives.masking import check_native
-from pixio_pretrain.probe.components import component_colors
 from pixio_robot.descriptors import DescriptorNet
 from pixio_robot.encoder import DESCRIPTORS, Encoder
 from pixio_robot.errors import ImageError, SettingError

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pixio_pretrain.components import component_colors
 from pixio_pretrain.data import Frames
-from pixio_pretrain.probe.components import component_colors
 from pixio_pretrain.probe.depth import DepthReadOut, depth_errors
 from pixio_pretrain.probe.keypoints import Keypoints
 from pixio_pretrain.probe.looks import Look
