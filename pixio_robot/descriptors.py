@@ -2,7 +2,7 @@
 
 A small convolutional network says of every second pixel what is seen there, so that one thing has one descriptor
 wherever it is and whatever light falls on it (dense object nets, arXiv 1806.08756). Reference descriptors then find
-their likes in any picture, and the mean place of these is a keypoint (arXiv 1909.06933, section III-B).
+their likes in any picture, and the mean place of these is a keypoint (arXiv 1909.06933).
 """
 
 from collections.abc import Sequence
