@@ -1,9 +1,8 @@
 """Dense descriptors (arXiv 1806.08756): a point of one view is known again in another, among that view's other points.
 
 The contrastive form is PixContrast's (arXiv 2011.10043, equation 1), with one positive for each point and chosen points
-in place of all cells. Points are those of things that move (dense object nets find them by change detection, too), small
-ones as often as large ones; from the rest they are only told apart, so that descriptors are spent on what a policy acts
-on.
+in place of all cells. Points are those of things that move, as in dense object nets, but small ones as often as large
+ones; from the rest they are only told apart, so that descriptors are spent on what a policy acts on.
 """
 
 import copy
