@@ -6,6 +6,7 @@ their likes in any picture, and the mean place of these is a keypoint (arXiv 190
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -22,6 +23,9 @@ WIDTH = 24
 
 NUMBERS = 3
 """Of each keypoint: to the right and down, from -1 to 1, and the cosine of the best match."""
+
+TEMPERATURE = 0.02
+"""Divides the cosines before the softmax over all places."""
 
 _FINE, _COARSE, _GROUPS = 32, 64, 4  # channels at half and at a quarter of the resolution; groups of each norm
 _HALVES = PixelStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -87,6 +91,31 @@ class DescriptorNet(Backbone):
                 layer.reset_parameters()
 
 
+class Found(NamedTuple):
+    """Where the likes of some references are in some pictures, by a softmax over all places.
+
+    Attributes:
+        means: [b k 2], the mean place, from -1 to 1 to the right and down.
+        spreads: [b k], the distance from it, root mean square.
+        cosines: [b k], of the best match.
+    """
+
+    means: Tensor
+    spreads: Tensor
+    cosines: Tensor
+
+
+def find(maps: Tensor, references: Tensor) -> Found:
+    """Find references [k d] in descriptors [b d h w], both of length 1."""
+    alike = torch.einsum("bdhw,kd->bkhw", maps, references).flatten(2)
+    sides = [torch.linspace(-1, 1, side, device=maps.device) for side in maps.shape[2:]]
+    places = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flip(-1).flatten(0, 1)  # n 2
+    weights = (alike / TEMPERATURE).softmax(dim=-1)
+    means, squares = weights @ places, weights @ places.square()  # b k 2
+    spreads = (squares - means.square()).sum(dim=-1).clamp(min=0).sqrt()
+    return Found(means, spreads, alike.amax(dim=-1))
+
+
 class KeypointNet(Backbone):
     """Where the likes of some references are: one token, the whole picture.
 
@@ -100,8 +129,6 @@ class KeypointNet(Backbone):
     """
 
     statistics = _HALVES
-    temperature = 0.02
-    """Divides the cosines before the softmax over all places."""
 
     def __init__(self, width: int, side: int) -> None:
         super().__init__()
@@ -116,13 +143,9 @@ class KeypointNet(Backbone):
         del norm
         if images.shape[-2:] != (self.side, self.side):
             raise ImageError(f"These keypoints are of pictures of {self.side} x {self.side} pixels.")
-        maps = self.net(images)
-        alike = torch.einsum("bdhw,kd->bkhw", maps, self.references.float()).flatten(2)
-        sides = [torch.linspace(-1, 1, side, device=maps.device) for side in maps.shape[2:]]
-        places = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flip(-1).flatten(0, 1)  # n 2
-        means = (alike / self.temperature).softmax(dim=-1) @ places  # b k 2
-        found = torch.cat([means.flatten(1), alike.amax(dim=-1)], dim=1).unsqueeze(1).to(images.dtype)
-        return [Tokens(found[:, :0], found, (1, 1)) for _ in blocks]
+        found = find(self.net(images), self.references.float())
+        patches = torch.cat([found.means.flatten(1), found.cosines], dim=1).unsqueeze(1).to(images.dtype)
+        return [Tokens(patches[:, :0], patches, (1, 1)) for _ in blocks]
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:

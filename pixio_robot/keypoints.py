@@ -7,35 +7,39 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixio_robot.descriptors import NUMBERS, DescriptorNet, KeypointNet
+from pixio_robot.descriptors import NUMBERS, DescriptorNet, Found, KeypointNet, find
 from pixio_robot.encoder import Encoder, EncoderSpec
 from pixio_robot.errors import SettingError
 from pixio_robot.images import resize
 
 COUNT = 128
-"""Keypoints that are learnt unless another number is asked for."""
+"""Keypoints of each camera that are learnt unless another number is asked for."""
 
 _MOVING = 0.15  # share of the places of all pictures whose descriptors are furthest from what is usually there
 _SAMPLES = 8_000  # descriptors of a camera among which references are chosen
+_CANDIDATES = 4  # references that are looked at for one that is kept
+_STILL = 0.02  # of a picture's half: moving less than this is no merit
 _BATCH = 16
 
 
 def learn_keypoints(encoder: Encoder, pictures: Sequence[Tensor], *, count: int = COUNT, seed: int = 0) -> Encoder:
     """Give a frozen encoder that says where things are, of those that some pictures show moving.
 
-    References are descriptors far from one another (farthest point sampling; Gonzalez 1985) among those that differ
-    most from the median descriptor of their place. All cameras share them.
+    Of each camera, candidates are descriptors far from one another (farthest point sampling; Gonzalez 1985) among those
+    that differ most from the median descriptor of their place. Those are kept that are found in one spot, and in
+    another spot of another picture: with the least spread for the way that they move. All cameras share what is kept.
 
     Args:
         encoder: Descriptors, such as "shipped:descriptors".
         pictures: Of each camera, some hundred pictures of the task from where it stands, uint8 [n 3 h w]; other sizes
             than the encoder's square are resized. Spread over many scenes, the more so the fewer there are.
-        count: How many keypoints k.
+        count: How many keypoints are kept of each camera.
         seed: Draws the samples.
 
     Returns:
-        An encoder of width 3 k without class tokens: its one patch holds x and y of every keypoint, from -1 to 1 to the
-        right and down, then how like its reference the best match is. A policy reads it as any other encoder.
+        An encoder of width 3 k, for k keypoints of all cameras together, without class tokens: its one patch holds x
+        and y of every keypoint, from -1 to 1 to the right and down, then how like its reference the best match is. A
+        policy reads it as any other encoder.
 
     Raises:
         SettingError: If the encoder has no descriptors, or there are fewer than two pictures of a camera or too few to
@@ -50,15 +54,11 @@ def learn_keypoints(encoder: Encoder, pictures: Sequence[Tensor], *, count: int 
     if not pictures or min(map(len, pictures)) < 2:
         raise SettingError("Keypoints are learnt from at least two pictures of every camera, better some hundred.")
     chance = torch.Generator().manual_seed(seed)
-    samples = [
-        _moving(encoder, resize(one, (side, side)), chance) for one in tqdm(pictures, desc="keypoints", unit="camera")
-    ]
-    seen = torch.cat(samples)
-    if not 1 <= count <= len(seen):
-        raise SettingError(f"count={count}: from these pictures, 1 to {len(seen)} keypoints can be learnt.")
+    squares = (resize(one, (side, side)) for one in tqdm(pictures, desc="keypoints", unit="camera"))
+    references = torch.cat([_choose(_describe(encoder, one), count, chance) for one in squares])
     spec = EncoderSpec(
         family="keypoints",
-        width=NUMBERS * count,
+        width=NUMBERS * len(references),
         depth=1,
         heads=1,
         patch_size=side,
@@ -67,20 +67,35 @@ def learn_keypoints(encoder: Encoder, pictures: Sequence[Tensor], *, count: int 
     )
     backbone = KeypointNet(spec.width, side)
     backbone.net.load_state_dict(net.state_dict())
-    backbone.references.data = _farthest(seen, count)
-    name = f"{count} keypoints of {encoder.provenance.get('name', 'descriptors')}"
+    backbone.references.data = references
+    name = f"{len(references)} keypoints of {encoder.provenance.get('name', 'descriptors')}"
     facts = {"name": name, "descriptors": encoder.fingerprint, "pictures": [len(one) for one in pictures]}
     licence = {"licence": encoder.provenance["licence"]} if "licence" in encoder.provenance else {}
     return Encoder(spec, backbone, provenance=facts | licence)
 
 
-def _moving(encoder: Encoder, pictures: Tensor, chance: torch.Generator) -> Tensor:
-    """Descriptors [m d] of one camera's pictures that are not what is usually there."""
-    parts = [encoder(part).patches.float().cpu() for part in pictures.split(_BATCH)]
-    seen = torch.cat(parts)  # n p d
-    strange = (seen - seen.median(dim=0).values).square().sum(dim=-1).flatten()
+def _describe(encoder: Encoder, pictures: Tensor) -> Tensor:
+    """Descriptors [n d h w] of pictures, on the CPU."""
+    parts = [encoder(part) for part in pictures.split(_BATCH)]
+    return torch.cat([tokens.patches.float().cpu().mT.unflatten(2, tokens.grid) for tokens in parts])
+
+
+def _choose(maps: Tensor, count: int, chance: torch.Generator) -> Tensor:
+    """Choose references [count d] from the descriptors [n d h w] of one camera's pictures."""
+    moving = _moving(maps, chance)
+    if not 1 <= count <= len(moving):
+        raise SettingError(f"count={count}: from these pictures, 1 to {len(moving)} keypoints can be learnt.")
+    candidates = _farthest(moving, min(_CANDIDATES * count, len(moving)))
+    found = Found(*map(torch.cat, zip(*(find(part, candidates) for part in maps.split(_BATCH)), strict=True)))
+    ways = found.means.std(dim=0).norm(dim=1) + _STILL
+    return candidates[(found.spreads.mean(dim=0) / ways).topk(count, largest=False).indices]
+
+
+def _moving(maps: Tensor, chance: torch.Generator) -> Tensor:
+    """Descriptors [m d] that are not what is usually there, of those [n d h w] of one camera's pictures."""
+    strange = (maps - maps.median(dim=0).values).square().sum(dim=1).flatten()  # n h w
     count = max(1, round(_MOVING * len(strange)))
-    moving = seen.flatten(0, 1)[strange.topk(count).indices]
+    moving = maps.movedim(1, -1).flatten(0, 2)[strange.topk(count).indices]
     return moving[torch.randperm(count, generator=chance)[:_SAMPLES]]
 
 

@@ -79,7 +79,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("dataset", type=Path, help="folder of a LeRobotDataset")
     parser.add_argument("--to", type=Path, help="where the encoder goes; DATASET.keypoints if left out")
     parser.add_argument("--encoder", default="shipped:descriptors", help="descriptors that they are read from")
-    parser.add_argument("--count", type=int, default=COUNT, help="how many keypoints")
+    parser.add_argument("--count", type=int, default=COUNT, help="how many keypoints of each camera")
     parser.add_argument("--pictures", type=int, default=256, help="of each camera, evenly spread over the data set")
     parser.add_argument("--cameras", nargs="+", help="the data set's keys of cameras; all if left out")
     parser.add_argument("--seed", type=int, default=0, help="draws the descriptors that are chosen from")

@@ -74,8 +74,8 @@ THEIRS = "transformers reads the same folder."
 OURS = "transformers does not read this folder: its convolutions are ours."
 
 PROBE = """
-Which of {classes} tasks a frame shows, read linearly from the mean class token, or the mean patch of an encoder that has
-none ({frames} frames, {episodes} episodes, none trained on):
+Which of {classes} tasks a frame shows, read linearly from the mean class token, or the mean patch of an encoder without
+any ({frames} frames, {episodes} episodes, none trained on):
 
 | features | right |
 |---|---|

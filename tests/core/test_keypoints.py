@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixio_robot import Encoder, create_encoder, learn_keypoints, load_encoder
-from pixio_robot.descriptors import WIDTH, KeypointNet
+from pixio_robot.descriptors import WIDTH, KeypointNet, find
 from pixio_robot.encoder import DESCRIPTORS
 from pixio_robot.errors import CheckpointError, ImageError, SettingError
+from pixio_robot.keypoints import _farthest, _moving
 
 SIDE, THING = 128, 10
 RED = torch.tensor([220, 20, 20], dtype=torch.uint8)[:, None, None]
@@ -83,17 +84,19 @@ def test_a_keypoint_is_the_mean_place_of_what_is_like_its_reference(descriptors:
             torch.testing.assert_close(picture[[2 * number, 2 * number + 1, 10 + number]], expected, atol=1e-4, rtol=0)
 
 
-def test_references_differ_as_much_as_can_be_and_cameras_share_them(descriptors: Encoder) -> None:
+def test_references_are_of_both_cameras_and_differ(descriptors: Encoder) -> None:
     one, other = scenes(6, seed=3)[0], scenes(5, seed=4)[0].flip(1)  # a blue thing
     keypoints = learn_keypoints(descriptors, [one, other], count=8)
     net = keypoints.backbone
     assert isinstance(net, KeypointNet)
     assert keypoints.provenance["pictures"] == [6, 5]
     assert keypoints.provenance["licence"] == "apache-2.0"
-    chosen = torch.pdist(net.references.detach())
-    patches = descriptors(one).patches.flatten(0, 1)
-    by_chance = torch.pdist(patches[torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:8]])
-    assert chosen.min() > by_chance.min()
+    assert net.references.shape == (2 * 8, WIDTH)
+    everything = [descriptors(some).patches.flatten(0, 1) for some in (one, other)]
+    for own, references in zip(everything, net.references.detach().chunk(2), strict=True):
+        assert (references @ own.T).amax(dim=1).min() > 1 - 1e-4  # each is one of its camera's descriptors
+        by_chance = own[torch.randperm(len(own), generator=torch.Generator().manual_seed(0))[:8]]
+        assert torch.pdist(references).min() > torch.pdist(by_chance).min()
     again = learn_keypoints(descriptors, [one, other], count=8)
     assert again.fingerprint == keypoints.fingerprint
 
@@ -126,3 +129,25 @@ def test_what_keypoints_cannot_be_learnt_from_is_refused(descriptors: Encoder) -
     keypoints = learn_keypoints(descriptors, [pictures], count=4)
     with pytest.raises(ImageError, match="128 x 128 pixels"):
         keypoints(F.pad(pictures, (0, SIDE, 0, SIDE)))
+
+
+def test_of_four_times_as_many_those_are_kept_that_are_found_in_one_spot_that_moves(descriptors: Encoder) -> None:
+    pictures, _ = scenes(24, seed=7)
+    maps = descriptors(pictures).patches.mT.unflatten(2, (64, 64))
+    candidates = _farthest(_moving(maps, torch.Generator().manual_seed(0)), 32)
+    found = find(maps, candidates)
+    merits = found.spreads.mean(dim=0) / (found.means.std(dim=0).norm(dim=1) + 0.02)
+    net = learn_keypoints(descriptors, [pictures], count=8).backbone
+    assert isinstance(net, KeypointNet)
+    torch.testing.assert_close(net.references.detach(), candidates[merits.argsort()[:8]])
+    assert merits.min() < merits.median() / 3  # there is something to choose
+
+
+def test_the_spread_of_what_is_at_two_places_is_half_of_their_distance() -> None:
+    maps = torch.zeros(1, WIDTH, 5, 5)
+    maps[:, 0] = 1
+    maps[0, :, 0, 0] = maps[0, :, 4, 4] = torch.eye(WIDTH)[1]
+    found = find(maps, torch.eye(WIDTH)[1:2])
+    torch.testing.assert_close(found.means, torch.zeros(1, 1, 2))
+    torch.testing.assert_close(found.spreads, torch.full((1, 1), 2**0.5))
+    torch.testing.assert_close(found.cosines, torch.ones(1, 1))

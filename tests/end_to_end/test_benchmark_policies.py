@@ -455,7 +455,7 @@ def test_keypoints_are_learnt_from_the_demonstrations_and_are_an_encoder_like_an
     assert first.fingerprint == again.fingerprint != other.fingerprint  # each training seed draws its own
     assert asked == [(made.size, True)] * 2  # the third one is read
     tokens = first(resize(shown[0], (128, 128)))
-    assert tokens.patches.shape == (4, 1, 18)
+    assert tokens.patches.shape == (4, 1, 3 * 6 * 2)
     chosen = settings("diffusion", sights[0], frames)
     assert chosen.grid == 1
     build_cache(tmp_path / "cache", first, frames, **cache_settings(chosen, first, frames))
