@@ -89,9 +89,9 @@ class Benchmark:
         tasks: SUITE/TASK, such as metaworld/pick-place-v3.
         policies: Of act, diffusion, mlp.
         arms: Name to encoder: whatever load_encoder reads, such as shipped:pixio_vitt16 or a folder; or what is learnt
-            from the task's demonstrations: keypoints:128@shipped:descriptors, so many keypoints of each camera,
-            with "random" for untrained descriptors; colors:64, the places of so many colours. The first one is what the others are
-            compared with.
+            from the task's demonstrations: keypoints:128@shipped:descriptors, so many keypoints of each camera, with
+            "random" for untrained descriptors; colors:64, the places of so many colours. The first one is what the
+            others are compared with.
         options: Arm to fields of its policies in which it differs from the others, such as how tokens are read or
             what is trained: '+options.pixio={patches: spatial_softmax}', '+options.tuned={train_encoder: full}'.
         without: Control arms to leave out, of blind, state, random, cnn. Each leaves a question open.
