@@ -1,23 +1,22 @@
 """Images in pairs: each one comes with another picture of the same scene."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from pixio_pretrain.data.samples import Batch, BatchMaker, Sample
-from pixio_pretrain.data.source import Frames, Source
+from pixio_pretrain.data.source import Frames, Related, Source
 from pixio_robot.errors import DataError, SettingError, UnknownNameError
 
 Companion = Literal["none", "later", "camera"]
 """Which other picture: none; one of the same camera, a few moments later; one of another camera at the same moment."""
 
 
-class Companions(Frames):
+class Companions(Related):
     """Other frames, whose samples are made of two images each.
 
     Args:
@@ -37,7 +36,8 @@ class Companions(Frames):
                 f"companion={companion!r} needs frames that know their moment and camera, as those of "
                 f"scripts/render_frames.py do; these ({frames.describe().get('kind', 'frames')}) do not."
             )
-        self.frames, self.companion, self.reach = frames, companion, reach
+        super().__init__(frames)
+        self.companion, self.reach = companion, reach
         shared, own = (places.camera, places.moment) if companion == "later" else (places.moment, places.camera)
         look = np.zeros_like(own) if places.look is None else places.look
         self._order = np.lexsort((own, shared, look, frames.episodes))  # companions lie side by side
@@ -49,23 +49,6 @@ class Companions(Frames):
             alone = frames.key(int(self._order[first[sizes.argmin()]]))
             raise DataError(f"companion={companion!r} needs two pictures of everything, and {alone} is the only one.")
         self._first, self._end = np.repeat(first, sizes), np.repeat(first + sizes, sizes)
-
-    @property
-    def episodes(self) -> NDArray[np.integer[Any]]:
-        """The recording that each image belongs to, [n]."""
-        return self.frames.episodes
-
-    def key(self, index: int) -> str:
-        """The name of one image."""
-        return self.frames.key(index)
-
-    def image(self, index: int) -> Image.Image:
-        """One image, RGB, without its companion."""
-        return self.frames.image(index)
-
-    def describe(self) -> dict[str, Any]:
-        """Which images they are."""
-        return self.frames.describe()
 
     def sample(self, index: int, make: Callable[..., Sample], random: np.random.Generator) -> Sample:
         """Make a sample of one image and a companion drawn by chance."""

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pixio_pretrain.data.samples import Sample
-from pixio_pretrain.data.source import Frames, Source
+from pixio_pretrain.data.source import Frames, Related, Source
 from pixio_robot.errors import DataError
 
 STRANGE = 25
@@ -17,7 +16,7 @@ STRANGE = 25
 _MEDIAN_OF = 48  # pictures of each task and camera
 
 
-class Looks(Frames):
+class Looks(Related):
     """Frames whose samples are made of two looks, of what moves there, and of another frame.
 
     What moves is where a picture in its own looks differs from the median of those of its task and camera, so cameras
@@ -37,7 +36,7 @@ class Looks(Frames):
                 "Descriptors are learnt from frames of which each moment was seen in several looks: "
                 "scripts/render_frames.py FOLDER --looks 3 --shift looks."
             )
-        self.frames = frames
+        super().__init__(frames)
         order = np.lexsort((places.look, places.camera, places.moment, frames.episodes))
         groups = np.stack([frames.episodes, places.moment, places.camera], axis=1)[order]
         first = np.flatnonzero(np.r_[True, (groups[1:] != groups[:-1]).any(axis=1)])
@@ -50,23 +49,6 @@ class Looks(Frames):
         _, self._kind = np.unique(kinds, axis=0, return_inverse=True)
         of = self._kind[own]
         self._usual = [self._median(own[of == kind]) for kind in range(int(of.max()) + 1)]
-
-    @property
-    def episodes(self) -> NDArray[np.integer[Any]]:
-        """The recording that each image belongs to, [n]."""
-        return self.frames.episodes
-
-    def key(self, index: int) -> str:
-        """The name of one image."""
-        return self.frames.key(index)
-
-    def image(self, index: int) -> Image.Image:
-        """One image, RGB, in one look."""
-        return self.frames.image(index)
-
-    def describe(self) -> dict[str, Any]:
-        """Which images they are."""
-        return self.frames.describe()
 
     def sample(self, index: int, make: Callable[..., Sample], random: np.random.Generator) -> Sample:
         """Make a sample of one image, the same in another look, what moves in it (bool [h w]), and another image."""

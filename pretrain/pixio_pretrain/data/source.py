@@ -213,6 +213,34 @@ class Subset(Frames):
         return self.frames.describe() | {"part": len(self)}
 
 
+class Related(Frames):
+    """Other frames as they are; for those whose samples are made of more than one of them.
+
+    Args:
+        frames: The other frames.
+    """
+
+    def __init__(self, frames: Frames) -> None:
+        self.frames = frames
+
+    @property
+    def episodes(self) -> NDArray[np.integer[Any]]:
+        """The recording that each image belongs to, [n]."""
+        return self.frames.episodes
+
+    def key(self, index: int) -> str:
+        """The name of one image."""
+        return self.frames.key(index)
+
+    def image(self, index: int) -> Image.Image:
+        """One image, RGB, without those that are related."""
+        return self.frames.image(index)
+
+    def describe(self) -> dict[str, Any]:
+        """Which images they are."""
+        return self.frames.describe()
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A sample as a stream gives it, small enough to wait in a shuffle buffer.
