@@ -171,11 +171,18 @@ def test_missing_checkpoints_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(folder.name for folder in SHIPPED.iterdir()))
-def test_what_ships_is_whole_and_transformers_reads_the_same(name):
+def test_what_ships_is_whole(name):
     encoder = load_encoder(f"shipped:{name}")
     written = json.loads((SHIPPED / name / "config.json").read_text())["pixio_robot"]
     assert encoder.fingerprint == written["sha256"]
-    assert f"# {name}\n" in (SHIPPED / name / "README.md").read_text()
+    card = (SHIPPED / name / "README.md").read_text()
+    assert f"# {name}\n" in card
+    assert (f"library_name: {'pixio-robot' if name == 'descriptors' else 'transformers'}\n") in card
+
+
+@pytest.mark.parametrize("name", ["pixio_vitt16", "mae_vitt16"])
+def test_transformers_reads_the_same_of_what_ships(name):
+    encoder = load_encoder(f"shipped:{name}")
     images = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     their = AutoModel.from_pretrained(SHIPPED / name, dtype=torch.float32).eval()
     masked = {"noise": torch.arange(64.0).expand(2, -1)} if name.startswith("mae") else {}  # nothing hidden, in order
