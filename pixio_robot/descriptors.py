@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixio_robot.errors import ImageError, SettingError
-from pixio_robot.images import PixelStatistics
+from pixio_robot.images import HALVES
 from pixio_robot.nn import Backbone
 from pixio_robot.tokens import Tokens
 
@@ -28,7 +28,6 @@ TEMPERATURE = 0.02
 """Divides the cosines before the softmax over all places."""
 
 _FINE, _COARSE, _GROUPS = 32, 64, 4  # channels at half and at a quarter of the resolution; groups of each norm
-_HALVES = PixelStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class _Residual(nn.Module):
@@ -54,7 +53,7 @@ class DescriptorNet(Backbone):
         width: Numbers of a descriptor.
     """
 
-    statistics = _HALVES
+    statistics = HALVES
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
@@ -82,7 +81,7 @@ class DescriptorNet(Backbone):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
-        """Draw convolutions as PyTorch does, whose small weights learn faster here than He's; biases start at 0."""
+        """Draw convolutions as PyTorch does; biases start at 0."""
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
@@ -128,7 +127,7 @@ class KeypointNet(Backbone):
         references: [k d], descriptors of length 1.
     """
 
-    statistics = _HALVES
+    statistics = HALVES
 
     def __init__(self, width: int, side: int) -> None:
         super().__init__()

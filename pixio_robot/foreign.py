@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from pixio_robot.encoder import Encoder, EncoderSpec
 from pixio_robot.errors import CheckpointError, ImageError, SettingError
-from pixio_robot.images import IMAGENET_STATISTICS, PixelStatistics
+from pixio_robot.images import HALVES, IMAGENET_STATISTICS, PixelStatistics
 from pixio_robot.nn import Backbone
 from pixio_robot.tokens import Tokens
 
 PROCESSOR = "preprocessor_config.json"
-HALVES = PixelStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class ForeignBackbone(Backbone):

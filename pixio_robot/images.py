@@ -22,6 +22,7 @@ class PixelStatistics(NamedTuple):
 
 
 IMAGENET_STATISTICS = PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALVES = PixelStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def check_images(images: Tensor, patch_size: int) -> None:
