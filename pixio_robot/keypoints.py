@@ -18,7 +18,8 @@ COUNT = 128
 _MOVING = 0.15  # share of the places of all pictures whose descriptors are furthest from what is usually there
 _SAMPLES = 8_000  # descriptors of a camera among which references are chosen
 _CANDIDATES = 4  # references that are looked at for one that is kept
-_STILL = 0.02  # of a picture's half: moving less than this is no merit
+_ROUNDS = 3  # of moving candidates to the middle of what they find
+_STILL = 0.02  # of a picture's half: what moves less is still, and a spread may be so wide
 _BATCH = 16
 
 
@@ -26,8 +27,9 @@ def learn_keypoints(encoder: Encoder, pictures: Sequence[Tensor], *, count: int 
     """Give a frozen encoder that says where things are, of those that some pictures show moving.
 
     Of each camera, candidates are descriptors far from one another (farthest point sampling; Gonzalez 1985) among those
-    that differ most from the median descriptor of their place. Those are kept that are found in one spot, and in
-    another spot of another picture: with the least spread for the way that they move. All cameras share what is kept.
+    that differ most from the median descriptor of their place, each then moved to the mean of what it finds in all
+    pictures, as k-means does: what is furthest out is like nothing else. Those are kept that are found in one spot, and
+    in another spot of another picture: with the least spread for the way that they move. All cameras share what is kept.
 
     Args:
         encoder: Descriptors, such as "shipped:descriptors".
@@ -85,10 +87,22 @@ def _choose(maps: Tensor, count: int, chance: torch.Generator) -> Tensor:
     moving = _moving(maps, chance)
     if not 1 <= count <= len(moving):
         raise SettingError(f"count={count}: from these pictures, 1 to {len(moving)} keypoints can be learnt.")
-    candidates = _farthest(moving, min(_CANDIDATES * count, len(moving)))
+    candidates = _settle(maps, _farthest(moving, min(_CANDIDATES * count, len(moving))))
     found = Found(*map(torch.cat, zip(*(find(part, candidates) for part in maps.split(_BATCH)), strict=True)))
-    ways = found.means.std(dim=0).norm(dim=1) + _STILL
-    return candidates[(found.spreads.mean(dim=0) / ways).topk(count, largest=False).indices]
+    ways = found.means.std(dim=0).norm(dim=1)
+    merit = torch.where(ways > _STILL, ways / (found.spreads.mean(dim=0) + _STILL), 0)
+    return candidates[merit.topk(count).indices]
+
+
+def _settle(maps: Tensor, references: Tensor) -> Tensor:
+    """Move references [k d] to the middle of what they find: to the mean of their best matches in every picture."""
+    for _ in range(_ROUNDS):
+        total = torch.zeros_like(references)
+        for part in maps.flatten(2).split(_BATCH):  # b d n
+            best = torch.einsum("bdn,kd->bkn", part, references).argmax(dim=-1)
+            total += part.gather(2, best.unsqueeze(1).expand(-1, part.shape[1], -1)).sum(dim=0).mT
+        references = F.normalize(total, dim=1)
+    return references
 
 
 def _moving(maps: Tensor, chance: torch.Generator) -> Tensor:
