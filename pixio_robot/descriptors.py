@@ -118,36 +118,46 @@ def find(maps: Tensor, references: Tensor) -> Found:
 class KeypointNet(Backbone):
     """Where the likes of some references are: one token, the whole picture.
 
+    Each camera has its own references, and those answer a picture whose likes are most alike in it on average: what
+    another camera's things are taken for here would be noise. The others' numbers are 0.
+
     Args:
         width: ``NUMBERS`` times as many keypoints k.
         side: Pixels of a side of its pictures.
+        cameras: How many cameras v have k / v references each.
 
     Attributes:
         net: Describes pictures.
-        references: [k d], descriptors of length 1.
+        references: [v k/v d], descriptors of length 1.
     """
 
     statistics = HALVES
 
-    def __init__(self, width: int, side: int) -> None:
+    def __init__(self, width: int, side: int, cameras: int) -> None:
         super().__init__()
-        if width % NUMBERS:
-            raise SettingError(f"Keypoints have {NUMBERS} numbers each, which do not divide a width of {width}.")
+        if width % (NUMBERS * cameras):
+            raise SettingError(
+                f"{cameras} cameras' keypoints have {NUMBERS} numbers each, which do not divide a width of {width}."
+            )
         self.side = side
         self.net = DescriptorNet()
-        self.references = nn.Parameter(torch.zeros(width // NUMBERS, WIDTH))
+        self.references = nn.Parameter(torch.zeros(cameras, width // NUMBERS // cameras, WIDTH))
 
     def tokens_after(self, images: Tensor, blocks: Sequence[int], *, norm: bool) -> list[Tokens]:
         """Find the references in normalised images: patches [b 1 3k], x and y of every keypoint, then all cosines."""
         del norm
         if images.shape[-2:] != (self.side, self.side):
             raise ImageError(f"These keypoints are of pictures of {self.side} x {self.side} pixels.")
-        found = find(self.net(images), self.references.float())
-        patches = torch.cat([found.means.flatten(1), found.cosines], dim=1).unsqueeze(1).to(images.dtype)
+        cameras = len(self.references)
+        found = find(self.net(images), self.references.float().flatten(0, 1))
+        asked = found.cosines.unflatten(1, (cameras, -1)).mean(dim=-1).argmax(dim=-1)  # b
+        own = F.one_hot(asked, cameras).repeat_interleave(self.references.shape[1], dim=1).to(images.dtype)  # b k
+        parts = [(found.means * own.unsqueeze(-1)).flatten(1), found.cosines * own]
+        patches = torch.cat(parts, dim=1).unsqueeze(1).to(images.dtype)
         return [Tokens(patches[:, :0], patches, (1, 1)) for _ in blocks]
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Draw the network and the references, which then mean nothing."""
         self.net.initialize(generator)
-        self.references.copy_(F.normalize(torch.randn(self.references.shape, generator=generator), dim=1))
+        self.references.copy_(F.normalize(torch.randn(self.references.shape, generator=generator), dim=-1))

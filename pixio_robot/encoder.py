@@ -97,7 +97,7 @@ BUILDERS: dict[str, Callable[[EncoderSpec], Backbone]] = {
     "pixio": lambda spec: VisionTransformer(**asdict(spec)),
     "mae": lambda spec: VisionTransformer(**asdict(spec)),
     "descriptors": lambda spec: DescriptorNet(spec.width),
-    "keypoints": lambda spec: KeypointNet(spec.width, spec.image_size),
+    "keypoints": lambda spec: KeypointNet(spec.width, spec.image_size, spec.heads),
 }
 """The families that are built here, from their sizes."""
 

@@ -29,7 +29,7 @@ def learn_keypoints(encoder: Encoder, pictures: Sequence[Tensor], *, count: int 
     Of each camera, candidates are descriptors far from one another (farthest point sampling; Gonzalez 1985) among those
     that differ most from the median descriptor of their place, each then moved to the mean of what it finds in all
     pictures, as k-means does: what is furthest out is like nothing else. Those are kept that are found in one spot, and
-    in another spot of another picture: with the least spread for the way that they move. All cameras share what is kept.
+    in another spot of another picture: with the least spread for the way that they move. Each camera has its own.
 
     Args:
         encoder: Descriptors, such as "shipped:descriptors".
@@ -40,8 +40,8 @@ def learn_keypoints(encoder: Encoder, pictures: Sequence[Tensor], *, count: int 
 
     Returns:
         An encoder of width 3 k, for k keypoints of all cameras together, without class tokens: its one patch holds x
-        and y of every keypoint, from -1 to 1 to the right and down, then how like its reference the best match is. A
-        policy reads it as any other encoder.
+        and y of every keypoint, from -1 to 1 to the right and down, then how like its reference the best match is; 0
+        for those of other cameras than the one that the picture is most like. A policy reads it as any other encoder.
 
     Raises:
         SettingError: If the encoder has no descriptors, or there are fewer than two pictures of a camera or too few to
@@ -57,20 +57,20 @@ def learn_keypoints(encoder: Encoder, pictures: Sequence[Tensor], *, count: int 
         raise SettingError("Keypoints are learnt from at least two pictures of every camera, better some hundred.")
     chance = torch.Generator().manual_seed(seed)
     squares = (resize(one, (side, side)) for one in tqdm(pictures, desc="keypoints", unit="camera"))
-    references = torch.cat([_choose(_describe(encoder, one), count, chance) for one in squares])
+    references = torch.stack([_choose(_describe(encoder, one), count, chance) for one in squares])
     spec = EncoderSpec(
         family="keypoints",
-        width=NUMBERS * len(references),
+        width=NUMBERS * count * len(pictures),
         depth=1,
-        heads=1,
+        heads=len(pictures),  # one for each camera
         patch_size=side,
         image_size=side,
         class_tokens=0,
     )
-    backbone = KeypointNet(spec.width, side)
+    backbone = KeypointNet(spec.width, side, spec.heads)
     backbone.net.load_state_dict(net.state_dict())
     backbone.references.data = references
-    name = f"{len(references)} keypoints of {encoder.provenance.get('name', 'descriptors')}"
+    name = f"{count * len(pictures)} keypoints of {encoder.provenance.get('name', 'descriptors')}"
     facts = {"name": name, "descriptors": encoder.fingerprint, "pictures": [len(one) for one in pictures]}
     licence = {"licence": encoder.provenance["licence"]} if "licence" in encoder.provenance else {}
     return Encoder(spec, backbone, provenance=facts | licence)

@@ -73,9 +73,9 @@ def test_a_keypoint_is_the_mean_place_of_what_is_like_its_reference(descriptors:
     net = keypoints.backbone
     assert isinstance(net, KeypointNet)
     patches = descriptors(pictures).patches  # 3 4096 d
-    torch.testing.assert_close(net.references.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(net.references.norm(dim=-1), torch.ones(1, 5))
     for picture, described in zip(keypoints(pictures).patches[:, 0], patches, strict=True):
-        for number, reference in enumerate(net.references):
+        for number, reference in enumerate(net.references[0]):
             alike = described @ reference
             weights = (alike / 0.02).exp() / (alike / 0.02).exp().sum()
             steps = torch.linspace(-1, 1, 64)
@@ -91,14 +91,29 @@ def test_references_are_of_both_cameras_and_differ(descriptors: Encoder) -> None
     assert isinstance(net, KeypointNet)
     assert keypoints.provenance["pictures"] == [6, 5]
     assert keypoints.provenance["licence"] == "apache-2.0"
-    assert net.references.shape == (2 * 8, WIDTH)
+    assert net.references.shape == (2, 8, WIDTH)
     everything = [descriptors(some).patches.flatten(0, 1) for some in (one, other)]
-    for own, references in zip(everything, net.references.detach().chunk(2), strict=True):
+    for own, references in zip(everything, net.references.detach(), strict=True):
         assert (references @ own.T).amax(dim=1).min() > 0.9  # each is the mean of some of its camera's descriptors
         by_chance = own[torch.randperm(len(own), generator=torch.Generator().manual_seed(0))[:8]]
         assert torch.pdist(references).min() > torch.pdist(by_chance).min()
     again = learn_keypoints(descriptors, [one, other], count=8)
     assert again.fingerprint == keypoints.fingerprint
+
+
+def test_a_picture_is_answered_by_the_keypoints_of_its_own_camera(descriptors: Encoder) -> None:
+    one, other = scenes(12, seed=8)[0], scenes(12, seed=9)[0].flip(1)
+    keypoints = learn_keypoints(descriptors, [one, other], count=8)
+    alone = learn_keypoints(descriptors, [one], count=8)
+    assert keypoints.spec.heads == 2
+    mixed = keypoints(torch.cat([one[:3], other[:3]])).patches[:, 0]
+    places, cosines = mixed[:, :32].unflatten(1, (2, 16)), mixed[:, 32:].unflatten(1, (2, 8))
+    for own, rows in enumerate([slice(0, 3), slice(3, 6)]):
+        assert not places[rows, 1 - own].any()
+        assert not cosines[rows, 1 - own].any()
+        assert cosines[rows, own].min() > 0.5
+    expected = alone(one[:3]).patches[:, 0]  # the first camera's draws do not depend on the second
+    torch.testing.assert_close(torch.cat([places[:3, 0], cosines[:3, 0]], dim=1), expected)
 
 
 def test_descriptors_and_keypoints_come_back_as_they_were_written(descriptors: Encoder, tmp_path: Path) -> None:
@@ -140,7 +155,7 @@ def test_of_four_times_as_many_those_are_kept_that_are_found_in_one_spot_that_mo
     merits = (ways > 0.02) * ways / (found.spreads.mean(dim=0) + 0.02)
     net = learn_keypoints(descriptors, [pictures], count=8).backbone
     assert isinstance(net, KeypointNet)
-    torch.testing.assert_close(net.references.detach(), candidates[merits.argsort(descending=True)[:8]])
+    torch.testing.assert_close(net.references[0].detach(), candidates[merits.argsort(descending=True)[:8]])
     assert merits.max() > 3 * merits.median()  # there is something to choose
 
 
