@@ -72,7 +72,7 @@ def spec_of(config: Mapping[str, Any]) -> EncoderSpec:
     family = MODEL_TYPES[config["model_type"]]
     if family in PLAIN.values():
         sizes = {"width": config["hidden_size"], "patch_size": config["patch_size"], "image_size": config["image_size"]}
-        return EncoderSpec(family=family, depth=1, heads=1, class_tokens=0, **sizes)
+        return EncoderSpec(family=family, depth=1, heads=config.get("num_cameras", 1), class_tokens=0, **sizes)
     if config.get("hidden_act", "gelu") != "gelu" or config.get("layer_norm_eps", NORM_EPS) > NORM_EPS:
         told = f"hidden_act={config.get('hidden_act')!r}, layer_norm_eps={config.get('layer_norm_eps')!r}"
         raise SettingError(f"A network of another kind ({told}); these compute with 'gelu' and {NORM_EPS}.")
@@ -100,7 +100,8 @@ def config_of(spec: EncoderSpec) -> dict[str, Any]:
     for kind, family in PLAIN.items():
         if spec.family == family:
             sizes = {"hidden_size": spec.width, "patch_size": spec.patch_size, "image_size": spec.image_size}
-            return {"model_type": kind, **sizes}
+            cameras = {"num_cameras": spec.heads} if family == "keypoints" else {}
+            return {"model_type": kind, **sizes, **cameras}
     config = {
         "hidden_size": spec.width,
         "num_hidden_layers": spec.depth,

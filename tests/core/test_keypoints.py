@@ -118,7 +118,8 @@ def test_a_picture_is_answered_by_the_keypoints_of_its_own_camera(descriptors: E
 
 def test_descriptors_and_keypoints_come_back_as_they_were_written(descriptors: Encoder, tmp_path: Path) -> None:
     pictures, _ = scenes(4, seed=5)
-    for name, encoder in (("d", descriptors), ("k", learn_keypoints(descriptors, [pictures], count=7))):
+    learnt = learn_keypoints(descriptors, [pictures, pictures.flip(1)], count=7)
+    for name, encoder in (("d", descriptors), ("k", learnt)):
         encoder.save_pretrained(tmp_path / name)
         read = load_encoder(tmp_path / name)
         assert read.spec == encoder.spec
