@@ -27,7 +27,7 @@ class EncoderSpec:
         family: Kind of network: "pixio", "mae", "descriptors", "keypoints", or a key of ``foreign.READERS``.
         width: Token width d.
         depth: Number of transformer blocks, or stages of a convolutional network.
-        heads: Attention heads per block; must divide the width. 1 where there are none.
+        heads: Attention heads per block; must divide the width. Of keypoints, the cameras; else 1 where there are none.
         patch_size: Side in pixels of the square that one patch token stands for.
         image_size: Native image side in pixels; other sizes interpolate the positions.
         class_tokens: Number of class tokens; 0 where the family has none.

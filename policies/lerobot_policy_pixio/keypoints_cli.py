@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lerobot_policy_pixio.frames import DatasetFrames
 from pixio_robot import Encoder, learn_keypoints, load_encoder
+from pixio_robot.descriptors import NUMBERS
 from pixio_robot.drafts import draft_of
 from pixio_robot.errors import told_on_one_line
 from pixio_robot.images import resize
@@ -50,7 +51,7 @@ def draw_keypoints(encoder: Encoder, pictures: Sequence[Tensor]) -> Image.Image:
     Returns:
         A row for each camera.
     """
-    side, count = encoder.spec.image_size, encoder.spec.width // 3
+    side, count = encoder.spec.image_size, encoder.spec.width // NUMBERS
     rows = []
     for some in pictures:
         chosen = resize(some[torch.linspace(0, len(some) - 1, min(SHOWN, len(some))).long()], (side, side))

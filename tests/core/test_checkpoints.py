@@ -177,7 +177,7 @@ def test_what_ships_is_whole(name):
     assert encoder.fingerprint == written["sha256"]
     card = (SHIPPED / name / "README.md").read_text()
     assert f"# {name}\n" in card
-    assert (f"library_name: {'pixio-robot' if name == 'descriptors' else 'transformers'}\n") in card
+    assert f"library_name: {'pixio-robot' if name == 'descriptors' else 'transformers'}\n" in card
 
 
 @pytest.mark.parametrize("name", ["pixio_vitt16", "mae_vitt16"])
