@@ -106,13 +106,22 @@ class Found(NamedTuple):
 
 def find(maps: Tensor, references: Tensor) -> Found:
     """Find references [k d] in descriptors [b d h w], both of length 1."""
-    alike = torch.einsum("bdhw,kd->bkhw", maps, references).flatten(2)
-    sides = [torch.linspace(-1, 1, side, device=maps.device) for side in maps.shape[2:]]
+    return _locate(_compare(maps, references))
+
+
+def _compare(maps: Tensor, references: Tensor) -> Tensor:
+    """Cosines [b k h w] of descriptors [b d h w] and references [k d]."""
+    return torch.einsum("bdhw,kd->bkhw", maps, references)
+
+
+def _locate(cosines: Tensor) -> Found:
+    """Say where cosines [b k h w] are high."""
+    sides = [torch.linspace(-1, 1, side, device=cosines.device) for side in cosines.shape[2:]]
     places = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flip(-1).flatten(0, 1)  # n 2
-    weights = (alike / TEMPERATURE).softmax(dim=-1)
+    weights = (cosines.flatten(2) / TEMPERATURE).softmax(dim=-1)
     means, squares = weights @ places, weights @ places.square()  # b k 2
     spreads = (squares - means.square()).sum(dim=-1).clamp(min=0).sqrt()
-    return Found(means, spreads, alike.amax(dim=-1))
+    return Found(means, spreads, cosines.amax(dim=(2, 3)))
 
 
 class KeypointNet(Backbone):
@@ -149,11 +158,14 @@ class KeypointNet(Backbone):
         if images.shape[-2:] != (self.side, self.side):
             raise ImageError(f"These keypoints are of pictures of {self.side} x {self.side} pixels.")
         cameras = len(self.references)
-        found = find(self.net(images), self.references.float().flatten(0, 1))
-        asked = found.cosines.unflatten(1, (cameras, -1)).mean(dim=-1).argmax(dim=-1)  # b
-        own = F.one_hot(asked, cameras).repeat_interleave(self.references.shape[1], dim=1).to(images.dtype)  # b k
-        parts = [(found.means * own.unsqueeze(-1)).flatten(1), found.cosines * own]
-        patches = torch.cat(parts, dim=1).unsqueeze(1).to(images.dtype)
+        cosines = _compare(self.net(images), self.references.float().flatten(0, 1)).unflatten(1, (cameras, -1))
+        asked = cosines.amax(dim=(3, 4)).mean(dim=2).argmax(dim=1)  # b
+        one = asked[:, None, None, None, None].expand(-1, 1, *cosines.shape[2:])
+        found = _locate(cosines.gather(1, one).squeeze(1))  # of these alone, as the softmax is what costs
+        own = F.one_hot(asked, cameras).to(cosines.dtype)  # b v
+        places = torch.einsum("bv,bkc->bvkc", own, found.means)
+        best = torch.einsum("bv,bk->bvk", own, found.cosines)
+        patches = torch.cat([places.flatten(1), best.flatten(1)], dim=1).unsqueeze(1).to(images.dtype)
         return [Tokens(patches[:, :0], patches, (1, 1)) for _ in blocks]
 
     @torch.no_grad()

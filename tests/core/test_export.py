@@ -14,7 +14,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from pixio_robot import Encoder, VisualFeatureAdapter, create_encoder
+from pixio_robot import Encoder, VisualFeatureAdapter, create_encoder, learn_keypoints, load_encoder
 from pixio_robot.errors import DataError, ExportError, ImageError, SettingError, UnknownNameError
 from pixio_robot.export import OnePass, export, load_export, verify
 from pixio_robot.export import write as writing
@@ -124,6 +124,17 @@ def test_an_export_answers_new_inputs_as_torch_does(
         for output, value in right.named().items():
             torch.testing.assert_close(found.named()[output], value, atol=1e-4, rtol=0)
             assert value.std() > 1e-3, f"{output} says nothing"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_keypoints_answer_for_the_camera_that_a_picture_is_of(tmp_path: Path, backend: str) -> None:
+    pictures = sample_images(12, (128, 128))
+    keypoints = learn_keypoints(load_encoder("shipped:descriptors"), [pictures[:4], 255 - pictures[4:8]], count=6)
+    loaded = load_export(export(keypoints, tmp_path / "model", batch=None), backend, threads=1)
+    given = torch.cat([pictures[8:], 255 - pictures[9:]])
+    right = keypoints(given).patches
+    assert {row[:, -12:-6].any().item() for row in right} == {True, False}  # the first camera's cosines
+    torch.testing.assert_close(loaded(images=given).tokens.patches, right, atol=1e-4, rtol=0)
 
 
 def test_arrays_of_numpy_are_read_and_every_input_matters(made: Callable[[str], Made]) -> None:
