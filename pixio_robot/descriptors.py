@@ -106,12 +106,17 @@ class Found(NamedTuple):
 
 def find(maps: Tensor, references: Tensor) -> Found:
     """Find references [k d] in descriptors [b d h w], both of length 1."""
-    return _locate(_compare(maps, references))
+    return _locate(compare(maps, references.unsqueeze(0)).squeeze(1))
 
 
-def _compare(maps: Tensor, references: Tensor) -> Tensor:
-    """Cosines [b k h w] of descriptors [b d h w] and references [k d]."""
-    return torch.einsum("bdhw,kd->bkhw", maps, references)
+def compare(maps: Tensor, references: Tensor) -> Tensor:
+    """Cosines [b v k h w] of descriptors [b d h w] and v cameras' references [v k d], all of length 1."""
+    return torch.einsum("bdhw,vkd->bvkhw", maps, references)
+
+
+def camera_of(cosines: Tensor) -> Tensor:
+    """Which camera [b] pictures are of, by cosines [b v k h w]: the one whose references find their likes best."""
+    return cosines.amax(dim=(3, 4)).mean(dim=2).argmax(dim=1)
 
 
 def _locate(cosines: Tensor) -> Found:
@@ -133,7 +138,7 @@ class KeypointNet(Backbone):
     Args:
         width: ``NUMBERS`` times as many keypoints k.
         side: Pixels of a side of its pictures.
-        cameras: How many cameras v have k / v references each.
+        cameras: How many cameras v have k / v references each; those that share references count as one.
 
     Attributes:
         net: Describes pictures.
@@ -158,8 +163,8 @@ class KeypointNet(Backbone):
         if images.shape[-2:] != (self.side, self.side):
             raise ImageError(f"These keypoints are of pictures of {self.side} x {self.side} pixels.")
         cameras = len(self.references)
-        cosines = _compare(self.net(images), self.references.float().flatten(0, 1)).unflatten(1, (cameras, -1))
-        asked = cosines.amax(dim=(3, 4)).mean(dim=2).argmax(dim=1)  # b
+        cosines = compare(self.net(images), self.references.float())
+        asked = camera_of(cosines)
         one = asked[:, None, None, None, None].expand(-1, 1, *cosines.shape[2:])
         found = _locate(cosines.gather(1, one).squeeze(1))  # of these alone, as the softmax is what costs
         own = F.one_hot(asked, cameras).to(cosines.dtype)  # b v

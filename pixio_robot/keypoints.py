@@ -7,7 +7,7 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixio_robot.descriptors import NUMBERS, DescriptorNet, Found, KeypointNet, find
+from pixio_robot.descriptors import NUMBERS, DescriptorNet, Found, KeypointNet, camera_of, compare, find
 from pixio_robot.encoder import Encoder, EncoderSpec
 from pixio_robot.errors import SettingError
 from pixio_robot.images import resize
@@ -20,6 +20,7 @@ _SAMPLES = 8_000  # descriptors of a camera among which references are chosen
 _CANDIDATES = 4  # references that are looked at for one that is kept
 _ROUNDS = 3  # of moving candidates to the middle of what they find
 _STILL = 0.02  # of a picture's half: what moves less is still, and a spread may be so wide
+_MIXED = 0.01  # share of a camera's pictures that another may be taken to have made before the two count as one
 _BATCH = 16
 
 
@@ -29,7 +30,8 @@ def learn_keypoints(encoder: Encoder, pictures: Sequence[Tensor], *, count: int 
     Of each camera, candidates are descriptors far from one another (farthest point sampling; Gonzalez 1985) among those
     that differ most from the median descriptor of their place, each then moved to the mean of what it finds in all
     pictures, as k-means does: what is furthest out is like nothing else. Those are kept that are found in one spot, and
-    in another spot of another picture: with the least spread for the way that they move. Each camera has its own.
+    in another spot of another picture: with the least spread for the way that they move. Each camera has its own, but
+    cameras share theirs whose pictures these cannot tell apart, such as those on two like wrists.
 
     Args:
         encoder: Descriptors, such as "shipped:descriptors".
@@ -42,6 +44,7 @@ def learn_keypoints(encoder: Encoder, pictures: Sequence[Tensor], *, count: int 
         An encoder of width 3 k, for k keypoints of all cameras together, without class tokens: its one patch holds x
         and y of every keypoint, from -1 to 1 to the right and down, then how like its reference the best match is; 0
         for those of other cameras than the one that the picture is most like. A policy reads it as any other encoder.
+        Its provenance has, as "cameras", the places in ``pictures`` of those that share references.
 
     Raises:
         SettingError: If the encoder has no descriptors, or there are fewer than two pictures of a camera or too few to
@@ -56,13 +59,13 @@ def learn_keypoints(encoder: Encoder, pictures: Sequence[Tensor], *, count: int 
     if not pictures or min(map(len, pictures)) < 2:
         raise SettingError("Keypoints are learnt from at least two pictures of every camera, better some hundred.")
     chance = torch.Generator().manual_seed(seed)
-    squares = (resize(one, (side, side)) for one in tqdm(pictures, desc="keypoints", unit="camera"))
-    references = torch.stack([_choose(_describe(encoder, one), count, chance) for one in squares])
+    maps = [_describe(encoder, resize(one, (side, side))) for one in tqdm(pictures, desc="descriptors", unit="camera")]
+    groups, references = _choose_groups(maps, count, chance)
     spec = EncoderSpec(
         family="keypoints",
-        width=NUMBERS * count * len(pictures),
+        width=NUMBERS * count * len(groups),
         depth=1,
-        heads=len(pictures),  # one for each camera
+        heads=len(groups),
         patch_size=side,
         image_size=side,
         class_tokens=0,
@@ -70,8 +73,9 @@ def learn_keypoints(encoder: Encoder, pictures: Sequence[Tensor], *, count: int 
     backbone = KeypointNet(spec.width, side, spec.heads)
     backbone.net.load_state_dict(net.state_dict())
     backbone.references.data = references
-    name = f"{count * len(pictures)} keypoints of {encoder.provenance.get('name', 'descriptors')}"
-    facts = {"name": name, "descriptors": encoder.fingerprint, "pictures": [len(one) for one in pictures]}
+    name = f"{count * len(groups)} keypoints of {encoder.provenance.get('name', 'descriptors')}"
+    counts = [len(one) for one in pictures]
+    facts = {"name": name, "descriptors": encoder.fingerprint, "pictures": counts, "cameras": groups}
     licence = {"licence": encoder.provenance["licence"]} if "licence" in encoder.provenance else {}
     return Encoder(spec, backbone, provenance=facts | licence)
 
@@ -80,6 +84,34 @@ def _describe(encoder: Encoder, pictures: Tensor) -> Tensor:
     """Descriptors [n d h w] of pictures, on the CPU."""
     parts = [encoder(part) for part in pictures.split(_BATCH)]
     return torch.cat([tokens.patches.float().cpu().mT.unflatten(2, tokens.grid) for tokens in parts])
+
+
+def _choose_groups(maps: Sequence[Tensor], count: int, chance: torch.Generator) -> tuple[list[list[int]], Tensor]:
+    """Choose references of each camera's descriptors [n d h w], and of cameras that look alike together.
+
+    Returns:
+        The cameras of each group, and references [groups count d].
+    """
+    groups, references = [], []
+    for camera in tqdm(range(len(maps)), desc="keypoints", unit="camera"):
+        groups.append([camera])
+        references.append(_choose(maps[camera], count, chance))
+    while True:
+        chosen = torch.stack(references)
+        mixed = torch.stack([_answers(torch.cat([maps[camera] for camera in group]), chosen) for group in groups])
+        mixed.fill_diagonal_(0)
+        if mixed.max() <= _MIXED:
+            return groups, chosen
+        one, other = sorted(divmod(int(mixed.argmax()), len(groups)))
+        groups[one].extend(groups.pop(other))
+        del references[other]
+        references[one] = _choose(torch.cat([maps[camera] for camera in groups[one]]), count, chance)
+
+
+def _answers(maps: Tensor, references: Tensor) -> Tensor:
+    """Shares [v] of the pictures with descriptors [n d h w] that each camera's references [v k d] would answer."""
+    asked = torch.cat([camera_of(compare(part, references)) for part in maps.split(_BATCH)])
+    return asked.bincount(minlength=len(references)) / len(asked)
 
 
 def _choose(maps: Tensor, count: int, chance: torch.Generator) -> Tensor:

@@ -35,10 +35,11 @@ def main() -> None:
     with draft_of(folder / PICTURE) as draft:
         draw_keypoints(encoder, pictures).save(draft, format="png")
     name, cameras = encoder.provenance["name"], ", ".join(frames.cameras)
-    sys.stdout.write(
-        f"{name}, learnt from {len(pictures[0])} pictures of each of {cameras}.\n"
-        f"Look at {folder / PICTURE}, and train: pixio-train --policy.encoder={folder} ...\n"
-    )
+    sys.stdout.write(f"{name}, learnt from {len(pictures[0])} pictures of each of {cameras}.\n")
+    for group in encoder.provenance["cameras"]:
+        if len(group) > 1:
+            sys.stdout.write(f"{' and '.join(frames.cameras[one] for one in group)} look alike, and share theirs.\n")
+    sys.stdout.write(f"Look at {folder / PICTURE}, and train: pixio-train --policy.encoder={folder} ...\n")
 
 
 def draw_keypoints(encoder: Encoder, pictures: Sequence[Tensor]) -> Image.Image:

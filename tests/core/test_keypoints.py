@@ -11,7 +11,7 @@ from pixio_robot import Encoder, create_encoder, learn_keypoints, load_encoder
 from pixio_robot.descriptors import WIDTH, KeypointNet, find
 from pixio_robot.encoder import DESCRIPTORS
 from pixio_robot.errors import CheckpointError, ImageError, SettingError
-from pixio_robot.keypoints import _farthest, _moving, _settle
+from pixio_robot.keypoints import _choose, _farthest, _moving, _settle
 
 SIDE, THING = 128, 10
 RED = torch.tensor([220, 20, 20], dtype=torch.uint8)[:, None, None]
@@ -114,6 +114,24 @@ def test_a_picture_is_answered_by_the_keypoints_of_its_own_camera(descriptors: E
         assert cosines[rows, own].min() > 0.5
     expected = alone(one[:3]).patches[:, 0]  # the first camera's draws do not depend on the second
     torch.testing.assert_close(torch.cat([places[:3, 0], cosines[:3, 0]], dim=1), expected)
+
+
+def test_cameras_that_look_alike_share_their_references(descriptors: Encoder) -> None:
+    """As on two like wrists: each picture would else be answered by either camera's, as chance has it."""
+    left, front, right = scenes(12, seed=8)[0], scenes(12, seed=9)[0].flip(1), scenes(12, seed=10)[0]
+    keypoints = learn_keypoints(descriptors, [left, front, right], count=8)
+    assert keypoints.provenance["cameras"] == [[0, 2], [1]]
+    assert keypoints.spec.heads == 2
+    cosines = keypoints(torch.cat([left, right, front])).patches[:, 0, 32:].unflatten(1, (2, 8))
+    assert cosines[:24, 0].all()
+    assert cosines[24:, 1].all()
+    chance = torch.Generator().manual_seed(0)
+    maps = [descriptors(some).patches.mT.unflatten(2, (64, 64)) for some in (left, front, right)]
+    for alone in maps:
+        _choose(alone, 8, chance)
+    expected = _choose(torch.cat([maps[0], maps[2]]), 8, chance)
+    assert isinstance(keypoints.backbone, KeypointNet)
+    torch.testing.assert_close(keypoints.backbone.references[0].detach(), expected)
 
 
 def test_descriptors_and_keypoints_come_back_as_they_were_written(descriptors: Encoder, tmp_path: Path) -> None:

@@ -40,18 +40,20 @@ def test_keypoints_of_a_data_set_lie_beside_it_and_a_policy_acts_on_them(
     call(monkeypatch, root, "--encoder", descriptors, "--count", 8, "--pictures", 9)
     folder = tmp_path / "walks.keypoints"
     told = capsys.readouterr().out
-    assert told.startswith("16 keypoints of untrained, learnt from 9 pictures of each of observation.images.")
+    top, wrist = frames.cameras
+    assert told.startswith(f"8 keypoints of untrained, learnt from 9 pictures of each of {top}, {wrist}.\n")
+    assert f"{top} and {wrist} look alike, and share theirs." in told
     assert f"pixio-train --policy.encoder={folder}" in told
     encoder = load_encoder(folder)
-    assert encoder.spec.width == 3 * 8 * len(frames.cameras)
-    assert encoder.provenance["pictures"] == [9] * len(frames.cameras)
+    assert encoder.spec.width == 3 * 8
+    assert encoder.provenance["pictures"] == [9, 9]
     with Image.open(folder / "keypoints.png") as picture:
         assert picture.size == (6 * 128 * 3, len(frames.cameras) * 128 * 3)
     config = make_config(encoder=str(folder), grid=None, image_size=None)
     assert config.settle_grid(encoder.spec) == 1  # pyright: ignore[reportAttributeAccessIssue]
 
     call(monkeypatch, root, "--encoder", descriptors, "--count", 4, "--pictures", 5, "--to", tmp_path / "other")
-    assert load_encoder(tmp_path / "other").spec.width == 3 * 4 * len(frames.cameras)
+    assert load_encoder(tmp_path / "other").spec.width == 3 * 4
 
 
 def test_what_cannot_be_learnt_from_is_told_on_one_line(
