@@ -10,7 +10,7 @@ import torch
 from filelock import FileLock
 from transformers import ResNetConfig, ResNetModel
 
-from benchmark.keypoints import keypoints_named, open_descriptors
+from benchmark.keypoints import RANDOM, keypoints_named, open_descriptors
 from benchmark.palette import PICTURES, colors_named, learn_palette
 from benchmark.settings import Benchmark
 from pixio_robot import Encoder, learn_keypoints, load_encoder
@@ -111,6 +111,13 @@ def find_learner(source: str, seed: int) -> tuple[str, Callable[[Sequence[torch.
         name = f"keypoints-{count}-{descriptors.fingerprint[:12]}"
         return name, partial(learn_keypoints, descriptors, count=count)
     return None
+
+
+def alike_where(source: str, task: str, seed: int) -> tuple[object, ...]:
+    """Say what cells have in common that get the same weights of a source: nothing, their task, or their seed, too."""
+    if named := keypoints_named(source):
+        return (task, seed) if named[1] == RANDOM else (task,)
+    return (task,) if colors_named(source) else ()
 
 
 def arm_options(config: Benchmark, arm: str) -> dict[str, Any]:

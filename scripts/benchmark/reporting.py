@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import rich
 
+from benchmark.arms import alike_where
 from benchmark.cells import PATCHES, PRETRAINING, count_done, plan_cells
 from benchmark.figures import differences_svg, ends_svg, losses_svg, rates_svg
 from benchmark.looks import Looks, find_looks
@@ -101,12 +102,14 @@ def _warnings(config: Benchmark, filled: Sequence[FilledCell], *, done: int, pla
         found.append(
             "Two training seeds: where trainings differ much, a 95 % interval holds the truth 90 % of the time."
         )
-    for arm in config.arms:
-        weights = {one.facts["encoder"] for one in filled if one.cell.arm == arm}
-        if len(weights) > 1:
-            found.append(
-                f"The arm {arm!r} has cells of {len(weights)} different weights: its source changed in between."
-            )
+    for arm, source in config.arms.items():
+        weights: defaultdict[tuple[object, ...], set[str]] = defaultdict(set)
+        for one in filled:
+            if one.cell.arm == arm:
+                weights[alike_where(source, task_name(one.cell.task), one.cell.seed)].add(one.facts["encoder"])
+        most = max(map(len, weights.values()), default=0)
+        if most > 1:
+            found.append(f"The arm {arm!r} has cells of {most} different weights: its source changed in between.")
     recorded: defaultdict[str, set[str]] = defaultdict(set)
     for one in filled:
         recorded[task_name(one.cell.task)].add(one.facts["demonstrations"]["sha256"])

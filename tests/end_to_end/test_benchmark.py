@@ -474,6 +474,30 @@ def test_an_arm_whose_weights_changed_in_between_is_told_of(make_config: Any) ->
     assert "has cells of 2 different weights" in page.read_text()
 
 
+def test_weights_that_are_learnt_from_a_task_are_one_source_though_every_task_has_its_own(make_config: Any) -> None:
+    arms = {
+        "pixio": "shipped:pixio_vitt16",
+        "keypoints": "keypoints:8@shipped:descriptors",
+        "untrained": "keypoints:8@random",
+    }
+    config = make_config(arms=arms)
+    cells = fill(config, rates=RATES | dict.fromkeys(arms, 0.5))
+
+    def write(weights: Callable[[Cell], str]) -> str:
+        for cell in cells:
+            finish(cell_folder(config.folder, cell), facts(cell) | {"encoder": weights(cell)})
+        page = reporting.write_report(config, command="")
+        assert page is not None
+        return page.read_text()
+
+    own: dict[str, Callable[[Cell], str]] = {
+        "keypoints": lambda cell: cell.task.name,
+        "untrained": lambda cell: f"{cell.task.name} {cell.seed}",
+    }
+    assert "different weights" not in write(lambda cell: own.get(cell.arm, lambda _: "f00")(cell))
+    assert "has cells of 2 different weights" in write(lambda cell: f"{cell.task.name} {cell.seed}")
+
+
 def test_demonstrations_that_were_recorded_anew_in_between_are_told_of(make_config: Any) -> None:
     config = make_config(tasks=["metaworld/reach"])
     cells = fill(config, rates=RATES)
