@@ -42,7 +42,6 @@ def write_report(config: Benchmark, *, command: str) -> Path | None:
     if not panels:
         return None
     looks = find_looks(config)
-    first = next(iter(config.arms))
     filled = [one for panel in panels for group in panel.cells.values() for one in group]
     facts: dict[str, Any] = {
         "title": f"Benchmark: {config.tier}",
@@ -52,7 +51,7 @@ def write_report(config: Benchmark, *, command: str) -> Path | None:
         "note": config.note,
         "method": METHOD,
         "warnings": _warnings(config, filled, done=count_done(folder, cells), planned=len(cells)),
-        "overview": overview(panels, looks),
+        "overview": overview(panels, looks, config.compared_with),
         "arms": arms_grid(panels, looks),
         "cost": cost_grid(panels, looks),
         "versions": _versions(filled),
@@ -65,7 +64,7 @@ def write_report(config: Benchmark, *, command: str) -> Path | None:
             "notes": panel.notes,
             "scenes": panel.scenes,
             "shifted": bool(panel.kept),
-            "grids": score_grids(panel, looks, first),
+            "grids": score_grids(panel, looks, config.compared_with),
         }
         for panel in panels
     ]
@@ -75,7 +74,7 @@ def write_report(config: Benchmark, *, command: str) -> Path | None:
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     html = templates.get_template("report.html.jinja").render(
         sections=[section | shown for section, shown in zip(sections, pictures, strict=True)],
-        forests=_forests(panels, config, first),
+        forests=_forests(panels, config),
         pretraining=_pretraining(panels, looks),
         colors=dict(looks.values()),
         settings=json.dumps(config.identity, indent=2),
@@ -139,10 +138,10 @@ def _versions(filled: Sequence[FilledCell]) -> list[str]:
     ]
 
 
-def _forests(panels: Sequence[Panel], config: Benchmark, first: str) -> list[str]:
-    """Paired differences of the first arm to the random one, and of other encoders and the CNN to the first."""
-    drawn = []
-    for pair in ((first, "random"), *((arm, first) for arm in (*config.arms, "cnn") if arm != first)):
+def _forests(panels: Sequence[Panel], config: Benchmark) -> list[str]:
+    """Paired differences of one arm to the random one, and of other encoders and the CNN to that arm."""
+    drawn, one = [], config.compared_with
+    for pair in [(one, "random")] * (one != "random") + [(arm, one) for arm in (*config.arms, "cnn") if arm != one]:
         for condition in config.conditions:
             able = [panel for panel in panels if condition in panel.scores and {*pair} <= panel.cells.keys()]
             drawn += [differences_svg(able, condition, pair)] if able else []

@@ -60,11 +60,11 @@ class Kept:
 
     Attributes:
         share: The share that is left; None where it cannot be told.
-        less_first: The difference to the first arm's share, paired over scenes; None where one of them cannot be told.
+        less: The difference to another arm's share, paired over scenes; None where one of them cannot be told.
     """
 
     share: Estimate | None
-    less_first: Estimate | None
+    less: Estimate | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def make_panels(config: Benchmark, cells: Sequence[Cell]) -> list[Panel]:
                     filled.setdefault(cell.arm, []).append(read_cell(folder, cell, conditions))
             if filled:
                 ordered = {arm: filled[arm] for arm in config.arm_names if arm in filled}
-                references = [next(iter(config.arms)), "random"]
+                references = [config.compared_with, "random"]
                 panels.append(make_panel(task, policy, ordered, conditions, references, planned=len(here)))
     return panels
 
@@ -231,11 +231,11 @@ def _successes(records: Sequence[EpisodeRecord], scenes: Sequence[int]) -> list[
     return [found[scene] for scene in scenes]
 
 
-def _kept(clean: Mapping[str, Table], shifted: Mapping[str, Table], first: str) -> dict[str, Kept]:
+def _kept(clean: Mapping[str, Table], shifted: Mapping[str, Table], other: str) -> dict[str, Kept]:
     found = {}
     for arm in clean:
-        less_first = None
-        if arm != first and first in clean:
-            less_first = more_kept((clean[arm], shifted[arm]), (clean[first], shifted[first]))
-        found[arm] = Kept(share=share_kept(clean[arm], shifted[arm]), less_first=less_first)
+        less = None
+        if arm != other and other in clean:
+            less = more_kept((clean[arm], shifted[arm]), (clean[other], shifted[other]))
+        found[arm] = Kept(share=share_kept(clean[arm], shifted[arm]), less=less)
     return found

@@ -23,7 +23,10 @@ READ_OUT = ("image_size", "classes", "patches", "grid", "standardize")
 SIGHT_OPTIONS = (*READ_OUT, "train_encoder", "train_blocks", "lora_rank", "optimizer_lr_encoder", "use_amp")
 """Fields of a policy in which arms may differ; see ``PixioOptions``."""
 
-INCIDENTAL = ("folder", "tier", "note", "videos", "save_every", "workers", "threads", "device", "report_only", "worker")
+INCIDENTAL = (
+    *("folder", "tier", "note", "reference", "videos", "save_every"),
+    *("workers", "threads", "device", "report_only", "worker"),
+)
 """Settings that decide no result: what the report tells of, and where and how fast cells are computed."""
 
 
@@ -116,6 +119,7 @@ class Benchmark:
         threads: Threads of PyTorch.
         device: Where policies train and act.
         report_only: Run nothing, and write the report of the cells that are done.
+        reference: Arm that the report compares the others with, if not the first one.
         worker: Nothing by itself; it gives hydra something to start several processes by: -m worker=0,1,2,3.
     """
 
@@ -145,6 +149,7 @@ class Benchmark:
     threads: int = 1
     device: str = "cpu"
     report_only: bool = False
+    reference: str = ""
     worker: int = 0
 
     @property
@@ -161,6 +166,11 @@ class Benchmark:
     def arm_names(self) -> list[str]:
         """All arms: encoders, then controls."""
         return [*self.arms, *self.controls]
+
+    @property
+    def compared_with(self) -> str:
+        """The arm that the report compares the others with."""
+        return self.reference or next(iter(self.arms))
 
     def find_tasks(self) -> list[Task]:
         """Look the tasks up."""
@@ -219,6 +229,8 @@ class Benchmark:
                 f"arms={dict(self.arms)}: at least one encoder is needed, under another name than the controls' "
                 f"({', '.join(CONTROLS)})."
             )
+        if self.compared_with not in self.arm_names:
+            raise UnknownNameError("arm", self.reference, self.arm_names)
         for arm, options in self.options.items():
             seeing = [name for name in self.arm_names if name not in ("blind", "state")]
             if arm not in seeing:

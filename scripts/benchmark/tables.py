@@ -1,6 +1,6 @@
 """The report's tables and sentences, the same for the page and for Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +57,9 @@ def points(found: Estimate | None) -> str:
     return f"{value:+d} ({low:+d} to {high:+d})"
 
 
-def score_grids(panel: Panel, looks: Looks, first: str) -> list[Grid]:
+def score_grids(panel: Panel, looks: Looks, reference: str) -> list[Grid]:
     """Two tables per condition, rates and how far episodes came, and one of what is kept under the shifts."""
-    references = [name for name in (first, "random") if name in panel.cells]
+    references = [name for name in dict.fromkeys((reference, "random")) if name in panel.cells]
     grids = []
     for condition, scores in panel.scores.items():
         rows = [
@@ -86,16 +86,19 @@ def score_grids(panel: Panel, looks: Looks, first: str) -> list[Grid]:
         rows = [[looks[arm].label] for arm in panel.cells]
         for row, arm in zip(rows, panel.cells, strict=True):
             for kept in panel.kept.values():
-                row += [percent(kept[arm].share), points(kept[arm].less_first)]
+                row += [percent(kept[arm].share), points(kept[arm].less)]
         columns = ["arm"]
         for shift in panel.kept:
-            columns += [f"{shift}: share of the clean rate that is kept, 95 %", f"less {first}"]
+            columns += [f"{shift}: share of the clean rate that is kept, 95 %", f"less {reference}"]
         grids.append(Grid(title="Kept under shift", columns=columns, rows=rows))
     return grids
 
 
-def overview(panels: Sequence[Panel], looks: Looks) -> list[Grid]:
-    """All tasks and arms at a glance: a table per condition, and one per shift of what is kept under it."""
+def overview(panels: Sequence[Panel], looks: Looks, reference: str) -> list[Grid]:
+    """All tasks and arms at a glance: a table per condition, and one per shift of what is kept under it.
+
+    Of several tasks, the differences to an arm, too, which stand in each task's own tables.
+    """
     told = [panel for panel in panels if panel.scores]
     arms = [arm for arm in looks if any(arm in panel.cells for panel in told)]
     rates = {
@@ -106,19 +109,29 @@ def overview(panels: Sequence[Panel], looks: Looks) -> list[Grid]:
         shift: [{arm: kept.share for arm, kept in panel.kept[shift].items()} for panel in told]
         for shift in dict.fromkeys(name for panel in told for name in panel.kept)
     }
-    titled = [(f"Success on {name} scenes, %, with 95 % intervals", rows) for name, rows in rates.items()]
-    titled += [(f"Share of the clean rate that is kept, {name} shift, %", rows) for name, rows in shares.items()]
+    titled = [(f"Success on {name} scenes, %, with 95 % intervals", rows, _bare) for name, rows in rates.items()]
+    titled += [(f"Share of the clean rate that is kept, {name} shift, %", rows, _bare) for name, rows in shares.items()]
+    if len(told) > 1:
+        less = {
+            name: [{arm: score.against.get(reference) for arm, score in panel.scores[name].items()} for panel in told]
+            for name in rates
+        }
+        titled += [(f"Success less {reference}'s, {name} scenes, points", rows, points) for name, rows in less.items()]
     return [
-        Grid(title=title, columns=["task, policy", *arms], rows=_with_means(told, rows, arms)) for title, rows in titled
+        Grid(title=title, columns=["task, policy", *arms], rows=_with_means(told, rows, arms, show))
+        for title, rows, show in titled
     ]
 
 
 def _with_means(
-    panels: Sequence[Panel], found: Sequence[Mapping[str, Estimate | None]], arms: Sequence[str]
+    panels: Sequence[Panel],
+    found: Sequence[Mapping[str, Estimate | None]],
+    arms: Sequence[str],
+    show: Callable[[Estimate | None], str],
 ) -> list[list[str]]:
     """One row per panel, and one per policy that has several tasks: the mean of the arms that all of them tell of."""
     rows = [
-        [panel.name, *(_bare(estimates.get(arm)) for arm in arms)]
+        [panel.name, *(show(estimates.get(arm)) for arm in arms)]
         for panel, estimates in zip(panels, found, strict=True)
     ]
     for policy in dict.fromkeys(panel.policy for panel in panels):
@@ -126,7 +139,7 @@ def _with_means(
         if len(here) > 1:
             columns = [[one.get(arm) for one in here] for arm in arms]
             means = [over_tasks([one for one in column if one]) if all(column) else None for column in columns]
-            rows.append([f"mean of {len(here)} tasks, {policy}", *(_bare(mean) for mean in means)])
+            rows.append([f"mean of {len(here)} tasks, {policy}", *(show(mean) for mean in means)])
     return rows
 
 
@@ -170,12 +183,14 @@ def cost_grid(panels: Sequence[Panel], looks: Looks) -> Grid:
 
 def sentences(panel: Panel, looks: Looks, config: Benchmark) -> list[str]:
     """What the numbers of a panel allow to be said, and no more: a cause is named where arms differ in nothing else."""
-    scores, first = panel.scores.get(CLEAN, {}), next(iter(config.arms))
+    scores, first = panel.scores.get(CLEAN, {}), config.compared_with
     said = []
     if "blind" in scores and first in scores["blind"].against:
-        said.append(_compare(first, "a blind policy", _flip(scores["blind"].against[first]), "seeing"))
+        cause = "" if first == "state" else "seeing"
+        said.append(_compare(first, "a blind policy", _flip(scores["blind"].against[first]), cause))
     if first in scores and "random" in scores[first].against:
-        cause = "pre-training" if config.options_of(first) == config.options_of("random") else ""
+        alike = first == next(iter(config.arms)) and config.options_of(first) == config.options_of("random")
+        cause = "pre-training" if alike else ""
         gain = scores[first].against["random"]
         said.append(_compare(first, looks["random"].label.lower(), gain, cause))
         if gain.low <= 0 <= gain.high and "blind" in scores and scores["blind"].against["random"].high < 0:
@@ -188,7 +203,7 @@ def sentences(panel: Panel, looks: Looks, config: Benchmark) -> list[str]:
         cause = "the frozen encoder" if config.train_encoder_of(first) == "frozen" else ""
         said.append(_compare(first, "a small CNN trained end to end", against, cause))
     for shift, kept in panel.kept.items():
-        less = kept["cnn"].less_first if "cnn" in kept else None
+        less = kept["cnn"].less if "cnn" in kept else None
         if less and not less.low <= 0 <= less.high:
             more, other = (first, "a small CNN") if less.value < 0 else ("A small CNN", first)
             size = _flip(less) if less.value < 0 else less

@@ -451,6 +451,24 @@ def test_a_report_without_a_control_needs_none_of_its_options(make_config: Any) 
     assert (Path(whole.folder) / "report.html").is_file()
 
 
+@pytest.mark.parametrize("reference", ["cnn", "random"])
+def test_the_report_compares_with_the_arm_that_it_is_told(make_config: Any, reference: str) -> None:
+    whole = make_config()
+    fill(whole, rates=RATES)
+    claim(whole)
+    config = make_config(report_only=True, reference=reference)
+    running.run(config, command="")
+    told = (Path(whole.folder) / "results.md").read_text()
+    less = round(100 * (RATES["pixio"] - RATES[reference]))
+    (row,) = re.findall(
+        rf"Success less {reference}'s, clean scenes, points.*?(\| mean of 2 tasks.*?)\n", told, re.DOTALL
+    )
+    assert row.startswith(f"| mean of 2 tasks, act | +{less} (")
+    assert "pre-training helps" not in told  # it is not said of an arm whose random weights are another's
+    with pytest.raises(UnknownNameError, match="Did you mean 'cnn'"):
+        make_config(reference="cnnn").check()
+
+
 def test_an_unfinished_benchmark_is_reported_as_such(make_config: Any) -> None:
     config = make_config()
     assert reporting.write_report(config, command="") is None
