@@ -141,7 +141,8 @@ def _versions(filled: Sequence[FilledCell]) -> list[str]:
 def _forests(panels: Sequence[Panel], config: Benchmark) -> list[str]:
     """Paired differences of one arm to the random one, and of other encoders and the CNN to that arm."""
     drawn, one = [], config.compared_with
-    for pair in [(one, "random")] * (one != "random") + [(arm, one) for arm in (*config.arms, "cnn") if arm != one]:
+    pairs = [(one, "random"), *((arm, one) for arm in (*config.arms, "cnn"))]
+    for pair in (pair for pair in pairs if len({*pair}) == 2):
         for condition in config.conditions:
             able = [panel for panel in panels if condition in panel.scores and {*pair} <= panel.cells.keys()]
             drawn += [differences_svg(able, condition, pair)] if able else []
