@@ -19,8 +19,10 @@ from pixio_robot.images import resize
 from pixio_robot.keypoints import COUNT
 
 PICTURE = "keypoints.png"
-SHOWN, DRAWN, ENLARGED = 6, 32, 3
-"""Frames of each camera in the picture, keypoints on each of them, and pixels drawn for one."""
+SHOWN, ENLARGED, DOT = 6, 3, 3
+"""Frames of each camera in the picture, pixels drawn for one, and of a keypoint's radius."""
+GOLDEN = 5**0.5 / 2 - 0.5
+"""Turns of the colour circle from one keypoint to the next, so that all colours differ."""
 
 
 @told_on_one_line("pixio-keypoints")
@@ -43,7 +45,7 @@ def main() -> None:
 
 
 def draw_keypoints(encoder: Encoder, pictures: Sequence[Tensor]) -> Image.Image:
-    """Mark, on a few pictures of each camera, the keypoints that move most; each one has its colour.
+    """Mark the keypoints on a few pictures of each camera; each one has its colour.
 
     Args:
         encoder: The keypoints.
@@ -53,24 +55,25 @@ def draw_keypoints(encoder: Encoder, pictures: Sequence[Tensor]) -> Image.Image:
         A row for each camera.
     """
     side, count = encoder.spec.image_size, encoder.spec.width // NUMBERS
+    shown = side * ENLARGED
     rows = []
     for some in pictures:
         chosen = resize(some[torch.linspace(0, len(some) - 1, min(SHOWN, len(some))).long()], (side, side))
-        places = encoder(chosen).patches[:, 0, : 2 * count].float().unflatten(1, (count, 2))
-        moving = places.std(dim=0).norm(dim=1).topk(min(DRAWN, count)).indices.tolist() if len(chosen) > 1 else []
-        row = Image.new("RGB", (len(chosen) * side * ENLARGED, side * ENLARGED))
-        for number, (picture, there) in enumerate(zip(chosen, places.cpu(), strict=True)):
-            image = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((side * ENLARGED, side * ENLARGED))
+        numbers = encoder(chosen).patches[:, 0].float().cpu()
+        places, own = numbers[:, : 2 * count].unflatten(1, (count, 2)), numbers[:, 2 * count :] != 0
+        row = Image.new("RGB", (len(chosen) * shown, shown))
+        for number, (picture, there, seen) in enumerate(zip(chosen.cpu(), places, own, strict=True)):
+            image = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((shown, shown))
             draw = ImageDraw.Draw(image)
-            for keypoint in moving:
-                x, y = ((there[keypoint] + 1) / 2 * side * ENLARGED).tolist()
-                color = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(keypoint / count, 1, 1))
-                draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color, outline=(0, 0, 0))
-            row.paste(image, (number * side * ENLARGED, 0))
+            for keypoint in seen.nonzero().flatten().tolist():
+                x, y = ((there[keypoint] + 1) / 2 * shown).tolist()
+                color = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(GOLDEN * keypoint % 1, 1, 1))
+                draw.ellipse((x - DOT, y - DOT, x + DOT, y + DOT), fill=color, outline=(0, 0, 0))
+            row.paste(image, (number * shown, 0))
         rows.append(row)
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)))
     for number, row in enumerate(rows):
-        sheet.paste(row, (0, number * rows[0].height))
+        sheet.paste(row, (0, number * shown))
     return sheet
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from lerobot_policy_pixio.frames import DatasetFrames
+from lerobot_policy_pixio.keypoints_cli import draw_keypoints
 from lerobot_policy_pixio.vision import Eyes
 from pixio_pretrain.components import component_colors
 from pixio_robot.checkpoints import SHIPPED
@@ -22,15 +23,20 @@ SIDE = 128
 def draw_patches(file: Path, eyes: Eyes, frames: DatasetFrames) -> None:
     """Draw two frames of each camera and, below each, the first three principal components of its patches as colours.
 
+    Keypoints are marked on the frames instead.
+
     Args:
         file: A PNG.
         eyes: Of the policy, as it was trained.
         frames: The demonstrations that it was trained on.
     """
     rows = (len(frames) // 4, 3 * len(frames) // 4)
-    seen = torch.cat(
-        [resize(frames.read(camera, row, row + 1), (SIDE, SIDE)) for camera in frames.cameras for row in rows]
-    )
+    cameras = [torch.cat([frames.read(camera, row, row + 1) for row in rows]) for camera in frames.cameras]
+    if eyes.encoder.spec.family == "keypoints":
+        with draft_of(file) as draft:
+            draw_keypoints(eyes.encoder, cameras).save(draft, format="PNG")
+        return
+    seen = torch.cat([resize(pictures, (SIDE, SIDE)) for pictures in cameras])
     (tokens,) = eyes.encode([seen.to(next(eyes.parameters()).device)])
     colors = component_colors(tokens.patches.cpu()).unflatten(1, tokens.grid)
     said = interpolate(colors.movedim(-1, 1), size=(SIDE, SIDE), mode="nearest")
