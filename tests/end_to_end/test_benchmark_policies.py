@@ -464,6 +464,9 @@ def test_keypoints_are_learnt_from_the_demonstrations_and_are_an_encoder_like_an
     train(chosen, frames, tmp_path / "cache", tmp_path / "run", steps=2, batch_size=4, seed=0, encoder=first)
     actor = open_actor("diffusion", tmp_path / "run" / MODEL, device="cpu")
     assert actor.policy.eyes.encoder.spec.family == "keypoints"
+    draw_patches(tmp_path / "marked.png", actor.policy.eyes, frames)
+    with Image.open(tmp_path / "marked.png") as picture:
+        assert picture.size == (2 * 384, 384 * len(frames.cameras))  # the frames themselves, with dots on them
 
 
 def test_misspelt_keypoints_are_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from colorsys import hsv_to_rgb
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from lerobot_policy_pixio import keypoints_cli
 from lerobot_policy_pixio.frames import DatasetFrames
 from pixio_robot import Encoder, load_encoder
 from pixio_robot.encoder import DESCRIPTORS
+from pixio_robot.images import resize
 
 
 @pytest.fixture
@@ -49,6 +51,12 @@ def test_keypoints_of_a_data_set_lie_beside_it_and_a_policy_acts_on_them(
     assert encoder.provenance["pictures"] == [9, 9]
     with Image.open(folder / "keypoints.png") as picture:
         assert picture.size == (6 * 128 * 3, len(frames.cameras) * 128 * 3)
+        first = encoder(resize(frames.spread(top, 9)[:1], (128, 128))).patches[0, 0, :16].unflatten(0, (8, 2))
+        marks = {picture.getpixel(tuple(place)) for place in ((first + 1) / 2 * 384).round().int().tolist()}
+    hues = {tuple(round(255 * part) for part in hsv_to_rgb(0.618033988 * number % 1, 1, 1)) for number in range(8)}
+    assert len(hues) == 8
+    assert marks & hues
+    assert marks <= hues | {(0, 0, 0)}  # or another one's rim
     config = make_config(encoder=str(folder), grid=None, image_size=None)
     assert config.settle_grid(encoder.spec) == 1  # pyright: ignore[reportAttributeAccessIssue]
 
