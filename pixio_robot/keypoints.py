@@ -92,20 +92,18 @@ def _choose_groups(maps: Sequence[Tensor], count: int, chance: torch.Generator) 
     Returns:
         The cameras of each group, and references [groups count d].
     """
-    groups, references = [], []
-    for camera in tqdm(range(len(maps)), desc="keypoints", unit="camera"):
-        groups.append([camera])
-        references.append(_choose(maps[camera], count, chance))
+    maps, groups = list(maps), [[camera] for camera in range(len(maps))]
+    references = [_choose(one, count, chance) for one in tqdm(maps, desc="keypoints", unit="camera")]
     while True:
         chosen = torch.stack(references)
-        mixed = torch.stack([_answers(torch.cat([maps[camera] for camera in group]), chosen) for group in groups])
-        mixed.fill_diagonal_(0)
+        mixed = torch.stack([_answers(one, chosen) for one in maps]).fill_diagonal_(0)
         if mixed.max() <= _MIXED:
             return groups, chosen
         one, other = sorted(divmod(int(mixed.argmax()), len(groups)))
         groups[one].extend(groups.pop(other))
+        maps[one] = torch.cat([maps[one], maps.pop(other)])
         del references[other]
-        references[one] = _choose(torch.cat([maps[camera] for camera in groups[one]]), count, chance)
+        references[one] = _choose(maps[one], count, chance)
 
 
 def _answers(maps: Tensor, references: Tensor) -> Tensor:
